@@ -1,0 +1,188 @@
+"""The whole cluster in memory: records by id, and the indexes every decision needs.
+
+Pure: no I/O, no clock. The store applies changes to it (from the watch, and on acknowledgement of its own
+writes); everyone else only reads. All of it is of one revision between two awaits, so a decision that
+does not await sees a consistent view without a copy.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, ValuesView
+from dataclasses import dataclass
+from typing import TypeVar
+
+from swarmlet.errors import Conflict, NotFound
+from swarmlet.model.cluster import Cluster
+from swarmlet.model.node import Node
+from swarmlet.model.service import Service
+from swarmlet.model.task import Task
+
+#: Everything the store keeps. A record's kind is its class; its identity is its `id`.
+StoredRecord = Cluster | Node | Service | Task
+
+
+@dataclass(frozen=True, slots=True)
+class Put:
+    """Create or replace a record. `record.version` is the version it was read at; 0 = it must not exist."""
+
+    record: StoredRecord
+
+
+@dataclass(frozen=True, slots=True)
+class Delete:
+    """Remove a record, if it still has the version it was read at."""
+
+    record: StoredRecord
+
+
+Op = Put | Delete
+
+_Found = TypeVar("_Found", Node, Service, Task)
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """One applied change: before is None for a creation, after is None for a removal."""
+
+    before: StoredRecord | None
+    after: StoredRecord | None
+
+    @property
+    def record(self) -> StoredRecord:
+        """The newer of the two: enough to know kind and id."""
+        record = self.after if self.after is not None else self.before
+        assert record is not None
+        return record
+
+
+class State:
+    """Indexed records. Mappings handed out are live and must not be changed by readers."""
+
+    def __init__(self) -> None:
+        self.revision = 0
+        self.cluster: Cluster | None = None
+        self._nodes: dict[str, Node] = {}
+        self._services: dict[str, Service] = {}
+        self._service_ids: dict[str, str] = {}
+        self._tasks: dict[str, Task] = {}
+        self._tasks_of_service: defaultdict[str, dict[str, Task]] = defaultdict(dict)
+        self._tasks_on_node: defaultdict[str, dict[str, Task]] = defaultdict(dict)
+
+    @property
+    def nodes(self) -> Mapping[str, Node]:
+        return self._nodes
+
+    @property
+    def services(self) -> Mapping[str, Service]:
+        return self._services
+
+    @property
+    def tasks(self) -> Mapping[str, Task]:
+        return self._tasks
+
+    def tasks_of_service(self, service_id: str) -> ValuesView[Task]:
+        """All tasks of a service in any state, history included; in no particular order."""
+        return self._tasks_of_service[service_id].values() if service_id in self._tasks_of_service else _NO_TASKS
+
+    def tasks_on_node(self, node_id: str) -> ValuesView[Task]:
+        """All tasks ever placed on a node that still have a record."""
+        return self._tasks_on_node[node_id].values() if node_id in self._tasks_on_node else _NO_TASKS
+
+    def get(self, record: StoredRecord) -> StoredRecord | None:
+        """The current record of the same kind and id."""
+        match record:
+            case Task():
+                return self._tasks.get(record.id)
+            case Node():
+                return self._nodes.get(record.id)
+            case Service():
+                return self._services.get(record.id)
+            case Cluster():
+                return self.cluster
+
+    def service_named(self, name: str) -> Service | None:
+        ident = self._service_ids.get(name)
+        return None if ident is None else self._services[ident]
+
+    def find_service(self, ref: str) -> Service:
+        """By id, name, or unambiguous id prefix, in this order. NotFound, Conflict."""
+        found = self._services.get(ref) or self.service_named(ref)
+        return found or _by_prefix("service", ref, self._services.values())
+
+    def find_node(self, ref: str) -> Node:
+        """By id, hostname, or unambiguous id prefix. NotFound; Conflict if several share the hostname."""
+        if found := self._nodes.get(ref):
+            return found
+        named = [node for node in self._nodes.values() if node.description.hostname == ref or node.spec.name == ref]
+        if len(named) > 1:
+            raise Conflict(f"node {ref} is ambiguous ({len(named)} matches found)")
+        return named[0] if named else _by_prefix("node", ref, self._nodes.values())
+
+    def find_task(self, ref: str) -> Task:
+        """By id or unambiguous id prefix (a task's name is searched by the callers that allow it)."""
+        return self._tasks.get(ref) or _by_prefix("task", ref, self._tasks.values())
+
+    def apply(self, op: Op) -> Change:
+        """Put or delete, without any check: the store has made them. Returns what changed."""
+        if isinstance(op, Put):
+            return self._put(op.record)
+        return self._delete(op.record)
+
+    def _put(self, record: StoredRecord) -> Change:
+        before = self.get(record)
+        match record:
+            case Task():
+                if isinstance(before, Task):
+                    self._unindex(before)
+                self._tasks[record.id] = record
+                self._tasks_of_service[record.service_id][record.id] = record
+                if record.node_id:
+                    self._tasks_on_node[record.node_id][record.id] = record
+            case Node():
+                self._nodes[record.id] = record
+            case Service():
+                if isinstance(before, Service) and before.spec.name != record.spec.name:
+                    self._service_ids.pop(before.spec.name, None)
+                self._services[record.id] = record
+                self._service_ids[record.spec.name] = record.id
+            case Cluster():
+                self.cluster = record
+        return Change(before, record)
+
+    def _delete(self, record: StoredRecord) -> Change:
+        before = self.get(record)
+        match before:
+            case Task():
+                self._unindex(before)
+                del self._tasks[before.id]
+            case Node():
+                del self._nodes[before.id]
+            case Service():
+                del self._services[before.id]
+                if self._service_ids.get(before.spec.name) == before.id:
+                    del self._service_ids[before.spec.name]
+            case Cluster():
+                self.cluster = None
+            case None:
+                pass
+        return Change(before, None)
+
+    def _unindex(self, task: Task) -> None:
+        for index, key in ((self._tasks_of_service, task.service_id), (self._tasks_on_node, task.node_id)):
+            if key in index:
+                index[key].pop(task.id, None)
+                if not index[key]:
+                    del index[key]
+
+
+_NO_TASKS: ValuesView[Task] = {}.values()
+
+
+def _by_prefix(kind: str, ref: str, records: Iterable[_Found]) -> _Found:
+    found = [record for record in records if record.id.startswith(ref)] if ref else []
+    if len(found) > 1:
+        raise Conflict(f"{kind} {ref} is ambiguous ({len(found)} matches found)")
+    if not found:
+        raise NotFound(kind, ref, f"{kind} {ref} not found")
+    return found[0]

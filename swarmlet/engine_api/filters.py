@@ -1,0 +1,93 @@
+"""The `filters=` parameter of list calls: decoding, checking, and matching what is common."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from typing import Any
+
+import msgspec
+
+from swarmlet.errors import InvalidArgument
+
+
+class Filters:
+    """key -> values; values of one key are alternatives, except labels, which must all match."""
+
+    def __init__(self, values: Mapping[str, tuple[str, ...]] | None = None) -> None:
+        self._values = dict(values or {})
+
+    def __bool__(self) -> bool:
+        return bool(self._values)
+
+    def __contains__(self, key: str) -> bool:
+        return key in self._values
+
+    def keys(self) -> Collection[str]:
+        return self._values.keys()
+
+    def get(self, key: str) -> tuple[str, ...]:
+        """() if the key is not filtered by."""
+        return self._values.get(key, ())
+
+    def check(self, *allowed: str) -> None:
+        """InvalidArgument, in dockerd's words, for a key that this list does not know."""
+        for key in self._values:
+            if key not in allowed:
+                raise InvalidArgument(f"invalid filter '{key}'")
+
+    def flag(self, key: str) -> bool | None:
+        """A boolean filter: None if absent. InvalidArgument for anything but true/false/1/0."""
+        values = {value.lower() for value in self.get(key)}
+        if not values:
+            return None
+        if values <= {"1", "true", "t"}:
+            return True
+        if values <= {"0", "false", "f"}:
+            return False
+        raise InvalidArgument(f"invalid filter '{key}=[{' '.join(self.get(key))}]'")
+
+    def matches_labels(self, labels: Mapping[str, str], key: str = "label") -> bool:
+        """Every `name` or `name=value` must hold."""
+        for wanted in self.get(key):
+            name, equals, value = wanted.partition("=")
+            if name not in labels or (equals and labels[name] != value):
+                return False
+        return True
+
+    def matches(self, key: str, *candidates: str) -> bool:
+        """True if the key is not filtered by, or one of its values is exactly one of the candidates."""
+        return key not in self._values or any(value in candidates for value in self._values[key])
+
+    def matches_prefix(self, key: str, candidate: str) -> bool:
+        """As `matches`, for ids: a value may be a prefix of the candidate."""
+        return key not in self._values or any(candidate.startswith(value) for value in self._values[key])
+
+    def matches_part(self, key: str, candidate: str) -> bool:
+        """As `matches`, for names: a value may occur anywhere in the candidate."""
+        return key not in self._values or any(value in candidate for value in self._values[key])
+
+
+def decode_filters(text: str) -> Filters:
+    """From JSON: {"key": ["value"]} or, from older clients, {"key": {"value": true}}. "" is no filter."""
+    if not text:
+        return Filters()
+    try:
+        raw: Any = msgspec.json.decode(text)
+    except (msgspec.DecodeError, UnicodeError) as err:
+        raise InvalidArgument(f"invalid filter: {err}") from err
+    if raw is None:
+        return Filters()
+    if not isinstance(raw, dict):
+        raise InvalidArgument("invalid filter: expected a JSON object")
+    values: dict[str, tuple[str, ...]] = {}
+    for key, given in raw.items():
+        if isinstance(given, dict):
+            chosen = [value for value, on in given.items() if on]
+        elif isinstance(given, list):
+            chosen = given
+        else:
+            raise InvalidArgument(f"invalid filter '{key}': expected a list of strings")
+        if not all(isinstance(value, str) for value in chosen):
+            raise InvalidArgument(f"invalid filter '{key}': expected a list of strings")
+        values[key] = tuple(chosen)
+    return Filters(values)

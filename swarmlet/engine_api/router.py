@@ -1,0 +1,151 @@
+"""Routing of Engine API calls: one small table for both views.
+
+aiohttp's own router would need every route twice (with and without `/v1.xx`) and tries versioned paths
+one by one as regular expressions; here the version is cut off first and a dict finds the rest.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Awaitable, Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import msgspec
+from aiohttp import web
+
+from swarmlet.engine_api.filters import Filters, decode_filters
+from swarmlet.engine_api.versions import ApiVersion
+from swarmlet.errors import InvalidArgument
+
+T = TypeVar("T")
+
+#: The largest JSON body read into memory; archives are streamed and have no such limit.
+MAX_JSON_BYTES = 8 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One request: what a handler is given. Query values are strings as sent."""
+
+    request: web.Request
+    version: ApiVersion
+    path: str  # without the version
+    params: dict[str, str] = field(default_factory=dict)
+
+    def text(self, name: str, default: str = "") -> str:
+        """A query parameter."""
+        return self.request.query.get(name, default)
+
+    def texts(self, name: str) -> list[str]:
+        """Every value of a query parameter that may repeat."""
+        return list(self.request.query.getall(name, []))
+
+    def flag(self, name: str, default: bool = False) -> bool:
+        """As dockerd reads booleans: "", 0, no, false, none (any case) are false, all else is true."""
+        if name not in self.request.query:
+            return default
+        return self.request.query[name].strip().lower() not in ("", "0", "no", "false", "none")
+
+    def number(self, name: str, default: int | None = None) -> int | None:
+        """An integer query parameter; `default` if absent or empty. InvalidArgument names it."""
+        value = self.request.query.get(name, "")
+        if not value:
+            return default
+        try:
+            return int(value)
+        except ValueError as err:
+            raise InvalidArgument(f"invalid value {value!r} for parameter {name}: expected an integer") from err
+
+    def filters(self) -> Filters:
+        return decode_filters(self.request.query.get("filters", ""))
+
+    async def raw_json(self) -> Any:
+        """The body as builtins, JSON nulls removed (Go clients send null for what is not given).
+
+        None for an empty body. InvalidArgument for anything that is not JSON.
+        """
+        body = await self._body()
+        if not body.strip():
+            return None
+        try:
+            return _without_nulls(msgspec.json.decode(body))
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as err:
+            raise InvalidArgument(f"invalid JSON: {err}") from err
+
+    async def json(self, kind: type[T]) -> T:
+        """The body as a typed value. InvalidArgument names the field and what was expected there."""
+        body = await self.raw_json()
+        if body is None:
+            raise InvalidArgument("invalid JSON: the request has no body")
+        return convert(body, kind)
+
+    async def _body(self) -> bytes:
+        parts, size = [], 0
+        async for part in self.request.content.iter_any():
+            size += len(part)
+            if size > MAX_JSON_BYTES:
+                raise InvalidArgument(f"invalid JSON: the request body is larger than {MAX_JSON_BYTES} bytes")
+            parts.append(part)
+        return b"".join(parts)
+
+
+def convert(value: Any, kind: type[T]) -> T:
+    """Builtins into a typed value; InvalidArgument names the field and what was expected there."""
+    try:
+        return msgspec.convert(value, kind)
+    except msgspec.ValidationError as err:
+        raise InvalidArgument(f"invalid JSON: {err}") from err
+
+
+def _without_nulls(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_nulls(item) for key, item in value.items() if item is not None}
+    if isinstance(value, list):
+        return [_without_nulls(item) for item in value]
+    return value
+
+
+Handler = Callable[[Call], Awaitable[web.StreamResponse]]
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """A method and a template: `{id}` is one segment, `{name:path}` one or more (image names have slashes)."""
+
+    method: str
+    template: str
+    handler: Handler
+
+
+class Router:
+    """Literal templates by dict, the others by regular expression, in the order given."""
+
+    def __init__(self, routes: Iterable[Route]) -> None:
+        self._literal: dict[tuple[str, str], Handler] = {}
+        self._patterns: dict[str, list[tuple[str, re.Pattern[str], Handler]]] = {}
+        for route in routes:
+            if "{" in route.template:
+                first = route.template.split("/")[1]
+                self._patterns.setdefault(first, []).append((route.method, _compile(route.template), route.handler))
+            else:
+                self._literal[route.method, route.template] = route.handler
+
+    def find(self, method: str, path: str) -> tuple[Handler, dict[str, str]] | None:
+        """The handler and its parameters. HEAD is answered by GET handlers where it has none of its own."""
+        for wanted in (method, "GET") if method == "HEAD" else (method,):
+            if (handler := self._literal.get((wanted, path))) is not None:
+                return handler, {}
+            first = path.split("/", 2)[1] if path.startswith("/") else ""
+            for known, pattern, handler in self._patterns.get(first, ()):
+                if known == wanted and (match := pattern.fullmatch(path)) is not None:
+                    return handler, match.groupdict()
+        return None
+
+
+def _compile(template: str) -> re.Pattern[str]:
+    parts = re.split(r"\{(\w+)(:path)?\}", template)
+    pattern = re.escape(parts[0])
+    for name, many, literal in zip(parts[1::3], parts[2::3], parts[3::3], strict=True):
+        pattern += f"(?P<{name}>{'.+' if many else '[^/]+'})" + re.escape(literal)
+    return re.compile(pattern)

@@ -1,0 +1,181 @@
+"""Long-lived answers: hijacked two-way streams, multiplexed frames, and JSON progress streams.
+
+A hijacked connection (attach, exec) stops being HTTP after the answer's head: raw bytes both ways, and the
+client may close its sending side (stdin's end) while it goes on reading. aiohttp closes a connection whose
+peer has half-closed, so the transport is handed to a protocol of our own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import struct
+from collections import deque
+from typing import Any
+
+import msgspec
+from aiohttp import web
+
+from swarmlet.engine_api.router import Call
+from swarmlet.errors import Internal
+
+STDIN, STDOUT, STDERR = 0, 1, 2
+RAW_STREAM = "application/vnd.docker.raw-stream"
+MULTIPLEXED_STREAM = "application/vnd.docker.multiplexed-stream"
+#: Bytes of a client's input held before its socket is no longer read.
+INPUT_LIMIT = 256 << 10
+
+_HEADER = struct.Struct(">BxxxL")
+
+
+def frame(stream: int, data: bytes) -> bytes:
+    """One frame of a multiplexed stream: type, three zero bytes, big-endian length, data."""
+    return _HEADER.pack(stream, len(data)) + data
+
+
+class HijackedStream(asyncio.Protocol):
+    """The client's end of a hijacked connection."""
+
+    def __init__(self, transport: asyncio.Transport, early: bytes) -> None:
+        self._transport = transport
+        self._chunks: deque[bytes] = deque([early] if early else [])
+        self._buffered = len(early)
+        self._ended = False
+        self._reading_paused = False
+        self._readable = asyncio.Event()
+        self._writable = asyncio.Event()
+        self._writable.set()
+        self.closed = asyncio.Event()
+        if early:
+            self._readable.set()
+
+    async def read(self) -> bytes:
+        """What the client sent since; b"" once it has ended its input or gone away."""
+        while not self._chunks:
+            if self._ended:
+                return b""
+            self._readable.clear()
+            await self._readable.wait()
+        data = b"".join(self._chunks)
+        self._chunks.clear()
+        self._buffered = 0
+        if self._reading_paused and not self._ended:
+            self._reading_paused = False
+            self._transport.resume_reading()
+        return data
+
+    async def write(self, data: bytes) -> None:
+        """Send; waits while the client reads more slowly than we write. ConnectionResetError once it is gone."""
+        if self.closed.is_set():
+            raise ConnectionResetError("the client has gone away")
+        self._transport.write(data)
+        if not self._writable.is_set():
+            await self._writable.wait()
+            if self.closed.is_set():
+                raise ConnectionResetError("the client has gone away")
+
+    def close(self) -> None:
+        """Flush what is buffered and close the connection. May be repeated."""
+        if not self._transport.is_closing():
+            self._transport.close()
+
+    # asyncio.Protocol
+
+    def data_received(self, data: bytes) -> None:
+        self._chunks.append(data)
+        self._buffered += len(data)
+        self._readable.set()
+        if self._buffered > INPUT_LIMIT and not self._reading_paused:
+            self._reading_paused = True
+            self._transport.pause_reading()
+
+    def eof_received(self) -> bool:
+        self._ended = True
+        self._readable.set()
+        return True  # keep the sending side open
+
+    def pause_writing(self) -> None:
+        self._writable.clear()
+
+    def resume_writing(self) -> None:
+        self._writable.set()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._ended = True
+        self.closed.set()
+        self._readable.set()
+        self._writable.set()
+
+
+async def hijack(call: Call, *, tty: bool) -> tuple[HijackedStream, web.StreamResponse]:
+    """Answer 101 (or 200 to a client that did not ask to upgrade) and take the connection over.
+
+    The handler works with the stream, closes it, and returns the response object to aiohttp, which then finds
+    the connection gone. Every error must have been raised before: afterwards there is no status to send.
+    """
+    request = call.request
+    await request.read()
+    transport, protocol = request.transport, request.protocol
+    if transport is None:
+        raise ConnectionResetError("the client has gone away")
+    if not isinstance(transport, asyncio.Transport):
+        raise Internal("this connection cannot be taken over")
+    upgrade = "upgrade" in request.headers.get("Connection", "").lower()
+    multiplexed = not tty and call.version >= (1, 42)
+    kind = MULTIPLEXED_STREAM if multiplexed else RAW_STREAM
+    if upgrade:
+        head = f"HTTP/1.1 101 UPGRADED\r\nContent-Type: {kind}\r\nConnection: Upgrade\r\nUpgrade: tcp\r\n\r\n"
+    else:
+        head = f"HTTP/1.1 200 OK\r\nContent-Type: {kind}\r\n\r\n"
+    early = bytes(getattr(protocol, "_message_tail", b"") or b"")
+    stream = HijackedStream(transport, early)
+    transport.set_protocol(stream)
+    transport.resume_reading()
+    transport.write(head.encode())
+    return stream, HijackedResponse()
+
+
+class HijackedResponse(web.StreamResponse):
+    """What a hijacking handler returns: aiohttp must not write a byte more to that connection."""
+
+    async def prepare(self, request: web.BaseRequest) -> None:
+        return None
+
+    async def write_eof(self, data: bytes | bytearray | memoryview = b"") -> None:
+        return None
+
+
+class JsonStream:
+    """A stream of JSON objects, one a line (pull, push, load, events, stats); the head goes out with the first."""
+
+    def __init__(self, call: Call, content_type: str = "application/json") -> None:
+        self._call = call
+        self._content_type = content_type
+        self.response: web.StreamResponse | None = None
+
+    @property
+    def started(self) -> bool:
+        """Once true, an error can only be reported inside the stream."""
+        return self.response is not None
+
+    async def start(self) -> web.StreamResponse:
+        """Send the head now."""
+        if self.response is None:
+            response = web.StreamResponse(headers={"Content-Type": self._content_type})
+            response.enable_chunked_encoding()
+            self.response = response
+            await response.prepare(self._call.request)
+        return self.response
+
+    async def send(self, value: Any) -> None:
+        """One object; waits for a slow reader."""
+        response = await self.start()
+        await response.write(msgspec.json.encode(value) + b"\r\n")
+
+    async def fail(self, message: str) -> None:
+        """The in-stream form of an error, once the status has been sent."""
+        await self.send({"errorDetail": {"message": message}, "error": message})
+
+    async def end(self) -> web.StreamResponse:
+        response = await self.start()
+        await response.write_eof()
+        return response

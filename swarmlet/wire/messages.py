@@ -1,0 +1,117 @@
+"""What an agent and a manager say to each other: MessagePack frames over one WebSocket (mTLS).
+
+The agent dials and says Hello; the manager answers Welcome, then one full set of assignments, then
+increments. Every order carries (term, seq): the leader key's create revision and a counter within this
+session. An agent refuses a term lower than the highest it has ever seen, and a sequence that does not
+continue; it then dials again. Status goes up batched and is acknowledged once it is in the store.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from swarmlet.model.base import Record
+from swarmlet.model.node import NodeDescription
+from swarmlet.model.task import Task, TaskStatus
+
+#: Grows with every change that an older peer could misread; Hello and Welcome carry it.
+PROTOCOL_VERSION = 1
+#: A frame larger than this ends the session (the largest legitimate one is a full set of some 10,000 tasks).
+MAX_FRAME_BYTES = 64 << 20
+
+
+class ContainerRef(Record, frozen=True, kw_only=True):
+    """Enough of a container for a manager to route a name or id to its node."""
+
+    id: str
+    name: str
+
+
+class TaskReport(Record, frozen=True, kw_only=True):
+    task_id: str
+    status: TaskStatus
+
+
+class Hello(Record, frozen=True, kw_only=True, tag="hello"):
+    """First frame of the agent. The node id is that of its certificate; a different one ends the session."""
+
+    node_id: str
+    protocol: int = PROTOCOL_VERSION
+    description: NodeDescription
+    #: Where managers and peers reach this node's Engine API (mTLS).
+    addr: str
+    port: int
+
+
+class DescriptionUpdate(Record, frozen=True, kw_only=True, tag="description"):
+    description: NodeDescription
+
+
+class Heartbeat(Record, frozen=True, kw_only=True, tag="beat"):
+    """Sent every heartbeat period; anything else the agent sends counts as one too."""
+
+
+class StatusUpdate(Record, frozen=True, kw_only=True, tag="status"):
+    """Observed states, newest per task. Sent again until acknowledged, in this session or the next."""
+
+    seq: int
+    reports: tuple[TaskReport, ...]
+
+
+class Inventory(Record, frozen=True, kw_only=True, tag="inventory"):
+    """All containers of the node, the plain ones included (full), or what changed since."""
+
+    full: bool
+    containers: tuple[ContainerRef, ...] = ()
+    removed: tuple[str, ...] = ()
+
+
+class Welcome(Record, frozen=True, kw_only=True, tag="welcome"):
+    protocol: int = PROTOCOL_VERSION
+    cluster_id: str
+    term: int
+    heartbeat_period_ns: int
+    #: Every manager's "host:port", for the agent to keep and dial when this one is gone.
+    managers: tuple[str, ...] = ()
+    #: True if this node should run a manager.
+    is_manager: bool = False
+
+
+class Assignments(Record, frozen=True, kw_only=True, tag="assignments"):
+    """Tasks of this node. full: everything not listed is to be stopped and forgotten."""
+
+    term: int
+    seq: int
+    full: bool
+    tasks: tuple[Task, ...] = ()
+    removed: tuple[str, ...] = ()  # task ids whose records are gone: remove what is left of them
+
+
+class StatusAck(Record, frozen=True, kw_only=True, tag="ack"):
+    """The status update with this seq, and all before it, are in the store."""
+
+    seq: int
+
+
+AgentMessage = Hello | DescriptionUpdate | Heartbeat | StatusUpdate | Inventory
+ManagerMessage = Welcome | Assignments | StatusAck
+
+_encoder = msgspec.msgpack.Encoder()
+_agent_decoder = msgspec.msgpack.Decoder(AgentMessage)
+_manager_decoder = msgspec.msgpack.Decoder(ManagerMessage)
+
+
+def encode(message: AgentMessage | ManagerMessage) -> bytes:
+    return _encoder.encode(message)
+
+
+def decode_from_agent(frame: bytes) -> AgentMessage:
+    """msgspec.DecodeError (a ValueError) for anything that is not one of the agent's messages."""
+    message: AgentMessage = _agent_decoder.decode(frame)
+    return message
+
+
+def decode_from_manager(frame: bytes) -> ManagerMessage:
+    """msgspec.DecodeError (a ValueError) for anything that is not one of the manager's messages."""
+    message: ManagerMessage = _manager_decoder.decode(frame)
+    return message
