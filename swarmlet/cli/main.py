@@ -1,0 +1,167 @@
+"""The `swarmlet` command: clusters on this machine, and the tools to try failures on them.
+
+Everything else is done with the docker command: `eval $(swarmlet env)` and go on.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from importlib.metadata import version
+from typing import ParamSpec, TypeVar
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+from swarmlet.errors import Forbidden, SwarmletError
+from swarmlet.local import cluster as clusters
+from swarmlet.local import hosts
+from swarmlet.local.layout import HostLayout
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+name_option = click.option(
+    "--name", default=clusters.DEFAULT_NAME, show_default=True, envvar="SWARMLET_CLUSTER", help="Which cluster."
+)
+
+
+def _answers_errors(command: Callable[P, R]) -> Callable[P, R]:
+    """Our errors become one line and exit code 1; a defect keeps its traceback."""
+
+    @functools.wraps(command)
+    def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            return command(*args, **kwargs)
+        except SwarmletError as err:
+            raise click.ClickException(str(err)) from err
+
+    return wrapped
+
+
+def _need_root() -> None:
+    if os.geteuid() != 0:
+        raise Forbidden("this makes namespaces and cgroups: run it as root")
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(version("swarmlet"), prog_name="swarmlet")
+def main() -> None:
+    """Swarmlet: containers across hosts, driven by the docker command."""
+
+
+@main.command()
+@click.option("--nodes", default=3, show_default=True, help="How many hosts.")
+@click.option("--demo", is_flag=True, help="Deploy the demo web service as well.")
+@name_option
+@_answers_errors
+def up(nodes: int, demo: bool, name: str) -> None:
+    """Start a cluster on this machine, or what is missing of it."""
+    _need_root()
+    from swarmlet.local.demo import ensure_demo
+    from swarmlet.local.images import ensure_images
+
+    cluster = clusters.up(name, nodes, lambda line: click.echo(line, err=True))
+    ensure_images(cluster)
+    urls = ensure_demo(cluster) if demo else []
+    option = "" if name == clusters.DEFAULT_NAME else f" --name {name}"
+    click.echo(f"\nThe cluster is up. To use it:\n\n    eval $({_self()} env{option})\n    docker node ls")
+    if urls:
+        click.echo(f"\nThe demo service runs in {len(urls)} replicas; each has a port of its node:\n")
+        click.echo("".join(f"    curl {url}\n" for url in urls))
+        click.echo(
+            "What to try next:\n\n"
+            "    docker service ps demo\n"
+            "    docker service scale demo=10\n"
+            "    docker service update --env-add COLOUR=blue --update-parallelism 2 demo\n"
+            f"    {_self()} host kill node-3{option}      # and look at: docker service ps demo\n"
+            f"    {_self()} host start node-3{option}\n"
+            "    docker run -it --rm busybox sh"
+        )
+
+
+@main.command()
+@name_option
+@click.option("--all", "everything", is_flag=True, help="Every cluster on this machine.")
+@_answers_errors
+def down(name: str, everything: bool) -> None:
+    """Remove a cluster: processes, mounts, namespaces, cgroups, links and data."""
+    _need_root()
+    names = clusters.all_names() if everything else [name]
+    for each in names:
+        if each not in clusters.all_names():
+            click.echo(f"There is no cluster {each!r} on this machine.", err=True)
+            continue
+        clusters.down(each)
+        click.echo(f"Cluster {each!r} is gone.", err=True)
+
+
+@main.command()
+@click.argument("node", required=False)
+@name_option
+@_answers_errors
+def env(node: str | None, name: str) -> None:
+    """Print the DOCKER_HOST of the cluster view, or of one node's own engine."""
+    cluster = clusters.find(name)
+    socket = cluster.node(node).agent_socket if node else cluster.nodes[0].manager_socket
+    click.echo(f"export DOCKER_HOST=unix://{socket}")
+
+
+@main.group()
+def host() -> None:
+    """The simulated hosts: look at them, run commands on them, break them."""
+
+
+@host.command("ls")
+@name_option
+@_answers_errors
+def host_ls(name: str) -> None:
+    """List the hosts and what the cluster thinks of them."""
+    rows = clusters.status(clusters.find(name))
+    table = Table("HOST", "ADDRESS", "AGENT", "PROCESSES", "NODE", box=None, header_style="")
+    for row in rows:
+        table.add_row(
+            row["name"], row["address"], "running" if row["running"] else "stopped", str(row["processes"]), row["node"]
+        )
+    Console(soft_wrap=True).print(table)
+
+
+@host.command("exec", context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
+@click.argument("node")
+@click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
+@name_option
+@_answers_errors
+def host_exec(node: str, command: tuple[str, ...], name: str) -> None:
+    """Run a command inside a host's namespaces; the exit code is the command's."""
+    _need_root()
+    target = clusters.find(name).node(node)
+    sys.exit(subprocess.run(hosts.enter_argv(target, command)).returncode)
+
+
+def _on_host(
+    label: str, act: Callable[[clusters.ClusterLayout, HostLayout], None], help_text: str
+) -> Callable[[str, str], None]:
+    @_answers_errors
+    def command(node: str, name: str) -> None:
+        _need_root()
+        cluster = clusters.find(name)
+        act(cluster, cluster.node(node))
+
+    return host.command(label, help=help_text)(click.argument("node")(name_option(command)))
+
+
+_on_host("cut", lambda _, target: hosts.set_cable(target, plugged=False), "Pull a host's network cable.")
+_on_host("heal", lambda _, target: hosts.set_cable(target, plugged=True), "Plug a host's network cable in again.")
+_on_host("kill", clusters.kill, "SIGKILL everything on a host, containers included, as a power cut would.")
+_on_host("start", clusters.start, "Boot a killed host again.")
+
+
+def _self() -> str:
+    """How the user can call this command again."""
+    name = os.path.basename(sys.argv[0])
+    on_path = any(os.path.join(folder, name) == sys.argv[0] for folder in os.environ.get("PATH", "").split(":"))
+    return name if on_path else sys.argv[0]

@@ -1,0 +1,86 @@
+"""Settings: a TOML file and the environment become one frozen object per daemon.
+
+Precedence: environment (SWARMLET_<KEY> in capitals, dots as double underscores) over file over default.
+Unknown keys are refused: a typo must not silently mean the default. Every default stands here, with its unit.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import msgspec
+
+from swarmlet.errors import InvalidArgument
+
+AGENT_SOCKET = "agent.sock"
+MANAGER_SOCKET = "manager.sock"
+DEFAULT_CONFIG = Path("/etc/swarmlet/agent.toml")
+ENV_PREFIX = "SWARMLET_"
+
+
+class EtcdSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """An etcd of your own: https endpoints and client certificate files. Without endpoints one is embedded."""
+
+    endpoints: tuple[str, ...] = ()
+    ca: str = ""
+    cert: str = ""
+    key: str = ""
+
+
+class AgentSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What an agent needs to know of its host; of the cluster it learns by `docker swarm init` or `join`."""
+
+    data_dir: str = "/var/lib/swarmlet"
+    run_dir: str = "/run/swarmlet"
+    hostname: str = ""  # "" = the kernel's
+    advertise_addr: str = ""  # "" = the address of the default route's interface
+    node_port: int = 2378  # Engine API for managers, mTLS
+    manager_port: int = 2377  # where a manager on this host listens, mTLS
+    socket_group: str = ""  # group that may use the sockets; "" = root alone
+    cgroup_parent: str = "/swarmlet"
+    bridge_name: str = "swl0"
+    bridge_subnet: str = "172.17.0.0/16"
+    insecure_registries: tuple[str, ...] = ("127.0.0.0/8",)  # host[:port] or CIDR: plain HTTP allowed
+    registry_mirrors: tuple[str, ...] = ()  # base URLs tried before Docker Hub
+    runtime: str = "auto"  # auto, crun or runc
+    seccomp_profile: str = "/usr/share/containers/seccomp.json"
+    labels: dict[str, str] = {}  # engine labels, for constraints
+    log_level: str = "info"
+    etcd: EtcdSettings = EtcdSettings()
+
+
+Settings = TypeVar("Settings", bound=msgspec.Struct)
+
+
+def load(kind: type[Settings], file: Path | None, environ: Mapping[str, str]) -> Settings:
+    """Settings of `kind` from an optional TOML file and the environment.
+
+    InvalidArgument names the file or variable, the key, and what was expected there.
+    """
+    values: dict[str, Any] = {}
+    if file is not None:
+        try:
+            values = tomllib.loads(file.read_text())
+        except OSError as err:
+            raise InvalidArgument(f"cannot read {file}: {err.strerror}") from err
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as err:
+            raise InvalidArgument(f"{file}: {err}") from err
+        # Types of the file's own values are checked strictly: "2378" is not a number there.
+        _convert(values, kind, f"{file}", strict=True)
+    known = {info.name: info for info in msgspec.structs.fields(kind)}
+    for variable, text in environ.items():
+        key = variable.removeprefix(ENV_PREFIX).lower()
+        if variable.startswith(ENV_PREFIX) and key in known:
+            is_list = str(known[key].type).startswith("tuple")
+            values[key] = [part for part in text.split(",") if part] if is_list else text
+    return _convert(values, kind, f"{file}" if file else "environment", strict=False)
+
+
+def _convert(values: dict[str, Any], kind: type[Settings], where: str, *, strict: bool) -> Settings:
+    try:
+        return msgspec.convert(values, kind, strict=strict)
+    except msgspec.ValidationError as err:
+        raise InvalidArgument(f"{where}: {err}") from err

@@ -1,0 +1,198 @@
+"""A whole cluster on this machine: up, down, and what can be done to its hosts.
+
+Starting is recovering: `up` looks at every step first and does only what is missing, so a second one is quick,
+and one that was interrupted is finished by the next. What the cluster is (name, nodes, subnet) stands in
+`cluster.json` in its data folder, written before anything is made, so that `down` always knows what to remove.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+from swarmlet.errors import InvalidArgument, NotFound, SwarmletError
+from swarmlet.local import hosts
+from swarmlet.local.client import ApiError, call, wait_until
+from swarmlet.local.layout import (
+    CGROUP_ROOT,
+    DATA_ROOT,
+    RUN_ROOT,
+    ClusterLayout,
+    HostLayout,
+    plan_cluster,
+    preferred_subnet,
+)
+
+DEFAULT_NAME = "default"
+#: A cold start on a busy two-core machine takes some seconds; this is for one that swaps.
+START_TIMEOUT_S = 60.0
+
+Report = Callable[[str], None]
+
+
+def find(name: str) -> ClusterLayout:
+    """The layout of an existing cluster. NotFound says how to make it."""
+    try:
+        saved = json.loads((DATA_ROOT / name / "cluster.json").read_text())
+    except FileNotFoundError as err:
+        message = f"there is no cluster {name!r} on this machine: start it with swarmlet up"
+        raise NotFound("cluster", name, message) from err
+    return plan_cluster(saved["name"], saved["nodes"], saved["subnet"])
+
+
+def all_names() -> list[str]:
+    """Names of the clusters on this machine."""
+    return sorted(file.parent.name for file in DATA_ROOT.glob("*/cluster.json"))
+
+
+def up(name: str, nodes: int, report: Report) -> ClusterLayout:
+    """Make the cluster complete: hosts, agents, membership, and busybox:latest on every node."""
+    cluster = _plan(name, nodes)
+    hosts.ensure_bridge(cluster)
+    for host in cluster.nodes:
+        hosts.ensure_host(cluster, host)
+        _write_config(cluster, host)
+    for host in cluster.nodes:
+        hosts.start_supervisor(host, agent_command())
+    report(f"{nodes} hosts at {cluster.nodes[0].address} to {cluster.nodes[-1].address}")
+    for host in cluster.nodes:
+        wait_for_agent(host)
+    _form_cluster(cluster)
+    wait_for_ready(cluster, cluster.nodes)
+    report("all nodes are ready")
+    return cluster
+
+
+def down(name: str) -> None:
+    """Remove every process, mount, namespace, cgroup, link and file of the cluster."""
+    cluster = find(name)
+    hosts.kill_cluster(cluster)
+    hosts.remove_mounts_below(cluster.data_dir, cluster.run_dir)
+    for host in cluster.nodes:
+        hosts.remove_host_network(host)
+    hosts.remove_bridge(cluster)
+    hosts.remove_cgroups(cluster.cgroup)
+    shutil.rmtree(cluster.run_dir, ignore_errors=True)
+    shutil.rmtree(cluster.data_dir)
+    for folder in (DATA_ROOT, RUN_ROOT):
+        if folder.is_dir() and not any(folder.iterdir()):
+            folder.rmdir()
+    if not all_names():
+        hosts.remove_cgroups(CGROUP_ROOT)
+
+
+def kill(cluster: ClusterLayout, host: HostLayout) -> None:
+    """As if its power were cut: every process dies at once, mounts and interfaces of its containers with them."""
+    hosts.kill_host(host)
+    hosts.remove_mounts_below(host.data_dir, host.run_dir)
+    hosts.remove_host_network(host)
+    hosts.remove_cgroups(host.cgroup)
+    shutil.rmtree(host.run_dir, ignore_errors=True)  # /run is memory on a real host
+
+
+def start(cluster: ClusterLayout, host: HostLayout) -> None:
+    """Boot a killed host again. It keeps its disk, its name and its address."""
+    hosts.ensure_host(cluster, host)
+    hosts.start_supervisor(host, agent_command())
+    wait_for_agent(host)
+
+
+def agent_command() -> str:
+    """The agent beside this very installation."""
+    return str(Path(sys.executable).with_name("swarmlet-agent"))
+
+
+def wait_for_agent(host: HostLayout) -> None:
+    """Until the node's engine answers. The error names its log."""
+    try:
+        wait_until("the agent answers", lambda: call(host.agent_socket, "GET", "/_ping"), START_TIMEOUT_S)
+    except SwarmletError as err:
+        raise type(err)(f"{host.name}: {err}; its log is {host.log_file}") from err
+
+
+def wait_for_ready(cluster: ClusterLayout, wanted: Iterable[HostLayout]) -> None:
+    """Until the manager sees these nodes ready."""
+    names = {host.name for host in wanted}
+
+    def ready() -> bool:
+        nodes = call(cluster.nodes[0].manager_socket, "GET", "/nodes")
+        return names <= {node["Description"]["Hostname"] for node in nodes if node["Status"]["State"] == "ready"}
+
+    wait_until("all nodes are ready", ready, START_TIMEOUT_S)
+
+
+def status(cluster: ClusterLayout) -> list[dict[str, Any]]:
+    """One row per host: name, address, whether its agent runs, processes, and the cluster's view of the node."""
+    try:
+        nodes = call(cluster.nodes[0].manager_socket, "GET", "/nodes", timeout=5)
+    except SwarmletError:  # no manager is a state worth showing, not an error
+        nodes = []
+    states = {node["Description"].get("Hostname"): node["Status"]["State"] for node in nodes}
+    return [
+        {
+            "name": host.name,
+            "address": host.address,
+            "running": hosts.supervisor_pid(host) is not None,
+            "processes": len(hosts.host_pids(host)),
+            "node": states.get(host.name, "?"),
+        }
+        for host in cluster.nodes
+    ]
+
+
+def _plan(name: str, nodes: int) -> ClusterLayout:
+    if name in all_names():
+        cluster = find(name)
+        if len(cluster.nodes) != nodes:
+            raise InvalidArgument(
+                f"cluster {name!r} has {len(cluster.nodes)} nodes already: "
+                f"remove it first (swarmlet down --name {name})"
+            )
+        return cluster
+    plan_cluster(name, nodes, 0)
+    used = hosts.used_subnets() | {find(other).subnet for other in all_names()}
+    first = preferred_subnet(name)
+    subnet = next(octet for octet in ((first + step) % 250 for step in range(250)) if octet not in used)
+    cluster = plan_cluster(name, nodes, subnet)
+    cluster.data_dir.mkdir(parents=True, exist_ok=True)
+    cluster.data_dir.chmod(0o711)
+    (cluster.data_dir / "cluster.json").write_text(json.dumps({"name": name, "nodes": nodes, "subnet": subnet}))
+    return cluster
+
+
+def _write_config(cluster: ClusterLayout, host: HostLayout) -> None:
+    host.config_file.write_text(
+        f"""# Written by swarmlet up.
+data_dir = "{host.data_dir}/data"
+run_dir = "{host.run_dir}"
+hostname = "{host.name}"
+advertise_addr = "{host.address}"
+cgroup_parent = "{host.cgroup}"
+insecure_registries = ["127.0.0.0/8", "{cluster.cidr}"]
+"""
+    )
+
+
+def _form_cluster(cluster: ClusterLayout) -> None:
+    """`docker swarm init` on the first node and `docker swarm join` on the others, where that has not been done."""
+    first, *others = cluster.nodes
+    _unless_member(first, "/swarm/init", {"ListenAddr": "0.0.0.0:2377", "AdvertiseAddr": first.address})
+    tokens: dict[str, str] = wait_until(
+        "the manager answers", lambda: call(first.manager_socket, "GET", "/swarm")["JoinTokens"], START_TIMEOUT_S
+    )
+    for host in others:
+        request = {"RemoteAddrs": [f"{first.address}:2377"], "JoinToken": tokens["Worker"]}
+        _unless_member(host, "/swarm/join", request | {"AdvertiseAddr": host.address})
+
+
+def _unless_member(host: HostLayout, url: str, request: dict[str, Any]) -> None:
+    if call(host.agent_socket, "GET", "/info")["Swarm"]["LocalNodeState"] == "active":
+        return
+    try:
+        call(host.agent_socket, "POST", url, request, timeout=START_TIMEOUT_S)
+    except ApiError as err:
+        raise InvalidArgument(f"{host.name}: {err}; its log is {host.log_file}") from err

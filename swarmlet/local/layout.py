@@ -1,0 +1,136 @@
+"""Where a cluster on one machine keeps its things, and how they are named. Pure."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from swarmlet.errors import InvalidArgument
+
+DATA_ROOT = Path("/var/lib/swarmlet-local")
+RUN_ROOT = Path("/run/swarmlet-local")
+NETNS_ROOT = Path("/run/netns")
+CGROUP_ROOT = "/swarmlet-local"
+MAX_NODES = 200
+
+
+@dataclass(frozen=True, slots=True)
+class HostLayout:
+    """One node: a network and a UTS namespace, folders, a cgroup, an address."""
+
+    cluster: str
+    name: str
+    index: int  # from 1
+    subnet: int
+
+    @property
+    def data_dir(self) -> Path:
+        return DATA_ROOT / self.cluster / self.name
+
+    @property
+    def run_dir(self) -> Path:
+        return RUN_ROOT / self.cluster / self.name
+
+    @property
+    def agent_socket(self) -> Path:
+        return self.run_dir / "agent.sock"
+
+    @property
+    def manager_socket(self) -> Path:
+        return self.run_dir / "manager.sock"
+
+    @property
+    def netns(self) -> Path:
+        return NETNS_ROOT / f"swl-{self.cluster}-{self.name}"
+
+    @property
+    def utsns(self) -> Path:
+        return self.run_dir / "uts"
+
+    @property
+    def cgroup(self) -> str:
+        return f"{CGROUP_ROOT}/{self.cluster}/{self.name}"
+
+    @property
+    def address(self) -> str:
+        return f"10.213.{self.subnet}.{self.index}"
+
+    @property
+    def link(self) -> str:
+        """The bridge's end of the node's cable; interface names have at most 15 characters."""
+        return f"swl{_digest(self.cluster)}n{self.index}"
+
+    @property
+    def config_file(self) -> Path:
+        return self.data_dir / "agent.toml"
+
+    @property
+    def log_file(self) -> Path:
+        return self.data_dir / "agent.log"
+
+
+@dataclass(frozen=True, slots=True)
+class ClusterLayout:
+    """One cluster on this machine: a bridge, a subnet of 10.213.0.0/16, and its nodes."""
+
+    name: str
+    subnet: int  # third octet
+    nodes: tuple[HostLayout, ...]
+
+    @property
+    def data_dir(self) -> Path:
+        return DATA_ROOT / self.name
+
+    @property
+    def run_dir(self) -> Path:
+        return RUN_ROOT / self.name
+
+    @property
+    def bridge(self) -> str:
+        return f"swl{_digest(self.name)}"
+
+    @property
+    def gateway(self) -> str:
+        return f"10.213.{self.subnet}.254"
+
+    @property
+    def cidr(self) -> str:
+        return f"10.213.{self.subnet}.0/24"
+
+    @property
+    def nft_table(self) -> str:
+        return f"swarmlet_local_{self.name.replace('-', '_')}"
+
+    @property
+    def cgroup(self) -> str:
+        return f"{CGROUP_ROOT}/{self.name}"
+
+    def node(self, ref: str) -> HostLayout:
+        """By name ("node-2") or number ("2"). InvalidArgument lists what there is."""
+        for node in self.nodes:
+            if ref in (node.name, str(node.index)):
+                return node
+        raise InvalidArgument(f"no node {ref!r}; there are {', '.join(node.name for node in self.nodes)}")
+
+
+def plan_cluster(name: str, nodes: int, subnet: int) -> ClusterLayout:
+    """The layout of a cluster. InvalidArgument for a bad name or number of nodes."""
+    if not re.fullmatch(r"[a-z0-9][a-z0-9-]{0,30}", name):
+        raise InvalidArgument(
+            f"invalid cluster name {name!r}: use lower case letters, digits and dashes, at most 31, no dash first"
+        )
+    if not 1 <= nodes <= MAX_NODES:
+        raise InvalidArgument(f"invalid number of nodes {nodes}: it must be from 1 to {MAX_NODES}")
+    hosts = tuple(HostLayout(name, f"node-{index}", index, subnet) for index in range(1, nodes + 1))
+    return ClusterLayout(name, subnet, hosts)
+
+
+def preferred_subnet(name: str) -> int:
+    """Where to start looking for a free third octet: the same for the same name."""
+    return int(hashlib.sha256(name.encode()).hexdigest(), 16) % 250
+
+
+def _digest(name: str) -> str:
+    return hashlib.sha256(name.encode()).hexdigest()[:5]
