@@ -7,7 +7,7 @@ import contextlib
 import os
 import socket
 import ssl
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from urllib.parse import unquote
 
@@ -15,15 +15,25 @@ from aiohttp import web
 
 from swarmlet import errors
 from swarmlet.engine_api import versions
+from swarmlet.engine_api.connection import Connection
 from swarmlet.engine_api.errors import answer
 from swarmlet.engine_api.router import Call, Route, Router
 from swarmlet.log import get_logger
 
 log = get_logger(__name__)
 
-SERVER_HEADERS = {"Api-Version": str(versions.NEWEST), "Ostype": "linux", "Server": "Swarmlet (linux)"}
+SERVER_HEADERS = {
+    "Api-Version": str(versions.NEWEST),
+    "Docker-Experimental": "false",
+    "Ostype": "linux",
+    "Server": "Swarmlet (linux)",
+}
 #: How long a stopping server lets running requests finish.
 SHUTDOWN_S = 2.0
+#: Connections the kernel queues before they are accepted.
+BACKLOG = 1024
+#: Longest request line and header field: filters, build arguments and registry credentials travel in them.
+MAX_HEADER_BYTES = 256 << 10
 
 
 def make_app(routes: Iterable[Route]) -> web.Application:
@@ -42,6 +52,8 @@ def make_app(routes: Iterable[Route]) -> web.Application:
         except Exception as err:
             log.exception("request failed", method=request.method, path=request.path)
             return web.json_response({"message": f"internal error: {type(err).__name__}: {err}"}, status=500)
+        finally:
+            _release(request)
 
     async def add_headers(_request: web.Request, response: web.StreamResponse) -> None:
         for name, value in SERVER_HEADERS.items():
@@ -63,18 +75,26 @@ async def _dispatch(router: Router, request: web.Request) -> web.StreamResponse:
     return await handler(Call(request, version, path, {name: unquote(value) for name, value in params.items()}))
 
 
+def _release(request: web.Request) -> None:
+    """What was held behind a request that did not take its connection over is HTTP again."""
+    protocol = None if request.transport is None else request.transport.get_protocol()
+    if isinstance(protocol, Connection):
+        protocol.release()
+
+
 class Server:
     """Listening sockets of one application."""
 
     def __init__(self, routes: Iterable[Route]) -> None:
         self._runner = web.AppRunner(
             make_app(routes), access_log=None, handle_signals=False, shutdown_timeout=SHUTDOWN_S,
-            auto_decompress=False,
+            auto_decompress=False, max_line_size=MAX_HEADER_BYTES, max_field_size=MAX_HEADER_BYTES,
         )
+        self._listeners: list[asyncio.Server] = []
 
     async def listen_unix(self, path: Path, *, mode: int = 0o660) -> None:
         """A unix socket, replacing a dead one of the same name."""
-        await self._set_up()
+        factory = await self._factory()
         path.parent.mkdir(parents=True, exist_ok=True)
         with contextlib.suppress(FileNotFoundError):
             path.unlink()
@@ -82,21 +102,37 @@ class Server:
         before = os.umask(0o777 & ~mode)
         try:
             listener.bind(str(path))
+        except OSError:
+            listener.close()
+            raise
         finally:
             os.umask(before)
-        await web.SockSite(self._runner, listener, backlog=1024).start()
+        loop = asyncio.get_running_loop()
+        self._listeners.append(await loop.create_unix_server(factory, sock=listener, backlog=BACKLOG))
 
     async def listen_tcp(self, host: str, port: int, tls: ssl.SSLContext | None) -> int:
         """A TCP port (0 = any); returns the one taken."""
-        await self._set_up()
-        site = web.TCPSite(self._runner, host, port, ssl_context=tls, backlog=1024, reuse_address=True)
-        await site.start()
-        address = self._runner.addresses[-1]
-        return int(address[1])
+        factory = await self._factory()
+        loop = asyncio.get_running_loop()
+        listener = await loop.create_server(factory, host, port, ssl=tls, backlog=BACKLOG, reuse_address=True)
+        self._listeners.append(listener)
+        return int(listener.sockets[0].getsockname()[1])
+
+    def connections(self) -> int:
+        """Open connections, hijacked ones included."""
+        return 0 if self._runner.server is None else len(self._runner.server.connections)
 
     async def close(self) -> None:
+        """Stop listening, give running requests SHUTDOWN_S, then end them."""
+        for listener in self._listeners:
+            listener.close()
         await self._runner.cleanup()
+        self._listeners.clear()
 
-    async def _set_up(self) -> None:
+    async def _factory(self) -> Callable[[], asyncio.Protocol]:
         if self._runner.server is None:
             await self._runner.setup()
+        server = self._runner.server
+        if server is None:
+            raise errors.Internal("the HTTP server could not be set up")
+        return lambda: Connection(server())

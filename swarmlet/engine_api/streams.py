@@ -2,7 +2,7 @@
 
 A hijacked connection (attach, exec) stops being HTTP after the answer's head: raw bytes both ways, and the
 client may close its sending side (stdin's end) while it goes on reading. aiohttp closes a connection whose
-peer has half-closed, so the transport is handed to a protocol of our own.
+peer has half-closed, so the transport is handed to a protocol of our own (see connection.py).
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from typing import Any
 import msgspec
 from aiohttp import web
 
+from swarmlet.engine_api.connection import Connection, connection_of
 from swarmlet.engine_api.router import Call
-from swarmlet.errors import Internal
 
 STDIN, STDOUT, STDERR = 0, 1, 2
 RAW_STREAM = "application/vnd.docker.raw-stream"
@@ -35,18 +35,23 @@ def frame(stream: int, data: bytes) -> bytes:
 class HijackedStream(asyncio.Protocol):
     """The client's end of a hijacked connection."""
 
-    def __init__(self, transport: asyncio.Transport, early: bytes) -> None:
+    def __init__(self, transport: asyncio.Transport, connection: Connection) -> None:
+        """Takes the connection over at once."""
         self._transport = transport
-        self._chunks: deque[bytes] = deque([early] if early else [])
-        self._buffered = len(early)
+        self._connection = connection
+        self._chunks: deque[bytes] = deque()
+        self._buffered = 0
         self._ended = False
         self._reading_paused = False
         self._readable = asyncio.Event()
         self._writable = asyncio.Event()
         self._writable.set()
         self.closed = asyncio.Event()
+        early, ended = connection.take_over(self)
         if early:
-            self._readable.set()
+            self.data_received(early)
+        if ended:
+            self.eof_received()
 
     async def read(self) -> bytes:
         """What the client sent since; b"" once it has ended its input or gone away."""
@@ -104,6 +109,7 @@ class HijackedStream(asyncio.Protocol):
         self.closed.set()
         self._readable.set()
         self._writable.set()
+        self._connection.client_gone(exc)
 
 
 async def hijack(call: Call, *, tty: bool) -> tuple[HijackedStream, web.StreamResponse]:
@@ -114,11 +120,10 @@ async def hijack(call: Call, *, tty: bool) -> tuple[HijackedStream, web.StreamRe
     """
     request = call.request
     await request.read()
-    transport, protocol = request.transport, request.protocol
+    connection = connection_of(request)
+    transport = request.transport
     if transport is None:
         raise ConnectionResetError("the client has gone away")
-    if not isinstance(transport, asyncio.Transport):
-        raise Internal("this connection cannot be taken over")
     upgrade = "upgrade" in request.headers.get("Connection", "").lower()
     multiplexed = not tty and call.version >= (1, 42)
     kind = MULTIPLEXED_STREAM if multiplexed else RAW_STREAM
@@ -126,10 +131,7 @@ async def hijack(call: Call, *, tty: bool) -> tuple[HijackedStream, web.StreamRe
         head = f"HTTP/1.1 101 UPGRADED\r\nContent-Type: {kind}\r\nConnection: Upgrade\r\nUpgrade: tcp\r\n\r\n"
     else:
         head = f"HTTP/1.1 200 OK\r\nContent-Type: {kind}\r\n\r\n"
-    early = bytes(getattr(protocol, "_message_tail", b"") or b"")
-    stream = HijackedStream(transport, early)
-    transport.set_protocol(stream)
-    transport.resume_reading()
+    stream = HijackedStream(transport, connection)
     transport.write(head.encode())
     return stream, HijackedResponse()
 
