@@ -61,5 +61,12 @@ class StaleView(SwarmletError):
     """A write was decided on a record that has changed since; look again and decide anew."""
 
 
+class OutOfSequence(SwarmletError):
+    """An update named a version of the object that is no longer the current one (Docker answers 500)."""
+
+    def __init__(self) -> None:
+        super().__init__("rpc error: code = Unknown desc = update out of sequence")
+
+
 class Internal(SwarmletError):
     """Something this host should be able to do has failed; the message tells what."""

@@ -145,7 +145,11 @@ class State:
                 if isinstance(before, Service) and before.spec.name != record.spec.name:
                     self._service_ids.pop(before.spec.name, None)
                 self._services[record.id] = record
-                self._service_ids[record.spec.name] = record.id
+                if not record.pending_delete:
+                    self._service_ids[record.spec.name] = record.id
+                elif self._service_ids.get(record.spec.name) == record.id:
+                    # Removed for its users, though its tasks still have to stop: the name is free again.
+                    del self._service_ids[record.spec.name]
             case Cluster():
                 self.cluster = record
         return Change(before, record)

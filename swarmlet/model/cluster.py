@@ -76,6 +76,8 @@ class Cluster(Record, frozen=True, kw_only=True):
     ca_key_pem: str = ""
     worker_token: str = ""
     manager_token: str = ""
+    #: 32 random bytes that seal what must not lie about in clear (registry credentials of services).
+    seal_key: bytes = b""
     created_at: int = 0
     updated_at: int = 0
     version: int = 0

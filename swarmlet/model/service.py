@@ -267,3 +267,6 @@ class Service(Record, frozen=True, kw_only=True):
     pending_delete: bool = False
     job_iteration: int = 0
     ports: tuple[PortConfig, ...] = ()  # endpoint_spec's ports with published ports filled in
+    #: Registry credentials for pulls of `spec` and `previous_spec`, sealed with the cluster's `seal_key`; b"" = none.
+    sealed_auth: bytes = b""
+    previous_sealed_auth: bytes = b""

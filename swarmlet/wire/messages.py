@@ -41,6 +41,8 @@ class Hello(Record, frozen=True, kw_only=True, tag="hello"):
     #: Where managers and peers reach this node's Engine API (mTLS).
     addr: str
     port: int
+    #: "host:port" of the manager this host runs, "" if it runs none.
+    manager_addr: str = ""
 
 
 class DescriptionUpdate(Record, frozen=True, kw_only=True, tag="description"):
@@ -85,6 +87,11 @@ class Assignments(Record, frozen=True, kw_only=True, tag="assignments"):
     full: bool
     tasks: tuple[Task, ...] = ()
     removed: tuple[str, ...] = ()  # task ids whose records are gone: remove what is left of them
+    #: Service id -> X-Registry-Auth value, for services of `tasks` that have one. Kept in memory, never logged.
+    registry_auth: dict[str, str] = {}
+
+    def __repr__(self) -> str:
+        return f"Assignments(term={self.term}, seq={self.seq}, full={self.full}, tasks={len(self.tasks)})"
 
 
 class StatusAck(Record, frozen=True, kw_only=True, tag="ack"):
@@ -95,6 +102,13 @@ class StatusAck(Record, frozen=True, kw_only=True, tag="ack"):
 
 AgentMessage = Hello | DescriptionUpdate | Heartbeat | StatusUpdate | Inventory
 ManagerMessage = Welcome | Assignments | StatusAck
+
+#: Why a manager ended a session: WebSocket close codes (4000-4999 are the application's). With NOT_LEADER the reason
+#: is the leader's "host:port" or "".
+CLOSE_NOT_LEADER = 4001
+CLOSE_REMOVED = 4003
+CLOSE_REPLACED = 4009
+CLOSE_BAD_MESSAGE = 4400
 
 _encoder = msgspec.msgpack.Encoder()
 _agent_decoder = msgspec.msgpack.Decoder(AgentMessage)

@@ -1,0 +1,128 @@
+"""What a user's command makes of a record: pure, so that each rule can be tested by itself.
+
+Rules and words are SwarmKit's control API (manager/controlapi): which version an update must name, what a
+rollback swaps, what may not be changed.
+"""
+
+from __future__ import annotations
+
+from msgspec.structs import replace
+
+from swarmlet.errors import InvalidArgument, NotSupported, OutOfSequence
+from swarmlet.model.cluster import Cluster, RaftSpec, SwarmSpec
+from swarmlet.model.node import Node, NodeSpec
+from swarmlet.model.service import Service, ServiceSpec, UpdateStatus
+from swarmlet.model.states import NodeState, Role
+from swarmlet.model.times import NS
+
+MINIMUM_CERT_EXPIRY_NS = 3600 * NS
+
+
+def new_service(service_id: str, spec: ServiceSpec, sealed_auth: bytes, now: int) -> Service:
+    return Service(id=service_id, spec=spec, created_at=now, updated_at=now, sealed_auth=sealed_auth)
+
+
+def updated_service(service: Service, spec: ServiceSpec, sealed_auth: bytes, now: int) -> Service:
+    """The service with a new spec. The one it had becomes the previous one; an update's status starts anew.
+
+    spec_version grows only if what tasks run differs, so scaling replaces no task. A job runs again with every
+    update of its template (`docker service update --force`).
+    """
+    runs_differently = _runs(spec) != _runs(service.spec)
+    newest = max(service.spec_version, service.previous_spec_version)
+    is_job = spec.mode.replicated_job is not None or spec.mode.global_job is not None
+    return replace(
+        service,
+        spec=spec,
+        spec_version=newest + 1 if runs_differently else service.spec_version,
+        previous_spec=service.spec,
+        previous_spec_version=service.spec_version,
+        update_status=None,
+        sealed_auth=sealed_auth,
+        previous_sealed_auth=service.sealed_auth,
+        job_iteration=service.job_iteration + (1 if is_job and runs_differently else 0),
+        updated_at=now,
+    )
+
+
+def rolled_back_service(service: Service, now: int) -> Service:
+    """The service with its previous spec; a second rollback toggles back. InvalidArgument if there is none."""
+    if service.previous_spec is None:
+        raise InvalidArgument(
+            f"rpc error: code = FailedPrecondition desc = service {service.id} does not have a previous spec"
+        )
+    return replace(
+        service,
+        spec=service.previous_spec,
+        spec_version=service.previous_spec_version,
+        previous_spec=service.spec,
+        previous_spec_version=service.spec_version,
+        sealed_auth=service.previous_sealed_auth,
+        previous_sealed_auth=service.sealed_auth,
+        update_status=UpdateStatus(
+            state="rollback_started", started_at=now, message="manually requested rollback"
+        ),
+        updated_at=now,
+    )
+
+
+def updated_node(node: Node, version: int, spec: NodeSpec, now: int) -> Node:
+    """OutOfSequence for another version; NotSupported for a change of role, which needs a growing etcd."""
+    if version != node.version:
+        raise OutOfSequence
+    if spec.role is not node.spec.role:
+        raise NotSupported(
+            f"node {node.id}: changing a node's role is not supported: join the host again with the token of the "
+            f"role it should have"
+        )
+    return replace(node, spec=spec, updated_at=now)
+
+
+def check_node_removal(node: Node, force: bool) -> None:
+    """InvalidArgument unless the node is down (or force), and for a manager."""
+    if node.spec.role is Role.MANAGER:
+        raise InvalidArgument(
+            f"rpc error: code = FailedPrecondition desc = node {node.id} is a cluster manager and is a member of the "
+            "raft cluster. It must be demoted to worker before removal"
+        )
+    if not force and node.state is NodeState.READY:
+        raise InvalidArgument(
+            f"rpc error: code = FailedPrecondition desc = node {node.id} is not down and can't be removed"
+        )
+
+
+def updated_cluster(cluster: Cluster, version: int, spec: SwarmSpec, now: int) -> Cluster:
+    """OutOfSequence for another version; InvalidArgument, NotSupported for a spec that cannot be honoured."""
+    if version != cluster.version:
+        raise OutOfSequence
+    check_swarm_spec(spec)
+    if spec.ca_config.force_rotate != cluster.spec.ca_config.force_rotate:
+        raise NotSupported("rotating the cluster's CA is not supported yet")
+    return replace(cluster, spec=spec, updated_at=now)
+
+
+def check_swarm_spec(spec: SwarmSpec) -> None:
+    """InvalidArgument, NotSupported: what this version does not honour is refused."""
+    if spec.name not in ("", "default"):
+        raise InvalidArgument("rpc error: code = InvalidArgument desc = modification of cluster name is not allowed")
+    if spec.dispatcher.heartbeat_period <= 0:
+        raise InvalidArgument(
+            "rpc error: code = InvalidArgument desc = heartbeat time period cannot be a negative duration"
+        )
+    if spec.ca_config.node_cert_expiry < MINIMUM_CERT_EXPIRY_NS:
+        raise InvalidArgument(
+            "rpc error: code = InvalidArgument desc = minimum certificate expiry time is: 1h0m0s"
+        )
+    if spec.ca_config.external_cas or spec.ca_config.signing_ca_cert or spec.ca_config.signing_ca_key:
+        raise NotSupported("external certificate authorities are not supported")
+    if spec.encryption_config.auto_lock_managers:
+        raise NotSupported("locking managers (autolock) is not supported")
+    if spec.task_defaults.log_driver is not None:
+        raise NotSupported("a default log driver for tasks is not supported")
+    if spec.raft != RaftSpec():
+        raise NotSupported("there is no Raft to configure: the cluster's state is kept in etcd")
+
+
+def _runs(spec: ServiceSpec) -> object:
+    """What a spec makes its tasks run: two equal values mean no task needs replacing."""
+    return spec.task_template, spec.networks, spec.endpoint_spec
