@@ -1,0 +1,247 @@
+"""From binds, mounts, tmpfs, volumes and volumes-from to one list of mount points (moby volume/mounts, daemon/volumes).
+
+Later kinds override earlier ones at the same destination, as dockerd has it: volumes-from, then binds, then
+mounts; an image's or request's anonymous volume only fills what is left. Two of the same kind collide.
+"""
+
+from __future__ import annotations
+
+import posixpath
+import re
+from collections.abc import Mapping, Sequence
+
+from msgspec.structs import replace
+
+from swarmlet.errors import InvalidArgument, NotSupported
+from swarmlet.model.common import Mount
+from swarmlet.model.container import ContainerCreate
+from swarmlet_agent.decide.points import MountPoint
+
+_VOLUME_NAME = re.compile(r"^[a-zA-Z0-9][a-zA-Z0-9_.-]+$")
+_PROPAGATIONS = ("private", "rprivate", "shared", "rshared", "slave", "rslave")
+#: Accepted and without effect on Linux (consistency) or without SELinux (labels), as dockerd has it.
+_INERT_MODES = ("cached", "consistent", "delegated", "default", "z", "Z")
+_TMPFS_DEFAULTS = ("noexec", "nosuid", "nodev")
+_TMPFS_FLAGS = {
+    "exec": "noexec", "suid": "nosuid", "dev": "nodev", "rw": "ro", "atime": "noatime", "diratime": "nodiratime",
+    "async": "sync", "nomand": "mand", "norelatime": "relatime", "nostrictatime": "strictatime",
+}  # fmt: skip
+_TMPFS_KEYS = ("size", "mode", "uid", "gid", "nr_inodes", "nr_blocks", "mpol")
+
+
+def resolve_mounts(request: ContainerCreate, shared: Mapping[str, Sequence[MountPoint]]) -> tuple[MountPoint, ...]:
+    """All mount points of a merged request, parents before what lies in them.
+
+    shared: the mount points of each container that volumes_from names (by the name given there). Volume
+    points have no source yet; those without a name are anonymous. InvalidArgument, NotSupported.
+    """
+    host = request.host_config
+    points: dict[str, MountPoint] = {}
+    for spec in host.volumes_from:
+        name, mode = _volumes_from(spec)
+        for point in shared[name]:
+            points[point.destination] = replace(point, rw=point.rw and mode != "ro", copy_up=False)
+    seen: set[str] = set()
+    for text in host.binds:
+        _add(points, seen, parse_bind(text, host.volume_driver))
+    for mount in host.mounts:
+        _add(points, seen, from_mount(mount))
+    for target, options in host.tmpfs.items():
+        point = MountPoint(
+            type="tmpfs", destination=_destination(target), mode=options, options=tmpfs_options(_split(options))
+        )
+        _add(points, seen, point)
+    for target in request.volumes:
+        destination = _destination(target)
+        if destination not in points:
+            points[destination] = MountPoint(
+                type="volume", destination=destination, driver=host.volume_driver or "local", copy_up=True, anonymous=True
+            )
+    return tuple(sorted(points.values(), key=lambda point: (point.destination.count("/"), point.destination)))
+
+
+def volumes_from_names(request: ContainerCreate) -> tuple[str, ...]:
+    """The containers volumes_from refers to."""
+    return tuple(_volumes_from(spec)[0] for spec in request.host_config.volumes_from)
+
+
+def parse_bind(text: str, volume_driver: str = "") -> MountPoint:
+    """One `-v` string: [source:]destination[:mode]. A source with a slash in front is a host path, else a volume."""
+    parts = text.split(":")
+    if len(parts) == 1:
+        parts = ["", *parts]
+    elif len(parts) == 2 and not parts[1].startswith("/") and _is_mode(parts[1]):
+        parts = ["", *parts]
+    if len(parts) > 3 or not parts[1]:
+        raise InvalidArgument(f"invalid volume specification: '{text}'")
+    source, destination = parts[0], parts[1]
+    mode = parts[2] if len(parts) == 3 else ""
+    rw, propagation, no_copy = _parse_mode(mode, text)
+    try:
+        destination = _destination(destination)
+    except InvalidArgument as err:
+        raise InvalidArgument(f"invalid volume specification: '{text}': {err}") from err
+    if source.startswith("/"):
+        return MountPoint(
+            type="bind", destination=destination, source=posixpath.normpath(source), mode=mode, rw=rw,
+            propagation=propagation or "rprivate", make_source=True,
+        )  # fmt: skip
+    if source and not _VOLUME_NAME.fullmatch(source):
+        raise InvalidArgument(
+            f"invalid volume specification: '{text}': \"{source}\" includes invalid characters for a local volume "
+            'name, only "[a-zA-Z0-9][a-zA-Z0-9_.-]" are allowed. If you intended to pass a host directory, '
+            "use absolute path"
+        )
+    if propagation:
+        raise InvalidArgument(f"invalid volume specification: '{text}': propagation only goes with a host path")
+    return MountPoint(
+        type="volume", destination=destination, name=source, driver=volume_driver or "local", mode=mode or "z", rw=rw,
+        copy_up=not no_copy, anonymous=not source,
+    )  # fmt: skip
+
+
+def from_mount(mount: Mount) -> MountPoint:
+    """One `--mount`. InvalidArgument `invalid mount config for type "x": …`; NotSupported for other kinds."""
+
+    def refuse(why: str) -> InvalidArgument:
+        return InvalidArgument(f'invalid mount config for type "{mount.type}": {why}')
+
+    if not mount.target:
+        raise refuse("field Target must not be empty")
+    try:
+        destination = _destination(mount.target)
+    except InvalidArgument as err:
+        raise refuse(str(err)) from err
+    if mount.type == "bind":
+        return _bind_mount(mount, destination, refuse)
+    if mount.type == "volume":
+        return _volume_mount(mount, destination, refuse)
+    if mount.type == "tmpfs":
+        if mount.source:
+            raise refuse("field Source must not be specified")
+        given = mount.tmpfs_options
+        options = [":".join(entry) if len(entry) == 1 else "=".join(entry) for entry in (given.options if given else ())]
+        if given and given.size_bytes:
+            options.append(f"size={given.size_bytes}")
+        if given and given.mode:
+            options.append(f"mode={given.mode:o}")
+        if mount.read_only:
+            options.append("ro")
+        return MountPoint(
+            type="tmpfs", destination=destination, rw=not mount.read_only, options=tmpfs_options(options)
+        )
+    if mount.type in ("npipe", "cluster", "image"):
+        raise NotSupported(f'mount type "{mount.type}" is not supported')
+    raise InvalidArgument(f'invalid mount config: mount type unknown: "{mount.type}"')
+
+
+def tmpfs_options(given: Sequence[str]) -> tuple[str, ...]:
+    """tmpfs options over dockerd's defaults; of two that contradict each other the later one holds."""
+    values: dict[str, str] = {}
+    opposites = {off: on for on, off in _TMPFS_FLAGS.items()}
+    for option in (*_TMPFS_DEFAULTS, *given):
+        key = option.partition("=")[0]
+        if "=" in option:
+            if key not in _TMPFS_KEYS:
+                raise InvalidArgument(f'invalid tmpfs option "{option}"')
+            values[key] = option
+        elif key in _TMPFS_FLAGS or key in opposites:
+            for word in (key, _TMPFS_FLAGS.get(key, ""), opposites.get(key, "")):
+                values.pop(word, None)
+            values[key] = option
+        elif key in ("size", "mode") or key not in _INERT_MODES:
+            raise InvalidArgument(f'invalid tmpfs option "{option}"')
+    return tuple(values.values())
+
+
+def _bind_mount(mount: Mount, destination: str, refuse: _Refuse) -> MountPoint:
+    if not mount.source:
+        raise refuse("field Source must not be empty")
+    if not mount.source.startswith("/"):
+        raise refuse(f"invalid mount path: '{mount.source}' mount path must be absolute")
+    if mount.volume_options is not None or mount.tmpfs_options is not None:
+        raise refuse(f"field {'VolumeOptions' if mount.volume_options else 'TmpfsOptions'} must not be specified")
+    options = mount.bind_options
+    propagation = options.propagation if options else ""
+    if propagation and propagation not in _PROPAGATIONS:
+        raise refuse(f"invalid propagation mode: {propagation}")
+    if options and options.read_only_force_recursive:
+        raise NotSupported("recursively read-only bind mounts (bind-recursive=readonly) are not supported")
+    return MountPoint(
+        type="bind", destination=destination, source=posixpath.normpath(mount.source), rw=not mount.read_only,
+        propagation=propagation or "rprivate", make_source=bool(options and options.create_mountpoint),
+        non_recursive=bool(options and options.non_recursive),
+    )  # fmt: skip
+
+
+def _volume_mount(mount: Mount, destination: str, refuse: _Refuse) -> MountPoint:
+    if mount.bind_options is not None or mount.tmpfs_options is not None:
+        raise refuse(f"field {'BindOptions' if mount.bind_options else 'TmpfsOptions'} must not be specified")
+    if mount.source and not _VOLUME_NAME.fullmatch(mount.source):
+        raise refuse(
+            f'"{mount.source}" includes invalid characters for a local volume name, only "[a-zA-Z0-9][a-zA-Z0-9_.-]" '
+            "are allowed. If you intended to pass a host directory, use absolute path"
+        )
+    if not mount.source and mount.read_only:
+        raise refuse("must not set ReadOnly mode when using anonymous volumes")
+    options = mount.volume_options
+    if options and options.subpath:
+        raise NotSupported("volume-subpath is not supported")
+    driver = options.driver_config.name if options and options.driver_config else ""
+    return MountPoint(
+        type="volume", destination=destination, name=mount.source, driver=driver or "local", mode="z",
+        rw=not mount.read_only, copy_up=not (options and options.no_copy), anonymous=not mount.source,
+    )  # fmt: skip
+
+
+class _Refuse:
+    """Type of the closure that words a refusal."""
+
+    def __call__(self, why: str) -> InvalidArgument: ...
+
+
+def _add(points: dict[str, MountPoint], seen: set[str], point: MountPoint) -> None:
+    if point.destination in seen:
+        raise InvalidArgument(f"Duplicate mount point: {point.destination}")
+    seen.add(point.destination)
+    points[point.destination] = point
+
+
+def _destination(target: str) -> str:
+    if not target.startswith("/"):
+        raise InvalidArgument(f"invalid mount path: '{target}' mount path must be absolute")
+    normal = posixpath.normpath("/" + target.lstrip("/"))
+    if normal == "/":
+        raise InvalidArgument("invalid specification: destination can't be '/'")
+    return normal
+
+
+def _volumes_from(spec: str) -> tuple[str, str]:
+    name, _, mode = spec.partition(":")
+    if not name:
+        raise InvalidArgument(f"invalid volumes-from specification: '{spec}'")
+    if mode and mode not in ("ro", "rw", "z", "Z"):
+        raise InvalidArgument(f"invalid mode for volumes-from: {mode}")
+    return name, mode
+
+
+def _split(options: str) -> list[str]:
+    return [word for word in options.split(",") if word]
+
+
+def _is_mode(text: str) -> bool:
+    known = {"ro", "rw", "nocopy", *_PROPAGATIONS, *_INERT_MODES}
+    return bool(text) and all(word in known for word in text.split(","))
+
+
+def _parse_mode(mode: str, whole: str) -> tuple[bool, str, bool]:
+    """(writable, propagation or "", nocopy). Each kind of word at most once."""
+    if mode and not _is_mode(mode):
+        raise InvalidArgument(f"invalid volume specification: '{whole}': invalid mode: {mode}")
+    words = mode.split(",") if mode else []
+    access = [word for word in words if word in ("ro", "rw")]
+    propagation = [word for word in words if word in _PROPAGATIONS]
+    labels = [word for word in words if word in ("z", "Z")]
+    if len(access) > 1 or len(propagation) > 1 or len(labels) > 1:
+        raise InvalidArgument(f"invalid volume specification: '{whole}': invalid mode: {mode}")
+    return "ro" not in access, propagation[0] if propagation else "", "nocopy" in words
