@@ -1,0 +1,153 @@
+"""conmon's log lines (its k8s-file driver), and what a client of `docker logs` gets to see of them.
+
+A line is `2026-01-31T10:00:00.123456789+00:00 stdout F text`: a time of fixed width in the host's zone, the
+stream, F for text that ended with a newline or P for a piece of a line that goes on, and the text. Every
+part before the text has a fixed width, so whole blocks are cut without looking at single bytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import groupby
+
+from swarmlet.engine_api.streams import STDERR, STDOUT, frame
+from swarmlet.model.times import parse_rfc3339, rfc3339
+
+TIME_WIDTH = 35
+_CLOCK_WIDTH = 29  # without the zone
+_KIND = slice(36, 44)  # "stdout F"
+_FLAG = slice(43, 44)
+TEXT_AT = 45
+_STREAMS = {b"stdout": STDOUT, b"stderr": STDERR}
+
+
+@dataclass(frozen=True, slots=True)
+class LogQuery:
+    """What of a log is wanted, and how.
+
+    since, until: nanoseconds, 0 = no bound; since is inclusive. tail: the last n lines of both streams together,
+    None = all. framed: multiplexed frames (False for a TTY's raw bytes). prefix: the attributes that
+    `details` puts before each line, None without it.
+    """
+
+    stdout: bool = True
+    stderr: bool = True
+    timestamps: bool = False
+    since: int = 0
+    until: int = 0
+    tail: int | None = None
+    framed: bool = True
+    prefix: str | None = None
+
+
+def is_line(line: bytes) -> bool:
+    """True for something conmon wrote, False for what a crash of the host may have left."""
+    return len(line) >= TEXT_AT - 1 and line[_KIND] in _KINDS
+
+
+_KINDS = {b"stdout F": STDOUT, b"stdout P": STDOUT, b"stderr F": STDERR, b"stderr P": STDERR}
+
+
+def ends_line(line: bytes) -> bool:
+    """True for the piece that ends a line (F)."""
+    return line[_FLAG] == b"F"
+
+
+class Renderer:
+    """Turns blocks of the log into bytes for the client, block by block, remembering lines begun.
+
+    `done` is set once a line beyond `until` has been seen: nothing further is wanted.
+    """
+
+    def __init__(self, query: LogQuery) -> None:
+        self._query = query
+        self._plain = not (query.timestamps or query.since or query.until or query.prefix is not None)
+        self._wanted = {STDOUT: query.stdout, STDERR: query.stderr}
+        #: Per stream: None between lines; else whether the line that has begun is shown.
+        self._begun: dict[int, bool | None] = {STDOUT: None, STDERR: None}
+        self._bounds: dict[bytes, tuple[bytes, bytes]] = {}
+        self.done = False
+
+    def render(self, block: bytes) -> bytes:
+        """`block` is whole lines, each with its newline."""
+        lines = block.split(b"\n")
+        lines.pop()
+        if self._plain and self._begun[STDOUT] is None and self._begun[STDERR] is None:
+            kinds = {line[_KIND] for line in lines}
+            if kinds == {b"stdout F"}:
+                return self._bulk(STDOUT, lines)
+            if kinds == {b"stderr F"}:
+                return self._bulk(STDERR, lines)
+        return b"".join(
+            self._run(kind, list(run)) for kind, run in groupby(lines, key=lambda line: line[_KIND]) if kind in _KINDS
+        )
+
+    def _bulk(self, stream: int, lines: Sequence[bytes]) -> bytes:
+        """Whole lines of one stream, as they are."""
+        if not self._wanted[stream]:
+            return b""
+        return self._out(stream, b"\n".join([line[TEXT_AT:] for line in lines]) + b"\n")
+
+    def _run(self, kind: bytes, lines: list[bytes]) -> bytes:
+        """Consecutive lines of one stream and flag."""
+        stream = _KINDS[kind]
+        ends = kind.endswith(b"F")
+        if not self._wanted[stream]:
+            return b""
+        if self._plain and ends and self._begun[stream] is None:
+            return self._bulk(stream, lines)
+        parts = []
+        for line in lines:
+            shown = self._begun[stream]
+            if shown is None:
+                shown = self._in_bounds(line)
+                if self.done:
+                    break
+                if shown:
+                    parts.append(self._head(line))
+            if shown:
+                parts.append(line[TEXT_AT:] + b"\n" if ends else line[TEXT_AT:])
+            self._begun[stream] = None if ends else shown
+        return self._out(stream, b"".join(parts)) if parts else b""
+
+    def _out(self, stream: int, data: bytes) -> bytes:
+        return frame(stream, data) if self._query.framed else data
+
+    def _head(self, line: bytes) -> bytes:
+        stamp = utc(line[:TIME_WIDTH]) + b" " if self._query.timestamps else b""
+        return stamp if self._query.prefix is None else stamp + self._query.prefix.encode() + b" "
+
+    def _in_bounds(self, line: bytes) -> bool:
+        if not (self._query.since or self._query.until):
+            return True
+        # Times of one zone sort as text; the zone changes at most twice a year.
+        zone = line[_CLOCK_WIDTH:TIME_WIDTH]
+        if zone not in self._bounds:
+            since, until = self._query.since, self._query.until
+            self._bounds[zone] = (in_zone(since, zone) if since else b"", in_zone(until, zone) if until else b"~")
+        since_text, until_text = self._bounds[zone]
+        clock = line[:_CLOCK_WIDTH]
+        if clock > until_text:
+            self.done = True
+        return since_text <= clock <= until_text
+
+
+def utc(stamp: bytes) -> bytes:
+    """conmon's time as Docker prints it: nine digits, Z."""
+    if stamp.endswith(b"+00:00"):
+        return stamp[:_CLOCK_WIDTH] + b"Z"
+    try:
+        return rfc3339(parse_rfc3339(stamp.decode())).encode()
+    except (ValueError, UnicodeDecodeError):
+        return stamp
+
+
+def in_zone(at_ns: int, zone: bytes) -> bytes:
+    """A time as the clock of that zone ("+02:00") shows it, without the zone."""
+    try:
+        sign = -1 if zone.startswith(b"-") else 1
+        minutes = sign * (int(zone[1:3]) * 60 + int(zone[4:6]))
+    except ValueError:
+        minutes = 0
+    return rfc3339(at_ns + minutes * 60 * 1_000_000_000).encode()[:_CLOCK_WIDTH]
