@@ -1,0 +1,31 @@
+"""All routes of the cluster view, put together."""
+
+from __future__ import annotations
+
+from swarmlet.engine_api.router import Route
+from swarmlet_manager.api.backend import Commands, Place
+from swarmlet_manager.api.routes.containers import ContainerRoutes, Inventory
+from swarmlet_manager.api.routes.events import ClusterEvents, EventRoutes, Subscribable
+from swarmlet_manager.api.routes.images import ImageRoutes
+from swarmlet_manager.api.routes.later import LaterRoutes
+from swarmlet_manager.api.routes.logs import LogRoutes
+from swarmlet_manager.api.routes.nodes import NodeRoutes
+from swarmlet_manager.api.routes.objects import ObjectRoutes
+from swarmlet_manager.api.routes.services import ServiceRoutes
+from swarmlet_manager.api.routes.swarm import SwarmRoutes
+from swarmlet_manager.api.routes.system import SystemRoutes
+from swarmlet_manager.api.routes.tasks import TaskRoutes
+from swarmlet_manager.fleet.client import Fleet
+
+
+def cluster_routes(
+    commands: Commands, fleet: Fleet, inventory: Inventory, place: Place, store: Subscribable
+) -> list[Route]:
+    """The Engine API of the whole cluster."""
+    parts = (
+        SystemRoutes(commands, fleet, place), SwarmRoutes(commands), NodeRoutes(commands, place),
+        LogRoutes(commands, fleet), ServiceRoutes(commands), TaskRoutes(commands),
+        ContainerRoutes(fleet, inventory), ImageRoutes(fleet), ObjectRoutes(fleet),
+        EventRoutes(fleet, ClusterEvents(store)), LaterRoutes(),
+    )
+    return [route for part in parts for route in part.routes()]

@@ -1,0 +1,195 @@
+"""/containers and /exec of the whole cluster: placed by the manager, then passed on to the node that has them."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+from urllib.parse import quote
+
+from aiohttp import web
+
+from swarmlet.engine_api.router import Call, Route
+from swarmlet.errors import Conflict, NotFound, Unavailable
+from swarmlet.model.node import Node
+from swarmlet_manager.fleet.client import Fleet, NodeError, first_found
+from swarmlet_manager.fleet.forward import forward, forward_stream
+from swarmlet_manager.fleet.memory import Recent
+from swarmlet_manager.fleet.place import candidates, split_constraints
+
+
+class Inventory(Protocol):
+    """What agents say of their containers (kept in the leader's memory)."""
+
+    def locate_container(self, ref: str) -> str:
+        """The node id of a name, id or id prefix. NotFound, Conflict."""
+        ...
+
+    def container_count(self, node_id: str) -> int: ...
+
+
+class ContainerRoutes:
+    def __init__(self, fleet: Fleet, inventory: Inventory) -> None:
+        self._fleet = fleet
+        self._inventory = inventory
+        self._recent = Recent()
+        self._execs = Recent()
+
+    def routes(self) -> list[Route]:
+        one = "/containers/{id}"
+        streams = [Route("POST", f"{one}/attach", self.stream)]
+        plain = [
+            Route(method, one + path, self.pass_on)
+            for method, path in (
+                ("GET", "/json"), ("GET", "/logs"), ("GET", "/stats"), ("GET", "/top"), ("GET", "/changes"),
+                ("GET", "/export"), ("GET", "/archive"), ("PUT", "/archive"), ("HEAD", "/archive"),
+                ("POST", "/start"), ("POST", "/stop"), ("POST", "/restart"), ("POST", "/kill"), ("POST", "/pause"),
+                ("POST", "/unpause"), ("POST", "/wait"), ("POST", "/resize"), ("POST", "/update"), ("DELETE", ""),
+            )
+        ]
+        return [
+            Route("GET", "/containers/json", self.index),
+            Route("POST", "/containers/create", self.create),
+            Route("POST", "/containers/prune", self.prune),
+            Route("POST", f"{one}/rename", self.rename),
+            Route("POST", f"{one}/exec", self.exec_create),
+            *streams,
+            *plain,
+            Route("POST", "/commit", self.commit),
+            Route("POST", "/exec/{id}/start", self.exec_start),
+            Route("POST", "/exec/{id}/resize", self.exec_pass_on),
+            Route("GET", "/exec/{id}/json", self.exec_pass_on),
+        ]
+
+    async def index(self, call: Call) -> web.Response:
+        """Containers of every ready node, newest first, each with its Node."""
+        limit = call.number("limit") or 0
+        answers = await self._fleet.ask_all(self._fleet.ready(), "GET", call.request.rel_url.raw_path_qs)
+        found: list[dict[str, Any]] = []
+        for answer in answers:
+            if answer.status == 400:
+                raise NodeError(400, answer.body)
+            if answer.status < 400:
+                found += [container | {"Node": node_of(answer.node)} for container in answer.body]
+        found.sort(key=lambda container: container.get("Created", 0), reverse=True)
+        return web.json_response(found[:limit] if limit > 0 else found)
+
+    async def create(self, call: Call) -> web.Response:
+        """Placed on the best fitting node that has the image; 404 if no node has it (the client then pulls)."""
+        body = await call.raw_json()
+        expressions, body = split_constraints(body if isinstance(body, dict) else {})
+        name = call.text("name")
+        if name and (holder := self._holder(name)) is not None:
+            raise Conflict(
+                f'Conflict. The container name "/{name.removeprefix("/")}" is already in use on node {holder}. '
+                "You have to remove (or rename) that container to be able to reuse that name."
+            )
+        nodes = candidates(self._fleet.schedulable(), expressions, self._inventory.container_count)
+        node, answer = await self._create_on(nodes, call, body)
+        self._recent.note(answer["Id"], node.id)
+        if name:
+            self._recent.note(name.removeprefix("/"), node.id)
+        return web.json_response(answer, status=201)
+
+    async def _create_on(self, nodes: list[Node], call: Call, body: dict[str, Any]) -> tuple[Node, dict[str, Any]]:
+        path = call.request.rel_url.raw_path_qs
+        try:
+            return nodes[0], await self._fleet.call(nodes[0], "POST", path, json=body)
+        except NodeError as err:
+            if err.status != 404 or len(nodes) == 1:
+                raise
+            missing = err
+        # The first choice lacks the image (or a network): a node that has the image is better than a pull.
+        image = quote(str(body.get("Image", "")), safe="/:@")
+        answers = await self._fleet.ask_all(nodes[1:], "GET", f"/images/{image}/json")
+        having = {answer.node.id for answer in answers if answer.status < 400}
+        for node in nodes[1:]:
+            if node.id in having:
+                return node, await self._fleet.call(node, "POST", path, json=body)
+        raise missing
+
+    async def pass_on(self, call: Call) -> web.StreamResponse:
+        node = await self._locate(call.params["id"])
+        answer = await forward(call, self._fleet, node)
+        if call.request.method == "DELETE" and answer.status < 300:
+            self._recent.forget(call.params["id"].removeprefix("/"))
+        return answer
+
+    async def stream(self, call: Call) -> web.StreamResponse:
+        return await forward_stream(call, self._fleet, await self._locate(call.params["id"]))
+
+    async def rename(self, call: Call) -> web.StreamResponse:
+        name = call.text("name")
+        node = await self._locate(call.params["id"])
+        if name and (holder := self._holder(name)) is not None and holder != node.description.hostname:
+            raise Conflict(f'Conflict. The container name "/{name}" is already in use on node {holder}.')
+        answer = await forward(call, self._fleet, node)
+        if answer.status < 300:
+            self._recent.forget(call.params["id"].removeprefix("/"))
+            self._recent.note(name.removeprefix("/"), node.id)
+        return answer
+
+    async def commit(self, call: Call) -> web.StreamResponse:
+        return await forward(call, self._fleet, await self._locate(call.text("container")))
+
+    async def prune(self, call: Call) -> web.Response:
+        path = call.request.rel_url.raw_path_qs
+        answers = await self._fleet.ask_all(self._fleet.ready(), "POST", path, timeout_s=120)
+        return web.json_response(
+            {
+                "ContainersDeleted": [i for a in answers if a.status < 400 for i in a.body["ContainersDeleted"] or []],
+                "SpaceReclaimed": sum(a.body["SpaceReclaimed"] for a in answers if a.status < 400),
+            }
+        )
+
+    async def exec_create(self, call: Call) -> web.Response:
+        node = await self._locate(call.params["id"])
+        path = call.request.rel_url.raw_path_qs
+        answer = await self._fleet.call(node, "POST", path, json=await call.raw_json() or {})
+        self._execs.note(answer["Id"], node.id)
+        return web.json_response(answer, status=201)
+
+    async def exec_start(self, call: Call) -> web.StreamResponse:
+        return await forward_stream(call, self._fleet, await self._locate_exec(call.params["id"]))
+
+    async def exec_pass_on(self, call: Call) -> web.StreamResponse:
+        return await forward(call, self._fleet, await self._locate_exec(call.params["id"]))
+
+    async def _locate_exec(self, ident: str) -> Node:
+        if (node_id := self._execs.find(ident)) is not None:
+            return self._fleet.node(node_id)
+        answers = await self._fleet.ask_all(self._fleet.ready(), "GET", f"/exec/{quote(ident, safe='')}/json")
+        node = first_found(answers, "exec instance", ident).node
+        self._execs.note(ident, node.id)
+        return node
+
+    async def _locate(self, ref: str) -> Node:
+        """The node that has a container: by what was seen here, by the agents' inventories, by asking every node."""
+        ref = ref.removeprefix("/")
+        for find in (self._inventory.locate_container, self._recent_node):
+            try:
+                return self._fleet.node(find(ref))
+            except NotFound:
+                continue
+        answers = await self._fleet.ask_all(self._fleet.ready(), "GET", f"/containers/{quote(ref, safe='')}/json")
+        return first_found(answers, "container", ref).node
+
+    def _recent_node(self, ref: str) -> str:
+        found = self._recent.find(ref)
+        if found is None:
+            raise NotFound("container", ref)
+        return found
+
+    def _holder(self, name: str) -> str | None:
+        """The hostname of the node that has a container of exactly this name."""
+        name = name.removeprefix("/")
+        try:
+            node = self._fleet.node(self._inventory.locate_container(name))
+        except (NotFound, Conflict, Unavailable):
+            return None
+        return node.description.hostname
+
+
+def node_of(node: Node) -> dict[str, Any]:
+    """Where a container lives, as classic Swarm showed it."""
+    return {"ID": node.id, "Name": node.description.hostname, "IP": node.addr, "Addr": f"{node.addr}:{node.port}"}
+
+

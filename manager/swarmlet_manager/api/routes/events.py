@@ -1,0 +1,222 @@
+"""/events of the whole cluster: what every node's engine tells, and what happens to services and nodes."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+from urllib.parse import urlencode
+
+import aiohttp
+from aiohttp import web
+
+from swarmlet.engine_api.connection import WhileConnected
+from swarmlet.engine_api.filters import Filters
+from swarmlet.engine_api.router import Call, Route
+from swarmlet.engine_api.streams import JsonStream
+from swarmlet.errors import InvalidArgument, SwarmletError
+from swarmlet.log import get_logger
+from swarmlet.model.node import Node
+from swarmlet.model.service import Service
+from swarmlet.model.times import NS, parse_timestamp
+from swarmlet_manager.api.routes.containers import node_of
+from swarmlet_manager.fleet.client import Fleet
+from swarmlet_manager.state import Change
+
+log = get_logger(__name__)
+
+#: Cluster events remembered for `--since`.
+HISTORY = 1000
+#: Events waiting for a slow client; when it is full the stream ends rather than grow or lie.
+QUEUE = 4096
+LOOK_AGAIN_S = 0.5
+
+Json = dict[str, Any]
+
+
+class Subscribable(Protocol):
+    def subscribe(self, callback: Callable[[Sequence[Change]], None]) -> Callable[[], None]: ...
+
+
+class ClusterEvents:
+    """Service and node events made from changes of the state; the last `HISTORY` are kept."""
+
+    def __init__(self, store: Subscribable) -> None:
+        self._recent: deque[Json] = deque(maxlen=HISTORY)
+        self._listeners: set[Callable[[Json], None]] = set()
+        store.subscribe(self._on_changes)
+
+    def since(self, at: int) -> list[Json]:
+        return [event for event in self._recent if event["timeNano"] >= at]
+
+    def listen(self, callback: Callable[[Json], None]) -> Callable[[], None]:
+        self._listeners.add(callback)
+        return lambda: self._listeners.discard(callback)
+
+    def _on_changes(self, changes: Sequence[Change]) -> None:
+        for change in changes:
+            if (event := event_of(change, time.time_ns())) is not None:
+                self._recent.append(event)
+                for listener in list(self._listeners):
+                    listener(event)
+
+
+def event_of(change: Change, now: int) -> Json | None:
+    """The event a change stands for, if it stands for one (swarm scope: service, node)."""
+    before, after = change.before, change.after
+    match change.record:
+        case Service() as record:
+            if after is None:
+                return None
+            if isinstance(after, Service) and after.pending_delete:
+                already = isinstance(before, Service) and before.pending_delete
+                return None if already else _event("service", "remove", record.id, {"name": record.spec.name}, now)
+            if before is None:
+                return _event("service", "create", record.id, {"name": record.spec.name}, now)
+            attributes = {"name": record.spec.name} | _update_attributes(before, after)
+            changed = isinstance(before, Service) and before.spec != record.spec
+            return _event("service", "update", record.id, attributes, now) if changed or len(attributes) > 1 else None
+        case Node() as record:
+            name = {"name": record.description.hostname}
+            if before is None:
+                return _event("node", "create", record.id, name, now)
+            if after is None:
+                return _event("node", "remove", record.id, name, now)
+            attributes = name | _node_attributes(before, after)
+            return _event("node", "update", record.id, attributes, now) if len(attributes) > 1 else None
+        case _:
+            return None
+
+
+def _update_attributes(before: object, after: object) -> dict[str, str]:
+    old = before.update_status.state if isinstance(before, Service) and before.update_status else ""
+    new = after.update_status.state if isinstance(after, Service) and after.update_status else ""
+    return {"updatestate.old": old, "updatestate.new": new} if old != new else {}
+
+
+def _node_attributes(before: object, after: object) -> dict[str, str]:
+    if not isinstance(before, Node) or not isinstance(after, Node):
+        return {}
+    pairs = (
+        ("state", str(before.state), str(after.state)),
+        ("availability", str(before.spec.availability), str(after.spec.availability)),
+        ("role", str(before.spec.role), str(after.spec.role)),
+    )
+    changed = [(key, old, new) for key, old, new in pairs if old != new]
+    return {f"{key}.old": old for key, old, _ in changed} | {f"{key}.new": new for key, _, new in changed}
+
+
+def _event(kind: str, action: str, ident: str, attributes: dict[str, str], now: int) -> Json:
+    return {
+        "Type": kind, "Action": action, "Actor": {"ID": ident, "Attributes": attributes},
+        "scope": "swarm", "time": now // NS, "timeNano": now,
+    }
+
+
+class EventRoutes:
+    def __init__(self, fleet: Fleet, events: ClusterEvents) -> None:
+        self._fleet = fleet
+        self._events = events
+
+    def routes(self) -> list[Route]:
+        return [Route("GET", "/events", self.stream)]
+
+    async def stream(self, call: Call) -> web.StreamResponse:
+        """Until `until`, or for ever; nodes that come later are listened to from then on."""
+        filters = call.filters()
+        since, until = _time(call, "since"), _time(call, "until")
+        queue: asyncio.Queue[Json] = asyncio.Queue(QUEUE)
+        overflow = asyncio.Event()
+
+        def offer(event: Json) -> None:
+            if queue.full():
+                overflow.set()
+            else:
+                queue.put_nowait(event)
+
+        def offer_own(event: Json) -> None:
+            if matches(filters, event):
+                offer(event)
+
+        stream = JsonStream(call)
+        async with WhileConnected(call.request):
+            await stream.start()
+            for event in self._events.since(since) if since else ():
+                offer_own(event)
+            stop = self._events.listen(offer_own)
+            listener = asyncio.create_task(self._listen(call, offer), name="cluster-events")
+            try:
+                await self._send(stream, queue, overflow, until)
+            finally:
+                stop()
+                listener.cancel()
+                await asyncio.wait([listener])
+            return await stream.end()
+
+    async def _send(
+        self, stream: JsonStream, queue: asyncio.Queue[Json], overflow: asyncio.Event, until: int
+    ) -> None:
+        while not overflow.is_set():
+            left = (until - time.time_ns()) / NS if until else None
+            try:
+                async with asyncio.timeout(None if left is None else max(left, 0) + LOOK_AGAIN_S):
+                    event = await queue.get()
+            except TimeoutError:
+                return
+            if until and event["timeNano"] > until:
+                return
+            await stream.send(event)
+
+    async def _listen(self, call: Call, offer: Callable[[Json], None]) -> None:
+        """One task per ready node, also for those that become ready later."""
+        query = {name: call.text(name) for name in ("since", "until", "filters") if call.text(name)}
+        running: dict[str, asyncio.Task[None]] = {}
+        async with asyncio.TaskGroup() as group:
+            while True:
+                running = {ident: task for ident, task in running.items() if not task.done()}
+                for node in self._fleet.ready():
+                    if node.id not in running:
+                        running[node.id] = group.create_task(self._follow(node, query, offer), name=f"events-{node.id}")
+                # A node whose stream has broken is heard again from here on, not from the start.
+                query.pop("since", None)
+                await asyncio.sleep(LOOK_AGAIN_S)
+
+    async def _follow(self, node: Node, query: dict[str, str], offer: Callable[[Json], None]) -> None:
+        try:
+            async with self._fleet.request(node, "GET", f"/events?{urlencode(query)}") as answer:
+                if answer.status >= 400:
+                    return
+                async for line in answer.content:
+                    if line.strip():
+                        event = json.loads(line)
+                        event.setdefault("Actor", {}).setdefault("Attributes", {})["node.name"] = node_of(node)["Name"]
+                        offer(event)
+        except (SwarmletError, aiohttp.ClientError, ValueError) as err:
+            log.debug("events of a node ended", node_id=node.id, reason=str(err))
+
+
+def matches(filters: Filters, event: Json) -> bool:
+    """Filters of /events as they apply to services and nodes."""
+    actor = event["Actor"]
+    names = (actor["ID"], actor["Attributes"].get("name", ""))
+    return (
+        filters.matches("type", event["Type"])
+        and filters.matches("event", event["Action"])
+        and filters.matches("scope", event["scope"])
+        and all(key not in filters for key in ("container", "image", "volume", "network", "daemon", "label", "plugin"))
+        and (("service" not in filters) or (event["Type"] == "service" and filters.matches("service", *names)))
+        and (("node" not in filters) or (event["Type"] == "node" and filters.matches("node", *names)))
+    )
+
+
+def _time(call: Call, name: str) -> int:
+    text = call.text(name)
+    if not text:
+        return 0
+    try:
+        return parse_timestamp(text)
+    except ValueError as err:
+        raise InvalidArgument(f"invalid {name}: {err}") from err

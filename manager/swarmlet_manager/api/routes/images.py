@@ -1,0 +1,215 @@
+"""/images of the whole cluster: what is pulled, loaded, tagged or removed here, is so on every node."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import tempfile
+from collections.abc import AsyncIterator, Mapping
+from typing import Any
+from urllib.parse import quote
+
+import aiohttp
+from aiohttp import web
+
+from swarmlet.engine_api.router import Call, Route
+from swarmlet.engine_api.streams import JsonStream
+from swarmlet.errors import NotFound, SwarmletError, Unavailable
+from swarmlet.model.node import Node
+from swarmlet_manager.fleet.client import Fleet, NodeError, decoded, first_found
+from swarmlet_manager.fleet.forward import forward
+from swarmlet_manager.fleet.progress import Progress
+
+#: Removing or tagging on every node waits this long for the slowest.
+CHANGE_S = 120.0
+COPY_BYTES = 1 << 20
+
+
+class ImageRoutes:
+    def __init__(self, fleet: Fleet) -> None:
+        self._fleet = fleet
+
+    def routes(self) -> list[Route]:
+        return [
+            Route("GET", "/images/json", self.index),
+            Route("POST", "/images/create", self.create),
+            Route("POST", "/images/load", self.load),
+            Route("GET", "/images/get", self.save),
+            Route("POST", "/images/prune", self.prune),
+            Route("GET", "/images/search", self.any_node),
+            Route("POST", "/build", self.any_node),
+            Route("POST", "/auth", self.any_node),
+            Route("GET", "/distribution/{name:path}/json", self.any_node),
+            Route("GET", "/images/{name:path}/json", self.one),
+            Route("GET", "/images/{name:path}/history", self.one),
+            Route("GET", "/images/{name:path}/get", self.one),
+            Route("POST", "/images/{name:path}/push", self.one),
+            Route("POST", "/images/{name:path}/tag", self.tag),
+            Route("DELETE", "/images/{name:path}", self.remove),
+        ]
+
+    async def index(self, call: Call) -> web.Response:
+        """Every image once, with the tags it has anywhere."""
+        answers = await self._fleet.ask_all(self._fleet.ready(), "GET", call.request.rel_url.raw_path_qs)
+        merged: dict[str, dict[str, Any]] = {}
+        for answer in answers:
+            if answer.status == 400:
+                raise NodeError(400, answer.body)
+            for image in answer.body if answer.status < 400 else ():
+                known = merged.setdefault(image["Id"], dict(image))
+                for field in ("RepoTags", "RepoDigests"):
+                    known[field] = sorted({*(known.get(field) or ()), *(image.get(field) or ())})
+                known["Containers"] = max(known.get("Containers", -1), image.get("Containers", -1))
+        return web.json_response(sorted(merged.values(), key=lambda image: image.get("Created", 0), reverse=True))
+
+    async def create(self, call: Call) -> web.StreamResponse:
+        """Pull on every node at once, progress per node; an import goes to every node too."""
+        if call.text("fromSrc"):
+            return await self._to_all(call)
+        headers = {name: value for name, value in call.request.headers.items() if name.lower() == "x-registry-auth"}
+        stream = JsonStream(call)
+        nodes = self._some(self._fleet.schedulable())
+        if len(nodes) == 1:
+            return await forward(call, self._fleet, nodes[0])
+        progress = Progress([node.description.hostname for node in nodes])
+        path = call.request.rel_url.raw_path_qs
+        async with asyncio.TaskGroup() as group:
+            for node in nodes:
+                group.create_task(self._follow(node, path, headers, progress), name=f"pull-{node.id}")
+            async for line in progress.lines():
+                await stream.send(line)
+        return await self._finish(stream, progress)
+
+    async def _follow(self, node: Node, path: str, headers: Mapping[str, str], progress: Progress) -> None:
+        """One node's pull into the common progress."""
+        name = node.description.hostname
+        try:
+            async with self._fleet.request(node, "POST", path, headers=headers) as answer:
+                if answer.status >= 400:
+                    decoded(answer.status, await answer.read())
+                async for line in answer.content:
+                    if line.strip():
+                        progress.take(name, json.loads(line))
+            progress.end(name, None)
+        except (SwarmletError, aiohttp.ClientError, ValueError) as err:
+            progress.end(name, err)
+
+    async def _finish(self, stream: JsonStream, progress: Progress) -> web.StreamResponse:
+        failed = progress.failures()
+        if failed and not progress.succeeded():
+            error = next(iter(failed.values()))
+            if not stream.started and isinstance(error, SwarmletError):
+                raise error
+            await stream.fail(str(error))
+        elif failed:
+            await stream.fail("; ".join(f"{name}: {error}" for name, error in failed.items()))
+        return await stream.end()
+
+    async def load(self, call: Call) -> web.StreamResponse:
+        return await self._to_all(call)
+
+    async def _to_all(self, call: Call) -> web.StreamResponse:
+        """A body for every node: kept in a file, sent to all, the first node's answer for the client."""
+        nodes = self._some(self._fleet.schedulable())
+        if len(nodes) == 1:
+            return await forward(call, self._fleet, nodes[0])
+        with tempfile.TemporaryFile() as file:
+            async for data in call.request.content.iter_chunked(COPY_BYTES):
+                await asyncio.to_thread(file.write, data)
+            await asyncio.to_thread(file.flush)
+            async with asyncio.TaskGroup() as group:
+                tasks = [
+                    group.create_task(self._send(node, call, file.fileno()), name=f"load-{node.id}") for node in nodes
+                ]
+        stream = JsonStream(call)
+        results = {node.description.hostname: task.result() for node, task in zip(nodes, tasks, strict=True)}
+        good = [body for body in results.values() if isinstance(body, bytes)]
+        if not good:
+            raise next(error for error in results.values() if isinstance(error, SwarmletError))
+        for line in good[0].splitlines():
+            if line.strip():
+                await stream.send(json.loads(line))
+        failed = [f"{name}: {error}" for name, error in results.items() if isinstance(error, SwarmletError)]
+        if failed:
+            await stream.fail("; ".join(failed))
+        return await stream.end()
+
+    async def _send(self, node: Node, call: Call, file: int) -> bytes | SwarmletError:
+        size = os.fstat(file).st_size
+
+        async def content() -> AsyncIterator[bytes]:
+            for offset in range(0, size, COPY_BYTES):
+                yield await asyncio.to_thread(os.pread, file, COPY_BYTES, offset)
+
+        headers = {"Content-Type": "application/x-tar", "Content-Length": str(size)}
+        path = call.request.rel_url.raw_path_qs
+        try:
+            async with self._fleet.request(node, "POST", path, headers=headers, data=content()) as answer:
+                body = await answer.read()
+                if answer.status >= 400:
+                    decoded(answer.status, body)
+                return body
+        except SwarmletError as err:
+            return err
+        except aiohttp.ClientError as err:
+            return Unavailable(f"node {node.description.hostname}: {err}")
+
+    async def save(self, call: Call) -> web.StreamResponse:
+        """From a node that has all the names."""
+        names = [name for given in call.texts("names") for name in given.split(",")]
+        nodes = self._fleet.ready()
+        for name in names:
+            having = await self._having(name, nodes)
+            nodes = [node for node in nodes if node.id in having]
+        return await forward(call, self._fleet, self._some(nodes)[0])
+
+    async def one(self, call: Call) -> web.StreamResponse:
+        """From the first node that has it."""
+        name = call.params["name"]
+        nodes = self._fleet.ready()
+        having = await self._having(name, nodes)
+        return await forward(call, self._fleet, next(node for node in nodes if node.id in having))
+
+    async def _having(self, name: str, nodes: list[Node]) -> set[str]:
+        """Ids of the nodes that have an image; NotFound in a node's own words if none has."""
+        answers = await self._fleet.ask_all(nodes, "GET", f"/images/{quote(name, safe='/:@')}/json")
+        first_found(answers, "image", name)
+        return {answer.node.id for answer in answers if answer.status < 400}
+
+    async def tag(self, call: Call) -> web.Response:
+        path = call.request.rel_url.raw_path_qs
+        answers = await self._fleet.ask_all(self._fleet.ready(), "POST", path, timeout_s=CHANGE_S)
+        first_found(answers, "image", call.params["name"])
+        return web.Response(status=201)
+
+    async def remove(self, call: Call) -> web.Response:
+        """On every node that has it. A node where it is in use keeps it, and says so."""
+        path = call.request.rel_url.raw_path_qs
+        answers = await self._fleet.ask_all(self._fleet.ready(), "DELETE", path, timeout_s=CHANGE_S)
+        for answer in answers:
+            if answer.status >= 400 and answer.status != 404:
+                raise NodeError(answer.status, f"{answer.node.description.hostname}: {answer.body}")
+        first_found(answers, "image", call.params["name"])
+        lines: dict[str, dict[str, str]] = {}
+        for answer in answers:
+            for line in answer.body if answer.status < 400 else ():
+                lines.setdefault(repr(sorted(line.items())), line)
+        return web.json_response(list(lines.values()))
+
+    async def prune(self, call: Call) -> web.Response:
+        path = call.request.rel_url.raw_path_qs
+        answers = await self._fleet.ask_all(self._fleet.ready(), "POST", path, timeout_s=CHANGE_S)
+        good = [answer.body for answer in answers if answer.status < 400]
+        lines = {repr(sorted(line.items())): line for body in good for line in body["ImagesDeleted"] or []}
+        reclaimed = sum(body["SpaceReclaimed"] for body in good)
+        return web.json_response({"ImagesDeleted": list(lines.values()), "SpaceReclaimed": reclaimed})
+
+    async def any_node(self, call: Call) -> web.StreamResponse:
+        """What every node answers alike: registry look-ups."""
+        return await forward(call, self._fleet, self._some(self._fleet.ready())[0])
+
+    def _some(self, nodes: list[Node]) -> list[Node]:
+        if not nodes:
+            raise NotFound("node", "", "no node is ready")
+        return nodes

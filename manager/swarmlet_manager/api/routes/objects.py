@@ -1,0 +1,143 @@
+"""/volumes and /networks of the whole cluster.
+
+Both are local to nodes here: one made through this view is made on every node that takes work, under the same
+name, so that a container finds it wherever it is placed; one removed is removed everywhere.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+from urllib.parse import quote
+
+from aiohttp import web
+
+from swarmlet.engine_api.router import Call, Route
+from swarmlet.errors import NotSupported, Unavailable
+from swarmlet_manager.fleet.client import Answer, Fleet, NodeError, first_found
+
+CHANGE_S = 60.0
+
+
+class ObjectRoutes:
+    def __init__(self, fleet: Fleet) -> None:
+        self._fleet = fleet
+
+    def routes(self) -> list[Route]:
+        return [
+            Route("GET", "/volumes", self.volumes),
+            Route("POST", "/volumes/create", self.create_everywhere),
+            Route("POST", "/volumes/prune", self.prune_volumes),
+            Route("GET", "/volumes/{id}", self.one),
+            Route("DELETE", "/volumes/{id}", self.remove_everywhere),
+            Route("GET", "/networks", self.networks),
+            Route("POST", "/networks/create", self.create_network),
+            Route("POST", "/networks/prune", self.prune_networks),
+            Route("GET", "/networks/{id}", self.one),
+            Route("DELETE", "/networks/{id}", self.remove_network),
+            Route("POST", "/networks/{id}/connect", self.connect),
+            Route("POST", "/networks/{id}/disconnect", self.connect),
+        ]
+
+    async def volumes(self, call: Call) -> web.Response:
+        """Each name once, with the names of the nodes that have it."""
+        merged: dict[str, dict[str, Any]] = {}
+        warnings: list[str] = []
+        for answer in await self._ask(call, "GET"):
+            warnings += answer.body.get("Warnings") or []
+            for volume in answer.body.get("Volumes") or []:
+                known = merged.setdefault(volume["Name"], volume | {"Nodes": []})
+                known["Nodes"].append(answer.node.description.hostname)
+        return web.json_response({"Volumes": list(merged.values()), "Warnings": warnings})
+
+    async def networks(self, call: Call) -> web.Response:
+        """Predefined networks once; the others once by name, with the names of the nodes that have them."""
+        merged: dict[str, dict[str, Any]] = {}
+        for answer in await self._ask(call, "GET"):
+            for network in answer.body:
+                known = merged.setdefault(network["Name"], network | {"Nodes": []})
+                known["Nodes"].append(answer.node.description.hostname)
+        return web.json_response(list(merged.values()))
+
+    async def create_network(self, call: Call) -> web.Response:
+        body = await call.raw_json()
+        if isinstance(body, dict) and body.get("Driver") == "overlay":
+            raise NotSupported("overlay networks are not supported yet; bridge networks are local to each node")
+        return await self._create(call, body)
+
+    async def create_everywhere(self, call: Call) -> web.Response:
+        return await self._create(call, await call.raw_json())
+
+    async def _create(self, call: Call, body: Any) -> web.Response:
+        """On every node that takes work; if one refuses, the others are undone and its refusal is the answer."""
+        nodes = self._fleet.schedulable()
+        path = call.request.rel_url.raw_path_qs
+        answers = await self._fleet.ask_all(nodes, "POST", path, json=body or {}, timeout_s=CHANGE_S)
+        refused = [answer for answer in answers if answer.status >= 400]
+        made = [answer for answer in answers if answer.status < 400]
+        if refused:
+            kind = "networks" if "/networks/" in call.path else "volumes"
+            for answer in made:
+                ident = quote(str(answer.body.get("Id") or answer.body.get("Name")), safe="")
+                await self._fleet.ask_all([answer.node], "DELETE", f"/{kind}/{ident}")
+            raise NodeError(refused[0].status, f"{refused[0].node.description.hostname}: {refused[0].body}")
+        if not made:
+            raise Unavailable("no node is ready and active")
+        return web.json_response(made[0].body, status=201)
+
+    async def one(self, call: Call) -> web.Response:
+        """From the first node that has it."""
+        answers = await self._fleet.ask_all(self._fleet.ready(), "GET", call.request.rel_url.raw_path_qs)
+        kind = "network" if call.path.startswith("/networks") else "volume"
+        return web.json_response(first_found(answers, kind, call.params["id"]).body)
+
+    async def remove_everywhere(self, call: Call) -> web.Response:
+        await self._change(call, "volume")
+        return web.Response(status=204)
+
+    async def remove_network(self, call: Call) -> web.Response:
+        """By name on every node: the ids differ from node to node."""
+        ref = call.params["id"]
+        answers = await self._fleet.ask_all(self._fleet.ready(), "GET", f"/networks/{quote(ref, safe='')}")
+        name = first_found(answers, "network", ref).body["Name"]
+        path = f"/networks/{quote(name, safe='')}"
+        removed = await self._fleet.ask_all(self._fleet.ready(), "DELETE", path, timeout_s=CHANGE_S)
+        _raise_refusal(removed)
+        return web.Response(status=204)
+
+    async def connect(self, call: Call) -> web.Response:
+        """On the node that has the container: every other answers 404."""
+        body = await call.raw_json() or {}
+        path = call.request.rel_url.raw_path_qs
+        answers = await self._fleet.ask_all(self._fleet.ready(), "POST", path, json=body, timeout_s=CHANGE_S)
+        first_found(answers, "container", str(body.get("Container", "")))
+        return web.Response()
+
+    async def prune_volumes(self, call: Call) -> web.Response:
+        answers = await self._ask(call, "POST")
+        deleted = {name for answer in answers for name in answer.body.get("VolumesDeleted") or []}
+        reclaimed = sum(answer.body.get("SpaceReclaimed", 0) for answer in answers)
+        return web.json_response({"VolumesDeleted": sorted(deleted), "SpaceReclaimed": reclaimed})
+
+    async def prune_networks(self, call: Call) -> web.Response:
+        answers = await self._ask(call, "POST")
+        deleted = {name for answer in answers for name in answer.body.get("NetworksDeleted") or []}
+        return web.json_response({"NetworksDeleted": sorted(deleted)})
+
+    async def _ask(self, call: Call, method: str) -> list[Answer]:
+        """The client's own question to every node; a refusal of the question itself is the client's."""
+        path = call.request.rel_url.raw_path_qs
+        answers = await self._fleet.ask_all(self._fleet.ready(), method, path, timeout_s=CHANGE_S)
+        _raise_refusal(answers)
+        return [answer for answer in answers if answer.status < 400]
+
+    async def _change(self, call: Call, kind: str) -> None:
+        path = call.request.rel_url.raw_path_qs
+        answers = await self._fleet.ask_all(self._fleet.ready(), "DELETE", path, timeout_s=CHANGE_S)
+        _raise_refusal(answers)
+        first_found(answers, kind, call.params["id"])
+
+
+def _raise_refusal(answers: list[Answer]) -> None:
+    for answer in answers:
+        if answer.status >= 400 and answer.status != 404:
+            raise NodeError(answer.status, f"{answer.node.description.hostname}: {answer.body}")

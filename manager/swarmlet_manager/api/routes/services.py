@@ -1,0 +1,111 @@
+"""/services: create, list, inspect, update, remove."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from aiohttp import web
+
+from swarmlet.engine_api.router import Call, Route, convert
+from swarmlet.errors import InvalidArgument
+from swarmlet.model import defaults
+from swarmlet.model.service import Service, ServiceSpec
+from swarmlet.model.states import TaskState
+from swarmlet_manager.api import encode
+from swarmlet_manager.api.backend import Commands
+from swarmlet_manager.api.routes.nodes import version_of
+
+
+class ServiceRoutes:
+    def __init__(self, commands: Commands) -> None:
+        self._commands = commands
+
+    def routes(self) -> list[Route]:
+        return [
+            Route("GET", "/services", self.index),
+            Route("POST", "/services/create", self.create),
+            Route("GET", "/services/{id}", self.inspect),
+            Route("POST", "/services/{id}/update", self.update),
+            Route("DELETE", "/services/{id}", self.remove),
+        ]
+
+    async def create(self, call: Call) -> web.Response:
+        """ServiceCreate: 201; 400 bad spec, 409 name taken, 503 no leader."""
+        spec = await _spec(call)
+        service = await self._commands.create_service(spec, call.request.headers.get("X-Registry-Auth", ""))
+        return web.json_response({"ID": service.id, "Warnings": []}, status=201)
+
+    async def index(self, call: Call) -> web.Response:
+        """ServiceList: filters id, name, label, mode, runtime; status=true adds running and desired counts."""
+        filters = call.filters()
+        filters.check("id", "name", "label", "mode", "runtime")
+        self._commands.cluster()
+        with_status = call.flag("status")
+        answer = [
+            self._encode(service, with_status)
+            for service in sorted(self._commands.services(), key=lambda service: service.spec.name)
+            if filters.matches_prefix("id", service.id)
+            and _matches_name(filters.get("name"), service.spec.name)
+            and filters.matches_labels(service.spec.labels)
+            and filters.matches("mode", mode_of(service.spec))
+            and filters.matches("runtime", service.spec.task_template.runtime or "container")
+        ]
+        return web.json_response(answer)
+
+    async def inspect(self, call: Call) -> web.Response:
+        service = self._commands.service(call.params["id"])
+        return web.json_response(encode.service(service, insert_defaults=call.flag("insertDefaults")))
+
+    async def update(self, call: Call) -> web.Response:
+        """ServiceUpdate: the whole spec at the version it was read; rollback=previous goes back one spec."""
+        version, rollback = version_of(call), call.text("rollback")
+        if rollback not in ("", "previous"):
+            raise InvalidArgument(f"unrecognized rollback option {rollback}")
+        auth_from = call.text("registryAuthFrom") or "spec"
+        if auth_from not in ("spec", "previous-spec"):
+            raise InvalidArgument(f"unsupported registryAuthFrom value {auth_from}")
+        await self._commands.update_service(
+            call.params["id"],
+            version,
+            None if rollback else await _spec(call),
+            rollback=bool(rollback),
+            registry_auth=call.request.headers.get("X-Registry-Auth", ""),
+            registry_auth_from=auth_from,
+        )
+        return web.json_response({"Warnings": None})
+
+    async def remove(self, call: Call) -> web.Response:
+        await self._commands.remove_service(call.params["id"])
+        return web.Response()
+
+    def _encode(self, service: Service, with_status: bool) -> encode.Json:
+        if not with_status:
+            return encode.service(service)
+        tasks = self._commands.state.tasks_of_service(service.id)
+        if service.spec.mode.global_ is None:
+            desired = defaults.replicas(service)
+        else:
+            # As Docker counts: the nodes that should run one now.
+            desired = sum(1 for task in tasks if task.is_active and task.status.state != TaskState.NEW)
+        return encode.service(service, tasks=tasks, desired=desired)
+
+
+def mode_of(spec: ServiceSpec) -> str:
+    """The word `docker service ls` and the mode filter use."""
+    if spec.mode.global_ is not None:
+        return "global"
+    if spec.mode.replicated_job is not None:
+        return "replicated-job"
+    return "global-job" if spec.mode.global_job is not None else "replicated"
+
+
+async def _spec(call: Call) -> ServiceSpec:
+    body: Any = await call.raw_json()
+    if body is None:
+        raise InvalidArgument("invalid JSON: the request has no body")
+    return convert(body, ServiceSpec)
+
+
+def _matches_name(wanted: tuple[str, ...], name: str) -> bool:
+    """Docker's name filter of services matches prefixes."""
+    return not wanted or any(name.startswith(prefix) for prefix in wanted)

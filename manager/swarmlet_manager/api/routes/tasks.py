@@ -1,0 +1,97 @@
+"""/tasks: list and inspect."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from aiohttp import web
+
+from swarmlet.engine_api.filters import Filters
+from swarmlet.engine_api.router import Call, Route
+from swarmlet.errors import InvalidArgument, NotFound
+from swarmlet.model.states import TaskState
+from swarmlet.model.task import Task
+from swarmlet_manager.api import encode
+from swarmlet_manager.api.backend import Commands
+
+#: The encoder's memory is swept when it holds this many more tasks than there are.
+STALE_ENTRIES = 1000
+
+_DESIRED = {"running": TaskState.RUNNING, "shutdown": TaskState.SHUTDOWN, "accepted": TaskState.ACCEPTED}
+
+
+class TaskRoutes:
+    def __init__(self, commands: Commands) -> None:
+        self._commands = commands
+        self._encoder = encode.TaskEncoder()
+
+    def routes(self) -> list[Route]:
+        return [Route("GET", "/tasks", self.index), Route("GET", "/tasks/{id}", self.inspect)]
+
+    async def index(self, call: Call) -> web.Response:
+        """TaskList: filters desired-state, id, label, name, node, service, runtime, _up-to-date."""
+        filters = call.filters()
+        filters.check("desired-state", "id", "label", "name", "node", "service", "runtime", "_up-to-date")
+        self._commands.cluster()
+        tasks = sorted(self._select(filters), key=lambda task: (task.created_at, task.id))
+        if len(self._encoder) > len(self._commands.state.tasks) + STALE_ENTRIES:
+            self._encoder.forget_all_but(self._commands.state.tasks)
+        return web.Response(body=self._encoder.encode(tasks), content_type="application/json")
+
+    async def inspect(self, call: Call) -> web.Response:
+        return web.json_response(encode.task(self._commands.task(call.params["id"])))
+
+    def _select(self, filters: Filters) -> Iterable[Task]:
+        desired = {_desired(word) for word in filters.get("desired-state")}
+        nodes = self._ids(filters, "node")
+        services = self._ids(filters, "service")
+        up_to_date = filters.flag("_up-to-date")
+        versions = {ident: service.spec_version for ident, service in self._commands.state.services.items()}
+        for task in self._candidates(services, nodes):
+            if desired and task.desired_state not in desired:
+                continue
+            if nodes is not None and task.node_id not in nodes:
+                continue
+            if up_to_date and task.spec_version != versions.get(task.service_id):
+                continue
+            if (
+                filters.matches_prefix("id", task.id)
+                and _matches_name(filters.get("name"), task)
+                and filters.matches_labels({}, "label")
+                and filters.matches("runtime", task.spec.runtime or "container")
+            ):
+                yield task
+
+    def _candidates(self, services: set[str] | None, nodes: set[str] | None) -> Iterable[Task]:
+        """By the narrowest index that applies."""
+        state = self._commands.state
+        if services is not None:
+            return [task for ident in services for task in state.tasks_of_service(ident)]
+        if nodes is not None:
+            return [task for ident in nodes for task in state.tasks_on_node(ident)]
+        return state.tasks.values()
+
+    def _ids(self, filters: Filters, key: str) -> set[str] | None:
+        """Ids of the services or nodes that a filter names; unknown ones select nothing."""
+        if key not in filters:
+            return None
+        find = self._commands.state.find_service if key == "service" else self._commands.state.find_node
+        found = set()
+        for ref in filters.get(key):
+            try:
+                found.add(find(ref).id)
+            except NotFound:
+                continue
+        return found
+
+
+def _desired(word: str) -> TaskState:
+    """As Docker: running covers what is on its way there."""
+    try:
+        return _DESIRED.get(word) or TaskState[word.upper()]
+    except KeyError as err:
+        raise InvalidArgument(f"invalid filter 'desired-state={word}'") from err
+
+
+def _matches_name(wanted: tuple[str, ...], task: Task) -> bool:
+    return not wanted or any(task.name.startswith(name) for name in wanted)
