@@ -248,6 +248,8 @@ class UpdateStatus(Record, frozen=True, kw_only=True):
     started_at: int = 0
     completed_at: int = 0
     message: str = ""
+    #: How many slots had to change when it began: what the failure ratio is a ratio of.
+    slots: int = 0
 
 
 class Service(Record, frozen=True, kw_only=True):

@@ -22,7 +22,10 @@ class TaskStatus(Record, frozen=True, kw_only=True):
     exit_code: int = 0
     ports: tuple[PortConfig, ...] = ()  # host-mode ports as really published
     #: When the task first reached RUNNING, ns; 0 = it never did. Update monitoring and restart windows need it.
+    #: On the manager's clock, like every time that decisions compare.
     running_at: int = 0
+    #: When the manager took this status over, ns, on its own clock (`at` is the agent's); 0 = not yet.
+    applied_at: int = 0
 
 
 class Task(Record, frozen=True, kw_only=True):
@@ -46,6 +49,10 @@ class Task(Record, frozen=True, kw_only=True):
     updated_at: int = 0
     version: int = 0
     job_iteration: int = 0
+    #: While desired is READY: the earliest time, ns, at which it may become RUNNING (restart delay).
+    not_before: int = 0
+    #: Made by a rolling update (not by scaling, nor as a restart): its failure counts against that update.
+    by_update: bool = False
 
     @property
     def name(self) -> str:
