@@ -185,6 +185,76 @@ async def every(period: float, step: Callable[[], Awaitable[None]], *, name: str
         await asyncio.sleep(due - loop.time())
 
 
+class Runner(Generic[K]):
+    """Handles keys as soon as they are poked, each key by at most one task at a time, different ones side by side.
+
+    For handlers that mostly wait (a pull, a stop's grace period): their number is that of the keys in work, and
+    whatever must be limited takes a semaphore inside. A handler's failure is logged and tried again after a pause.
+    """
+
+    def __init__(
+        self, handle: Callable[[K], Awaitable[None]], *, name: str, backoff: Backoff[K] | None = None
+    ) -> None:
+        self._handle = handle
+        self._name = name
+        self._backoff = backoff or Backoff(base=0.5, limit=30.0, floor=0.05)
+        self._active: dict[K, asyncio.Task[None]] = {}
+        self._again: set[K] = set()
+        self._timers: dict[K, asyncio.TimerHandle] = {}
+        self._closed = False
+
+    def poke(self, key: K) -> None:
+        if self._closed:
+            return
+        if key in self._active:
+            self._again.add(key)
+        else:
+            self._active[key] = asyncio.get_running_loop().create_task(self._run(key), name=f"{self._name} {key}")
+
+    def poke_after(self, key: K, delay: float) -> None:
+        """Replaces an earlier wish for the same key."""
+        if (timer := self._timers.pop(key, None)) is not None:
+            timer.cancel()
+        self._timers[key] = asyncio.get_running_loop().call_later(delay, self._due, key)
+
+    async def close(self) -> None:
+        """Cancel what runs and wait for its end."""
+        self._closed = True
+        for timer in self._timers.values():
+            timer.cancel()
+        self._timers.clear()
+        while self._active:
+            tasks = list(self._active.values())
+            for task in tasks:
+                task.cancel()
+            await asyncio.wait(tasks)
+
+    def _due(self, key: K) -> None:
+        del self._timers[key]
+        self.poke(key)
+
+    async def _run(self, key: K) -> None:
+        try:
+            while True:
+                self._again.discard(key)
+                await self._once(key)
+                if key not in self._again:
+                    return
+        finally:
+            self._again.discard(key)
+            del self._active[key]
+
+    async def _once(self, key: K) -> None:
+        with log_context(loop=self._name, key=key):
+            try:
+                await self._handle(key)
+            except Exception:
+                log.exception("handling failed")
+                self.poke_after(key, self._backoff.next(key))
+            else:
+                self._backoff.forget(key)
+
+
 class KeyedLocks(Generic[K]):
     """One lock per key, made when needed and forgotten when nobody holds or awaits it."""
 

@@ -24,7 +24,7 @@ from swarmlet.pki import new_join_token
 from swarmlet_manager.ca.seal import seal
 from swarmlet_manager.control import edits
 from swarmlet_manager.control.ports import StorePort
-from swarmlet_manager.decide import validate
+from swarmlet_manager.decide import allocate, validate
 from swarmlet_manager.state import Delete, Op, Put, State
 
 #: How often a command whose record changed under it looks again before it gives up.
@@ -66,7 +66,7 @@ class Control:
         self._nodes = nodes
         self._now = now
         self._new_id = new_id
-        self._names = KeyedLocks()
+        self._names: KeyedLocks[str] = KeyedLocks()
 
     @property
     def state(self) -> State:
@@ -86,7 +86,8 @@ class Control:
                     "rpc error: code = AlreadyExists desc = name conflicts with an existing object: "
                     f"service {taken.spec.name} already exists"
                 )
-            return await self._put(edits.new_service(ident, spec, sealed, self._now()))
+            ports = allocate.plan_ports(self.state, "", spec)
+            return await self._put(edits.new_service(ident, spec, ports, sealed, self._now()))
 
     async def update_service(
         self,
@@ -106,13 +107,15 @@ class Control:
         if version != service.version:
             raise OutOfSequence
         if rollback or spec is None:
-            changed = edits.rolled_back_service(service, self._now())
+            ports = allocate.plan_ports(self.state, service.id, edits.previous_spec(service))
+            changed = edits.rolled_back_service(service, ports, self._now())
         else:
             validate.check_service_spec(spec)
             validate.check_update(service.spec, spec)
             kept = service.previous_sealed_auth if registry_auth_from == "previous-spec" else service.sealed_auth
             sealed = seal(self.cluster().seal_key, registry_auth, service.id) or kept
-            changed = edits.updated_service(service, spec, sealed, self._now())
+            ports = allocate.plan_ports(self.state, service.id, spec)
+            changed = edits.updated_service(service, spec, ports, sealed, self._now())
         try:
             return await self._put(changed)
         except StaleView as err:
@@ -210,7 +213,7 @@ class Control:
     async def _put(self, record: _Written) -> _Written:
         stored = (await self._store.commit([Put(record)]))[0]
         assert type(stored) is type(record)
-        return stored  # type: ignore[return-value]  # of the record's own class, as just asserted
+        return stored
 
     async def _change(self, make: Callable[[], list[Op]]) -> None:
         """Commit what `make` decides; if a record changed meanwhile, decide again."""

@@ -11,18 +11,23 @@ from msgspec.structs import replace
 from swarmlet.errors import InvalidArgument, NotSupported, OutOfSequence
 from swarmlet.model.cluster import Cluster, RaftSpec, SwarmSpec
 from swarmlet.model.node import Node, NodeSpec
-from swarmlet.model.service import Service, ServiceSpec, UpdateStatus
+from swarmlet.model.service import PortConfig, Service, ServiceSpec, UpdateStatus
 from swarmlet.model.states import NodeState, Role
 from swarmlet.model.times import NS
 
 MINIMUM_CERT_EXPIRY_NS = 3600 * NS
 
 
-def new_service(service_id: str, spec: ServiceSpec, sealed_auth: bytes, now: int) -> Service:
-    return Service(id=service_id, spec=spec, created_at=now, updated_at=now, sealed_auth=sealed_auth)
+def new_service(
+    service_id: str, spec: ServiceSpec, ports: tuple[PortConfig, ...], sealed_auth: bytes, now: int
+) -> Service:
+    """ports: the spec's, with numbers chosen where it left them open (`allocate.plan_ports`)."""
+    return Service(id=service_id, spec=spec, ports=ports, created_at=now, updated_at=now, sealed_auth=sealed_auth)
 
 
-def updated_service(service: Service, spec: ServiceSpec, sealed_auth: bytes, now: int) -> Service:
+def updated_service(
+    service: Service, spec: ServiceSpec, ports: tuple[PortConfig, ...], sealed_auth: bytes, now: int
+) -> Service:
     """The service with a new spec. The one it had becomes the previous one; an update's status starts anew.
 
     spec_version grows only if what tasks run differs, so scaling replaces no task. A job runs again with every
@@ -34,6 +39,7 @@ def updated_service(service: Service, spec: ServiceSpec, sealed_auth: bytes, now
     return replace(
         service,
         spec=spec,
+        ports=ports,
         spec_version=newest + 1 if runs_differently else service.spec_version,
         previous_spec=service.spec,
         previous_spec_version=service.spec_version,
@@ -45,15 +51,21 @@ def updated_service(service: Service, spec: ServiceSpec, sealed_auth: bytes, now
     )
 
 
-def rolled_back_service(service: Service, now: int) -> Service:
-    """The service with its previous spec; a second rollback toggles back. InvalidArgument if there is none."""
+def previous_spec(service: Service) -> ServiceSpec:
+    """What a rollback goes back to. InvalidArgument if there is nothing."""
     if service.previous_spec is None:
         raise InvalidArgument(
             f"rpc error: code = FailedPrecondition desc = service {service.id} does not have a previous spec"
         )
+    return service.previous_spec
+
+
+def rolled_back_service(service: Service, ports: tuple[PortConfig, ...], now: int) -> Service:
+    """The service with its previous spec, whose ports are given; a second rollback toggles back."""
     return replace(
         service,
-        spec=service.previous_spec,
+        spec=previous_spec(service),
+        ports=ports,
         spec_version=service.previous_spec_version,
         previous_spec=service.spec,
         previous_spec_version=service.spec_version,

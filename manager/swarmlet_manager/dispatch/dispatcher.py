@@ -1,0 +1,305 @@
+"""The leader's end of all agents' sessions: who is there, what each must know, what they report.
+
+Only the leader serves sessions; another manager sends agents on to it. A node is DOWN after
+HEARTBEAT_GRACE_PERIODS heartbeat periods without a sign of life; a new leader gives all nodes a full grace
+period first. An agent may only speak for the node its certificate names, and only while that node exists.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Sequence
+
+import msgspec
+from aiohttp import WSMsgType, web
+from msgspec.structs import replace
+
+from swarmlet.engine_api.router import Call, Route
+from swarmlet.errors import StaleView
+from swarmlet.log import get_logger
+from swarmlet.loops import Group
+from swarmlet.model.cluster import Cluster
+from swarmlet.model.defaults import HEARTBEAT_GRACE_PERIODS
+from swarmlet.model.node import Node
+from swarmlet.model.states import NodeState, Role
+from swarmlet.model.task import Task, TaskStatus
+from swarmlet.model.times import NS
+from swarmlet.tls import require_role
+from swarmlet.wire import messages
+from swarmlet.wire.joining import SESSION_PATH
+from swarmlet.wire.messages import PROTOCOL_VERSION, DescriptionUpdate, Hello, Inventory, Welcome
+from swarmlet_manager.ca.seal import unseal
+from swarmlet_manager.control.ports import StorePort
+from swarmlet_manager.dispatch.inventory import Inventories
+from swarmlet_manager.dispatch.liveness import Liveness
+from swarmlet_manager.dispatch.session import Ended, Session
+from swarmlet_manager.dispatch.status import StatusCollector
+from swarmlet_manager.state import Change, Put, State
+
+log = get_logger(__name__)
+
+HELLO_S = 10.0
+#: The largest frame an agent may send (10,000 reports are about 2 MB).
+MAX_AGENT_FRAME = 16 << 20
+#: How often silent nodes are looked for, as a share of the heartbeat period.
+SWEEPS_PER_PERIOD = 4
+
+
+class Dispatcher:
+    """One per manager process; `start` and `stop` follow leadership.
+
+    leader_addr: the leader's "host:port" as far as this manager knows, for agents that dial a follower.
+    """
+
+    def __init__(
+        self,
+        store: StorePort,
+        *,
+        leader_addr: Callable[[], str],
+        now: Callable[[], int] = time.time_ns,
+    ) -> None:
+        self._store = store
+        self._leader_addr = leader_addr
+        self._now = now
+        self._sessions: dict[str, Session] = {}
+        self._liveness = Liveness()
+        self._inventories = Inventories()
+        self._collector = StatusCollector(store, now)
+        self._group: Group | None = None
+        self._unsubscribe: Callable[[], None] | None = None
+
+    # Leadership
+
+    async def start(self) -> None:
+        """Serve sessions, now that this manager leads."""
+        self._collector = StatusCollector(self._store, self._now)
+        self._liveness.grant(self.state.nodes, asyncio.get_running_loop().time())
+        self._unsubscribe = self._store.subscribe(self._changed)
+        self._group = Group()
+        self._group.start(self._collector.run(), name="status reports")
+        self._group.start(self._sweep_for_ever(), name="heartbeats")
+
+    async def stop(self) -> None:
+        """End all sessions: agents look for the new leader."""
+        if self._unsubscribe is not None:
+            self._unsubscribe()
+            self._unsubscribe = None
+        if self._group is not None:
+            group, self._group = self._group, None
+            for session in list(self._sessions.values()):
+                session.end(messages.CLOSE_NOT_LEADER, self._leader_addr())
+            await group.close()
+
+    async def wait(self) -> None:
+        """Raises what ended one of its loops."""
+        assert self._group is not None
+        await self._group.wait()
+
+    # For the API
+
+    @property
+    def state(self) -> State:
+        return self._store.state
+
+    @property
+    def connected(self) -> set[str]:
+        """Ids of the nodes with a session now."""
+        return set(self._sessions)
+
+    def locate_container(self, ref: str) -> str:
+        """The id of the node that has this container. NotFound, Conflict."""
+        return self._inventories.locate(ref)
+
+    @property
+    def inventories(self) -> Inventories:
+        return self._inventories
+
+    def routes(self) -> list[Route]:
+        return [Route("GET", SESSION_PATH, self.session)]
+
+    async def session(self, call: Call) -> web.StreamResponse:
+        """The WebSocket of one agent. 401, 403 before the upgrade; afterwards a close code says why."""
+        identity = require_role(call.request.transport, (Role.WORKER, Role.MANAGER))
+        # An agent that does not answer to a close is not waited for: it may be gone.
+        socket = web.WebSocketResponse(max_msg_size=MAX_AGENT_FRAME, compress=False, timeout=1.0)
+        await socket.prepare(call.request)
+        try:
+            session = await self._admit(identity.node_id, socket)
+        except Ended as err:
+            await socket.close(code=err.code, message=err.reason.encode()[:120])
+            return socket
+        try:
+            await session.run()
+        finally:
+            self._collector.forget(session)
+            if self._sessions.get(identity.node_id) is session:
+                del self._sessions[identity.node_id]
+        return socket
+
+    async def _admit(self, node_id: str, socket: web.WebSocketResponse) -> Session:
+        """Hello, checked and written to the node's record. Ended says why not."""
+        if self._group is None or not self._store.leader:
+            raise Ended(messages.CLOSE_NOT_LEADER, self._leader_addr())
+        hello = await _hello(socket)
+        if hello.node_id != node_id:
+            raise Ended(messages.CLOSE_BAD_MESSAGE, f"the certificate is of node {node_id}")
+        await self._register(node_id, hello)
+        if self._group is None:
+            raise Ended(messages.CLOSE_NOT_LEADER, self._leader_addr())
+        if (old := self._sessions.get(node_id)) is not None:
+            old.end(messages.CLOSE_REPLACED, "the node has opened another session")
+        session = Session(self, socket, node_id, self._store.term)
+        self._sessions[node_id] = session
+        self.heard(session)
+        return session
+
+    async def _register(self, node_id: str, hello: Hello) -> None:
+        """The node is READY and described as it says; nothing is written if nothing is new."""
+        await self._update_node(
+            node_id,
+            lambda node: replace(
+                _in_state(node, NodeState.READY, "", self._now()),
+                description=hello.description, addr=hello.addr or node.addr, port=hello.port,
+                manager_addr=hello.manager_addr,
+            ),
+        )
+
+    async def _update_node(self, node_id: str, change: Callable[[Node], Node]) -> None:
+        while True:
+            node = self.state.nodes.get(node_id)
+            if node is None:
+                raise Ended(messages.CLOSE_REMOVED, "the node is not a member of this cluster any more")
+            changed = change(node)
+            if changed == node:
+                return
+            try:
+                await self._store.commit([Put(replace(changed, updated_at=self._now()))])
+            except StaleView:
+                await asyncio.sleep(0)
+                continue
+            return
+
+    # What sessions tell
+
+    def welcome(self) -> Welcome:
+        cluster = self.state.cluster
+        assert cluster is not None, "a node cannot be a member of no cluster"
+        return Welcome(
+            cluster_id=cluster.id,
+            term=self._store.term,
+            heartbeat_period_ns=cluster.spec.dispatcher.heartbeat_period,
+            managers=self._managers(),
+        )
+
+    def heard(self, session: Session) -> None:
+        self._liveness.beat(session.node_id, asyncio.get_running_loop().time())
+
+    def reported(self, session: Session, seq: int, reports: list[tuple[str, TaskStatus]]) -> None:
+        self._collector.add(session, seq, reports)
+
+    def listed(self, session: Session, inventory: Inventory) -> None:
+        self._inventories.apply(session.node_id, inventory)
+
+    async def described(self, session: Session, update: DescriptionUpdate) -> None:
+        await self._update_node(session.node_id, lambda node: replace(node, description=update.description))
+
+    def auth_for(self, tasks: list[Task]) -> dict[str, str]:
+        """Registry credentials of the services of these tasks, opened for their agent."""
+        cluster = self.state.cluster
+        found: dict[str, str] = {}
+        for service_id in {task.service_id for task in tasks}:
+            service = self.state.services.get(service_id)
+            if cluster is not None and service is not None and service.sealed_auth:
+                found[service_id] = unseal(cluster.seal_key, service.sealed_auth, service_id)
+        return found
+
+    # Loops of the leader
+
+    async def _sweep_for_ever(self) -> None:
+        while True:
+            period = self._period()
+            await asyncio.sleep(period / SWEEPS_PER_PERIOD)
+            try:
+                await self._sweep(period * HEARTBEAT_GRACE_PERIODS)
+            except Exception:
+                log.exception("looking for silent nodes failed")
+
+    async def _sweep(self, grace: float) -> None:
+        up = [node.id for node in self.state.nodes.values() if node.state in (NodeState.READY, NodeState.DISCONNECTED)]
+        for node_id in self._liveness.silent(up, asyncio.get_running_loop().time(), grace):
+            log.warning("node is down", node_id=node_id, silent_s=grace)
+            try:
+                await self._update_node(node_id, self._down)
+            except Ended:  # removed meanwhile
+                continue
+            if (session := self._sessions.get(node_id)) is not None:
+                session.end(messages.CLOSE_REPLACED, "no heartbeat")
+
+    def _down(self, node: Node) -> Node:
+        return _in_state(node, NodeState.DOWN, "heartbeat failure", self._now())
+
+    def _period(self) -> float:
+        return _period_of(self.state.cluster or Cluster(id="")) / NS
+
+    def _managers(self) -> tuple[str, ...]:
+        addresses = {node.manager_addr for node in self.state.nodes.values() if node.manager_addr}
+        own = self._leader_addr()
+        return tuple(sorted(addresses | ({own} if own else set())))
+
+    def _changed(self, changes: Sequence[Change]) -> None:
+        """Called by the store with each applied batch: marks what sessions must look at."""
+        for change in changes:
+            before, after = change.before, change.after
+            if isinstance(change.record, Task):
+                for task in (before, after):
+                    if isinstance(task, Task) and (session := self._sessions.get(task.node_id)) is not None:
+                        session.note(task.id)
+            elif isinstance(change.record, Node):
+                self._node_changed(before, after)
+            elif isinstance(before, Cluster) and isinstance(after, Cluster) and _period_of(before) != _period_of(after):
+                self._welcome_all()
+
+    def _node_changed(self, before: object, after: object) -> None:
+        if isinstance(before, Node) and after is None:
+            self._liveness.forget(before.id)
+            self._inventories.forget(before.id)
+            if (session := self._sessions.get(before.id)) is not None:
+                session.end(messages.CLOSE_REMOVED, "the node was removed from the cluster")
+        elif isinstance(after, Node):
+            known = before.manager_addr if isinstance(before, Node) else ""
+            if known != after.manager_addr:
+                self._welcome_all()
+
+    def _welcome_all(self) -> None:
+        for session in self._sessions.values():
+            session.welcome_again()
+
+
+async def _hello(socket: web.WebSocketResponse) -> Hello:
+    try:
+        frame = await socket.receive(timeout=HELLO_S)
+    except TimeoutError as err:
+        raise Ended(messages.CLOSE_BAD_MESSAGE, "no hello in time") from err
+    if frame.type is not WSMsgType.BINARY:
+        raise Ended(messages.CLOSE_BAD_MESSAGE, "expected hello")
+    try:
+        message = messages.decode_from_agent(frame.data)
+    except msgspec.DecodeError as err:
+        raise Ended(messages.CLOSE_BAD_MESSAGE, f"not a message: {err}") from err
+    if not isinstance(message, Hello):
+        raise Ended(messages.CLOSE_BAD_MESSAGE, "expected hello")
+    if message.protocol != PROTOCOL_VERSION:
+        raise Ended(
+            messages.CLOSE_BAD_MESSAGE, f"protocol {message.protocol} is not spoken here (ours is {PROTOCOL_VERSION})"
+        )
+    return message
+
+
+def _period_of(cluster: Cluster) -> int:
+    return cluster.spec.dispatcher.heartbeat_period
+
+
+def _in_state(node: Node, state: NodeState, message: str, now: int) -> Node:
+    since = node.state_changed_at if node.state is state else now
+    return replace(node, state=state, message=message, state_changed_at=since)

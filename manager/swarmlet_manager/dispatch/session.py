@@ -1,0 +1,177 @@
+"""One agent's connection, from Welcome to close: what it tells is handed on, what it must know is sent.
+
+Reading and writing are two tasks under one group: whichever ends first ends the session. Everything the agent
+sends counts as a sign of life.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Protocol
+
+import msgspec
+from aiohttp import WSMsgType, web
+
+from swarmlet.log import get_logger
+from swarmlet.loops import Pulse
+from swarmlet.model.task import Task, TaskStatus
+from swarmlet.wire import messages
+from swarmlet.wire.messages import (
+    Assignments,
+    DescriptionUpdate,
+    Heartbeat,
+    Hello,
+    Inventory,
+    StatusAck,
+    StatusUpdate,
+    Welcome,
+)
+from swarmlet_manager.dispatch.feed import Feed
+from swarmlet_manager.state import State
+
+log = get_logger(__name__)
+
+#: Assignments changed in a burst go out together, at most once in this time; the first goes at once.
+SPACING_S = 0.02
+#: An agent that takes no bytes for so long is gone.
+SEND_S = 10.0
+CLOSE_S = 1.0
+
+
+class Ended(Exception):
+    """The session is over: the close code and reason to send, if the connection still stands."""
+
+    def __init__(self, code: int, reason: str) -> None:
+        super().__init__(reason)
+        self.code, self.reason = code, reason
+
+
+class SessionOwner(Protocol):
+    """What a session asks of the dispatcher."""
+
+    @property
+    def state(self) -> State: ...
+
+    def welcome(self) -> Welcome: ...
+
+    def heard(self, session: Session) -> None: ...
+
+    def reported(self, session: Session, seq: int, reports: list[tuple[str, TaskStatus]]) -> None: ...
+
+    def listed(self, session: Session, inventory: Inventory) -> None: ...
+
+    async def described(self, session: Session, update: DescriptionUpdate) -> None: ...
+
+    def auth_for(self, tasks: list[Task]) -> dict[str, str]: ...
+
+
+class Session:
+    def __init__(self, owner: SessionOwner, socket: web.WebSocketResponse, node_id: str, term: int) -> None:
+        self.node_id = node_id
+        self._owner = owner
+        self._socket = socket
+        self._term = term
+        self._seq = 0
+        self._acknowledged = 0
+        self._sent_ack = 0
+        self._feed = Feed(node_id)
+        self._pulse = Pulse(SPACING_S)
+        self._welcome_due = True
+        self._ended: Ended | None = None
+        self._end = asyncio.Event()
+
+    async def run(self) -> None:
+        """Until either side ends it. The socket is closed when this returns."""
+        tasks = [
+            asyncio.create_task(self._read(), name=f"read {self.node_id}"),
+            asyncio.create_task(self._write(), name=f"write {self.node_id}"),
+            asyncio.create_task(self._told_to_end(), name=f"end {self.node_id}"),
+        ]
+        try:
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in tasks:
+                task.cancel()
+            results = await asyncio.gather(*tasks, return_exceptions=True)
+        await self._close([result for result in results if isinstance(result, Exception)])
+
+    def end(self, code: int, reason: str) -> None:
+        """End it from outside: node removed, replaced by a newer session, leadership lost."""
+        self._ended = self._ended or Ended(code, reason)
+        self._end.set()
+
+    def note(self, task_id: str) -> None:
+        """This task may be news for the agent."""
+        self._feed.note(task_id)
+        self._pulse.beat()
+
+    def welcome_again(self) -> None:
+        """Something that Welcome tells has changed."""
+        self._welcome_due = True
+        self._pulse.beat()
+
+    def acknowledge(self, seq: int) -> None:
+        self._acknowledged = max(self._acknowledged, seq)
+        self._pulse.beat()
+
+    async def _told_to_end(self) -> None:
+        await self._end.wait()
+
+    async def _read(self) -> None:
+        async for frame in self._socket:
+            if frame.type is not WSMsgType.BINARY:
+                raise Ended(messages.CLOSE_BAD_MESSAGE, "expected binary frames")
+            try:
+                message = messages.decode_from_agent(frame.data)
+            except msgspec.DecodeError as err:
+                raise Ended(messages.CLOSE_BAD_MESSAGE, f"not a message: {err}") from err
+            self._owner.heard(self)
+            match message:
+                case Heartbeat():
+                    pass
+                case StatusUpdate():
+                    reports = [(report.task_id, report.status) for report in message.reports]
+                    self._owner.reported(self, message.seq, reports)
+                case Inventory():
+                    self._owner.listed(self, message)
+                case DescriptionUpdate():
+                    await self._owner.described(self, message)
+                case Hello():
+                    raise Ended(messages.CLOSE_BAD_MESSAGE, "hello was said before")
+
+    async def _write(self) -> None:
+        self._pulse.beat()
+        while True:
+            await self._pulse.wait()
+            if self._welcome_due:
+                self._welcome_due = False
+                await self._send(self._owner.welcome())
+            if self._acknowledged > self._sent_ack:
+                self._sent_ack = self._acknowledged
+                await self._send(StatusAck(seq=self._sent_ack))
+            if self._feed.pending:
+                full, tasks, removed = self._feed.take(self._owner.state)
+                if full or tasks or removed:
+                    self._seq += 1
+                    await self._send(
+                        Assignments(
+                            term=self._term, seq=self._seq, full=full, tasks=tuple(tasks), removed=tuple(removed),
+                            registry_auth=self._owner.auth_for(tasks),
+                        )
+                    )
+
+    async def _send(self, message: messages.ManagerMessage) -> None:
+        async with asyncio.timeout(SEND_S):
+            await self._socket.send_bytes(messages.encode(message))
+
+    async def _close(self, failures: list[Exception]) -> None:
+        ended = self._ended or next((failure for failure in failures if isinstance(failure, Ended)), None)
+        for failure in failures:
+            if not isinstance(failure, (Ended, ConnectionError, TimeoutError)):
+                log.error("session failed", node_id=self.node_id, error=repr(failure))
+        code, reason = (ended.code, ended.reason) if ended else (1000, "")
+        try:
+            async with asyncio.timeout(CLOSE_S):
+                await self._socket.close(code=code, message=reason.encode()[:120])
+        except (TimeoutError, ConnectionError) as err:
+            log.debug("session could not be closed in order", node_id=self.node_id, reason=repr(err))

@@ -1,0 +1,45 @@
+"""What a host that joins and its manager say to each other, as JSON over the manager's TLS port.
+
+    GET  /swarmlet/v1/ca            the CA certificate, PEM (any client; checked by the digest in the token)
+    POST /swarmlet/v1/join          JoinRequest -> Certificate (any client with a token)
+    POST /swarmlet/v1/renew         RenewRequest -> Certificate (a node, by its certificate)
+    POST /swarmlet/v1/local-join    JoinRequest without a token -> Certificate (the manager's unix socket only)
+    GET  /swarmlet/v1/session       WebSocket (a node, by its certificate): see messages.py
+"""
+
+from __future__ import annotations
+
+from swarmlet.model.base import Record
+from swarmlet.model.states import Role
+
+CA_PATH = "/swarmlet/v1/ca"
+JOIN_PATH = "/swarmlet/v1/join"
+RENEW_PATH = "/swarmlet/v1/renew"
+LOCAL_JOIN_PATH = "/swarmlet/v1/local-join"
+SESSION_PATH = "/swarmlet/v1/session"
+
+
+class JoinRequest(Record, frozen=True, kw_only=True):
+    """addr: where this host is reached, "" = where the request came from."""
+
+    token: str = ""
+    csr: str
+    hostname: str = ""
+    addr: str = ""
+
+    def __repr__(self) -> str:
+        return f"JoinRequest(hostname={self.hostname!r}, addr={self.addr!r})"
+
+
+class RenewRequest(Record, frozen=True, kw_only=True):
+    csr: str
+    addr: str = ""
+
+
+class Certificate(Record, frozen=True, kw_only=True):
+    """The answer to all of them: cert and ca are PEM."""
+
+    node_id: str
+    role: Role
+    cert: str
+    ca: str
