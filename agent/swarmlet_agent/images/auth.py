@@ -1,0 +1,77 @@
+"""Registry credentials: how clients hand them over, and how registries ask for them (RFC 7235 challenges).
+
+Pure. Credentials never get into a message: errors here tell what is wrong with the form, not what was sent.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import re
+from dataclasses import dataclass
+
+import msgspec
+
+from swarmlet.errors import InvalidArgument
+from swarmlet_agent.images.types import RegistryAuth
+
+_SCHEME = re.compile(r"\s*([A-Za-z][A-Za-z0-9-]*)(?:\s+|$)")
+_PARAM = re.compile(r"\s*([A-Za-z0-9_-]+)\s*=\s*(?:\"((?:[^\"\\]|\\.)*)\"|([^\s,\"]*))\s*,?")
+
+
+class _Given(msgspec.Struct, frozen=True):
+    username: str | None = None
+    password: str | None = None
+    auth: str | None = None
+    identitytoken: str | None = None
+    registrytoken: str | None = None
+    serveraddress: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Challenge:
+    """One way in that a registry offers: "bearer" with realm, service and scope, or "basic"."""
+
+    scheme: str
+    realm: str = ""
+    service: str = ""
+    scope: str = ""
+
+
+def decode_auth(header: str) -> RegistryAuth | None:
+    """X-Registry-Auth: base64url of JSON, padding optional; None for nothing. InvalidArgument if it is neither."""
+    if not header.strip():
+        return None
+    try:
+        text = header.strip().replace("+", "-").replace("/", "_").rstrip("=")
+        raw = base64.b64decode(text + "=" * (-len(text) % 4), altchars=b"-_", validate=True)
+        given = msgspec.json.decode(raw or b"{}", type=_Given)
+        username, password = given.username or "", given.password or ""
+        if given.auth and not username:
+            username, _, password = base64.b64decode(given.auth).decode().partition(":")
+    except (binascii.Error, msgspec.DecodeError, UnicodeDecodeError, ValueError):
+        # Not chained: the cause would quote what was sent.
+        raise InvalidArgument("invalid X-Registry-Auth header: expected base64url-encoded JSON") from None
+    auth = RegistryAuth(
+        username, password, given.identitytoken or "", given.registrytoken or "", given.serveraddress or ""
+    )
+    return auth if auth.username or auth.identity_token or auth.registry_token else None
+
+
+def parse_challenges(headers: list[str]) -> list[Challenge]:
+    """Values of WWW-Authenticate, in order; schemes other than Bearer and Basic are left out."""
+    found = []
+    for header in headers:
+        at = 0
+        while (scheme := _SCHEME.match(header, at)) is not None:
+            at = scheme.end()
+            params: dict[str, str] = {}
+            while (param := _PARAM.match(header, at)) is not None:
+                at = param.end()
+                quoted = param[2]
+                params[param[1].lower()] = re.sub(r"\\(.)", r"\1", quoted) if quoted is not None else param[3]
+            if scheme[1].lower() in ("bearer", "basic"):
+                found.append(Challenge(
+                    scheme[1].lower(), params.get("realm", ""), params.get("service", ""), params.get("scope", "")
+                ))
+    return found

@@ -1,0 +1,294 @@
+"""Unpacked layers on disk: `layers/<chain id hex>/{diff,recipe,kept}`, each made once and shared by images.
+
+A folder under `layers/` is whole: it is unpacked under `tmp/` and renamed into place after the layers below it. Which
+ones are needed is derived (images and containers name them), never counted; the rest is removed at start.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ctypes
+import os
+import secrets
+import stat
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from swarmlet.errors import Internal
+from swarmlet.log import get_logger
+from swarmlet.model.base import Record
+from swarmlet_agent.images.manifests import chain_ids
+from swarmlet_agent.images.unpack import Unpacked, remove_tree
+from swarmlet_agent.images.workers import UnpackPool
+
+log = get_logger(__name__)
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+class Layer(Record, frozen=True, kw_only=True):
+    """One unpacked layer. parent: chain id below, "" for the lowest; size_bytes of its files; tar_bytes of its tar."""
+
+    chain_id: str
+    diff_id: str
+    parent: str = ""
+    size_bytes: int = 0
+    tar_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Blob:
+    """A layer's tar, compressed or not: `length` bytes at `offset` of a file."""
+
+    path: Path
+    offset: int
+    length: int
+
+
+class Installation(Protocol):
+    """Where the layers of an image being installed come from, and who hears how it goes (by layer number)."""
+
+    def blob(self, number: int) -> AbstractAsyncContextManager[Blob]:
+        """Fetch the layer; what it occupies may be removed when the context ends."""
+        ...
+
+    async def exists(self, number: int) -> None: ...
+
+    async def extracting(self, number: int, consumed: int, total: int) -> None: ...
+
+    async def complete(self, number: int) -> None: ...
+
+
+class LayerStore:
+    """All calls on the loop; files are touched in threads and worker processes."""
+
+    def __init__(self, folder: Path, pool: UnpackPool) -> None:
+        self._folder = folder / "layers"
+        self._tmp = folder / "tmp"
+        self._pool = pool
+        self._layers: dict[str, Layer] = {}
+        self._locks: dict[str, asyncio.Lock] = {}
+        self._pins: Counter[str] = Counter()
+        self._unsynced: set[str] = set()
+
+    @property
+    def tmp(self) -> Path:
+        """For files that need not outlive this process; emptied at start."""
+        return self._tmp
+
+    def recover(self, known: Iterable[Layer], needed: frozenset[str]) -> None:
+        """At start, blocking: forget half-made things, keep what is `needed` and whole on disk."""
+        remove_tree(self._tmp)
+        self._tmp.mkdir(parents=True, mode=0o700)
+        self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        on_disk = {f"sha256:{entry.name}" for entry in self._folder.iterdir()}
+        usable = on_disk & needed
+        self._layers = {layer.chain_id: layer for layer in known if layer.chain_id in usable}
+        for chain_id in on_disk - self._layers.keys() - needed:
+            self._trash(chain_id)
+
+    def get(self, chain_id: str) -> Layer | None:
+        return self._layers.get(chain_id)
+
+    def all(self) -> list[Layer]:
+        return list(self._layers.values())
+
+    def path(self, chain_id: str) -> Path:
+        """The layer's folder."""
+        return self._folder / chain_id.removeprefix("sha256:")
+
+    def diff(self, chain_id: str) -> Path:
+        """The layer's files, as overlayfs takes them."""
+        return self.path(chain_id) / "diff"
+
+    @contextlib.contextmanager
+    def pinned(self, chains: Sequence[str]) -> Iterator[None]:
+        """These layers are not swept while the block runs, though no image names them yet."""
+        self._pins.update(chains)
+        try:
+            yield
+        finally:
+            self._pins.subtract(chains)
+            self._pins += Counter()
+
+    async def install(self, diff_ids: Sequence[str], parts: Installation) -> list[Layer]:
+        """All layers of an image, lowest first: those missing are fetched and unpacked side by side.
+
+        Call with the chain pinned. The first error ends the others and is raised; layers already whole stay
+        until `sweep`.
+        """
+        chains = chain_ids(diff_ids)
+        done = [asyncio.Event() for _ in chains]
+
+        async def one(number: int) -> None:
+            chain_id, parent = chains[number], chains[number - 1] if number else ""
+            async with self._lock(chain_id):
+                if chain_id in self._layers:
+                    await parts.exists(number)
+                else:
+                    below = done[number - 1].wait if number else None
+                    await self._add(number, chain_id, diff_ids[number], parent, parts, below)
+            done[number].set()
+
+        async with self._pool.in_use():
+            await together(one(number) for number in range(len(chains)))
+        return [self._layers[chain_id] for chain_id in chains]
+
+    async def add_single(self, blob: Blob, label: str) -> Layer:
+        """A lowest layer whose digest is not known before (docker import). It stays until `sweep`: pin it at once."""
+        async with self._pool.in_use():
+            with self._work_folder() as work:
+                unpacked = await self._pool.unpack(
+                    blob.path, blob.offset, blob.length, work, label=label, expected=None, progress=_nothing
+                )
+                async with self._lock(unpacked.diff_id):
+                    if unpacked.diff_id not in self._layers:
+                        await self._commit(work, unpacked.diff_id, "", unpacked)
+                    return self._layers[unpacked.diff_id]
+
+    async def sync(self, chains: Iterable[str]) -> None:
+        """The files of these layers are on disk when this returns: call before promising an image."""
+        fresh = self._unsynced.intersection(chains)
+        if fresh:
+            await asyncio.to_thread(_sync_file_system, self._folder)
+            self._unsynced -= fresh
+
+    async def sweep(self, needed: Callable[[], frozenset[str]], candidates: Iterable[str]) -> list[Layer]:
+        """Remove those of the candidates nobody needs, the highest first. Returns what went."""
+        gone: list[Layer] = []
+        for chain_id in reversed(list(dict.fromkeys(candidates))):
+            async with self._lock(chain_id):
+                if chain_id in needed() or self._pins[chain_id] or (layer := self._layers.get(chain_id)) is None:
+                    continue
+                del self._layers[chain_id]
+                self._unsynced.discard(chain_id)
+                gone.append(layer)
+                await asyncio.to_thread(self._trash, chain_id)
+        return gone
+
+    async def _add(
+        self, number: int, chain_id: str, diff_id: str, parent: str, parts: Installation,
+        below: Callable[[], Awaitable[object]] | None,
+    ) -> None:
+        async with parts.blob(number) as blob:
+            with self._work_folder() as work:
+
+                async def progress(consumed: int) -> None:
+                    await parts.extracting(number, consumed, blob.length)
+
+                await progress(0)
+                unpacked = await self._pool.unpack(
+                    blob.path, blob.offset, blob.length, work, label=diff_id, expected=diff_id, progress=progress
+                )
+                if below is not None:
+                    await below()
+                await progress(blob.length)
+                await self._commit(work, chain_id, parent, unpacked)
+        await parts.complete(number)
+
+    async def _commit(self, work: Path, chain_id: str, parent: str, unpacked: Unpacked) -> None:
+        lower = self._lower(parent)
+        await asyncio.to_thread(_settle, work, self.path(chain_id), unpacked.implied, lower)
+        self._layers[chain_id] = Layer(
+            chain_id=chain_id, diff_id=unpacked.diff_id, parent=parent,
+            size_bytes=unpacked.size_bytes, tar_bytes=unpacked.tar_bytes,
+        )
+        self._unsynced.add(chain_id)
+
+    def _lower(self, chain_id: str) -> list[Path]:
+        """diff folders from this layer down."""
+        folders = []
+        while chain_id:
+            folders.append(self.diff(chain_id))
+            chain_id = self._layers[chain_id].parent
+        return folders
+
+    @contextlib.contextmanager
+    def _work_folder(self) -> Iterator[Path]:
+        work = self._tmp / f"layer-{secrets.token_hex(8)}"
+        work.mkdir(mode=0o700)
+        try:
+            yield work
+        finally:
+            if work.exists():  # not committed: failed or cancelled
+                remove_tree(work)
+
+    def _trash(self, chain_id: str) -> None:
+        """Out of the way first: a removal that is interrupted leaves nothing that looks whole."""
+        doomed = self._tmp / f"gone-{secrets.token_hex(8)}"
+        with contextlib.suppress(FileNotFoundError):
+            os.rename(self.path(chain_id), doomed)
+            remove_tree(doomed)
+
+    def _lock(self, chain_id: str) -> asyncio.Lock:
+        return self._locks.setdefault(chain_id, asyncio.Lock())
+
+
+async def together(work: Iterable[Awaitable[None]]) -> None:
+    """Run side by side; the first failure cancels the others and is raised as it is."""
+    try:
+        async with asyncio.TaskGroup() as group:
+            for one in work:
+                group.create_task(_await(one))
+    except BaseExceptionGroup as errors:
+        raise _first(errors) from None
+
+
+async def _await(work: Awaitable[None]) -> None:
+    await work
+
+
+def _first(errors: BaseExceptionGroup[BaseException]) -> BaseException:
+    found: BaseException = errors
+    while isinstance(found, BaseExceptionGroup):
+        found = found.exceptions[0]
+    return found
+
+
+async def _nothing(_consumed: int) -> None:
+    return None
+
+
+def _settle(work: Path, final: Path, implied: Sequence[bytes], lower: Sequence[Path]) -> None:
+    """Give folders without an entry of their own the attributes they have below, then move into place.
+
+    Without this a layer holding only `tmp/x` would turn a 1777 /tmp of the layers below into 0755.
+    """
+    for path in implied:
+        for folder in lower:
+            found = _folder_below(os.fsencode(folder), path)
+            if found is not None:
+                place = os.fsencode(work / "diff") + b"/" + path
+                os.chown(place, found.st_uid, found.st_gid)
+                os.chmod(place, stat.S_IMODE(found.st_mode))
+                break
+    os.rename(work, final)
+
+
+def _folder_below(root: bytes, path: bytes) -> os.stat_result | None:
+    """lstat of a folder reached through folders only; None if it is not there."""
+    found = None
+    for part in path.split(b"/"):
+        root = root + b"/" + part
+        try:
+            found = os.lstat(root)
+        except FileNotFoundError:
+            return None
+        if not stat.S_ISDIR(found.st_mode):
+            return None
+    return found
+
+
+def _sync_file_system(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        if _libc.syncfs(handle) != 0:
+            code = ctypes.get_errno()
+            raise Internal(f"the image's layers cannot be written to disk: {os.strerror(code)}")
+    finally:
+        os.close(handle)

@@ -1,0 +1,193 @@
+"""Containers' root file systems: overlayfs of an image's layers and the container's own changes.
+
+`<data>/containers-rootfs/<container id>/{upper,work,merged,layers}`; `layers` names the chain ids, highest first, so
+that a container can be mounted again (after a reboot, or when its image has been removed by force).
+
+Layers are given to the kernel as /proc/self/fd/N: 127 long paths would not fit into the page mount(2) takes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ctypes
+import errno
+import os
+import re
+import secrets
+import stat
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+from swarmlet.errors import Internal, InvalidArgument, NotFound
+from swarmlet_agent.images.unpack import remove_tree
+
+_MNT_DETACH = 2
+_UMOUNT_NOFOLLOW = 8
+_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
+_DOOMED = ".removed-"
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.mount.argtypes = (ctypes.c_char_p, ctypes.c_char_p, ctypes.c_char_p, ctypes.c_ulong, ctypes.c_char_p)
+_libc.umount2.argtypes = (ctypes.c_char_p, ctypes.c_int)
+
+
+class RootStore:
+    """Calls for one container must not overlap; the engine sees to that."""
+
+    def __init__(self, folder: Path, diff_of: Callable[[str], Path]) -> None:
+        self._folder = folder
+        self._diff_of = diff_of
+        self._layers: dict[str, tuple[str, ...]] = {}
+
+    def recover(self) -> None:
+        """At start, blocking: finish removals and learn which layers containers use."""
+        self._folder.mkdir(parents=True, exist_ok=True, mode=0o711)
+        (self._folder / ".empty").mkdir(exist_ok=True)
+        for entry in self._folder.iterdir():
+            if entry.name.startswith(_DOOMED):
+                remove_tree(entry)
+            elif not entry.name.startswith("."):
+                with contextlib.suppress(FileNotFoundError):  # made, but nothing was mounted yet
+                    self._layers[entry.name] = tuple((entry / "layers").read_text().split())
+
+    def layers_in_use(self) -> frozenset[str]:
+        return frozenset(chain for chains in self._layers.values() for chain in chains)
+
+    def knows(self, container_id: str) -> bool:
+        return container_id in self._layers
+
+    async def ensure(self, container_id: str, layers: Sequence[str]) -> Path:
+        """Mounted root of a container over these layers (lowest first). Those of its first mount win."""
+        folder = self._place(container_id)
+        chains = self._layers.setdefault(container_id, tuple(reversed(layers)))
+        try:
+            return await asyncio.to_thread(_ensure, folder, chains, [self._diff_of(chain) for chain in chains])
+        except BaseException:
+            if not (folder / "layers").exists():
+                self._layers.pop(container_id, None)
+            raise
+
+    async def unmount(self, container_id: str) -> None:
+        await asyncio.to_thread(_unmount, self._place(container_id) / "merged")
+
+    async def remove(self, container_id: str) -> tuple[str, ...]:
+        """Returns the layers it used."""
+        await asyncio.to_thread(_remove, self._place(container_id), self._folder)
+        return self._layers.pop(container_id, ())
+
+    async def size(self, container_id: str) -> int:
+        folder = self._place(container_id)
+        if container_id not in self._layers:
+            raise NotFound("container", container_id)
+        return await asyncio.to_thread(tree_size, folder / "upper")
+
+    def _place(self, container_id: str) -> Path:
+        if _ID.fullmatch(container_id) is None:
+            raise InvalidArgument(f"invalid container id {container_id!r}")
+        return self._folder / container_id
+
+
+def _ensure(folder: Path, chains: Sequence[str], diffs: Sequence[Path]) -> Path:
+    merged = folder / "merged"
+    if os.path.ismount(merged):
+        return merged
+    if not (folder / "layers").exists():
+        for part in ("upper", "work", "merged"):
+            (folder / part).mkdir(parents=True, exist_ok=True)
+        if diffs:
+            _like(diffs[0], folder / "upper")
+        # Written last and in one step: a folder with this file is complete.
+        fresh = folder / "layers.new"
+        fresh.write_text("\n".join(chains))
+        os.replace(fresh, folder / "layers")
+    missing = next((diff for diff in diffs if not diff.is_dir()), None)
+    if missing is not None:
+        raise Internal(f"container {folder.name} cannot be mounted: layer {missing.parent.name} is missing on disk")
+    _mount_overlay(diffs or [folder.parent / ".empty"], folder)
+    return merged
+
+
+def _like(source: Path, target: Path) -> None:
+    """The root folder's owner and mode show through the topmost layer only."""
+    found = os.stat(source)
+    os.chown(target, found.st_uid, found.st_gid)
+    os.chmod(target, stat.S_IMODE(found.st_mode))
+
+
+def _mount_overlay(lower: Sequence[Path], folder: Path) -> None:
+    with contextlib.ExitStack() as stack:
+
+        def handle(path: Path) -> str:
+            fd = os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+            stack.callback(os.close, fd)
+            return f"/proc/self/fd/{fd}"
+
+        options = (
+            f"lowerdir={':'.join(handle(path) for path in lower)}"
+            f",upperdir={handle(folder / 'upper')},workdir={handle(folder / 'work')}"
+        )
+        if os.path.exists("/sys/module/overlay/parameters/index"):
+            options += ",index=off"  # an index would tie upper to one set of lower layers, and costs at mount
+        result = _libc.mount(b"overlay", os.fsencode(folder / "merged"), b"overlay", 0, options.encode())
+        if result != 0:
+            code = ctypes.get_errno()
+            raise Internal(f"container {folder.name} cannot be mounted: overlay: {os.strerror(code)}")
+
+
+def _unmount(merged: Path) -> None:
+    """Until nothing is mounted there (a bind of the container's own may lie over it)."""
+    for _ in range(16):
+        if _libc.umount2(os.fsencode(merged), _UMOUNT_NOFOLLOW) == 0:
+            continue
+        code = ctypes.get_errno()
+        if code in (errno.EINVAL, errno.ENOENT):
+            return
+        if code == errno.EBUSY and _libc.umount2(os.fsencode(merged), _UMOUNT_NOFOLLOW | _MNT_DETACH) == 0:
+            continue
+        raise Internal(f"{merged} cannot be unmounted: {os.strerror(code)}")
+    raise Internal(f"{merged} cannot be unmounted: too many mounts lie there")
+
+
+def _remove(folder: Path, parent: Path) -> None:
+    if not folder.exists():
+        return
+    _unmount(folder / "merged")
+    doomed = parent / f"{_DOOMED}{secrets.token_hex(8)}"
+    os.rename(folder, doomed)
+    remove_tree(doomed)
+
+
+def tree_size(folder: Path) -> int:
+    """Bytes of all files below, a file with several names once."""
+    total = 0
+    seen: set[tuple[int, int]] = set()
+    for entry in _walk(folder):
+        found = entry.stat(follow_symlinks=False)
+        if stat.S_ISDIR(found.st_mode) or stat.S_ISCHR(found.st_mode):
+            continue
+        if found.st_nlink > 1:
+            if (found.st_dev, found.st_ino) in seen:
+                continue
+            seen.add((found.st_dev, found.st_ino))
+        total += found.st_size
+    return total
+
+
+def _walk(folder: Path) -> Iterator[os.DirEntry[str]]:
+    """Everything below; what vanishes meanwhile is passed over."""
+    waiting = [str(folder)]
+    while waiting:
+        try:
+            entries = list(os.scandir(waiting.pop()))
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        for entry in entries:
+            try:
+                is_folder = entry.is_dir(follow_symlinks=False)
+                entry.stat(follow_symlinks=False)
+            except FileNotFoundError:
+                continue
+            if is_folder:
+                waiting.append(entry.path)
+            yield entry

@@ -1,0 +1,97 @@
+"""The unpacking process: `python -m swarmlet_agent.images.worker`, one layer after another.
+
+A process of its own because unpacking is CPU the agent's loop must not wait for, because it can be killed in the
+middle, and because it locks itself into the layer's folder (chroot) while it handles what it must not trust.
+
+Frames on stdin and stdout: 4 bytes big-endian length, MessagePack of Job / Report.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import struct
+import sys
+from typing import BinaryIO
+
+import msgspec
+
+from swarmlet_agent.images.unpack import BadLayer, Limits, unpack_layer
+
+LENGTH = struct.Struct(">I")
+_PR_SET_PDEATHSIG = 1
+
+
+class Job(msgspec.Struct, frozen=True):
+    """Unpack `length` bytes at `offset` of the file `source` into `folder`: diff/, kept/ and recipe."""
+
+    source: str
+    offset: int
+    length: int
+    folder: str
+    label: str
+    expected: str | None
+    limits: tuple[int, int, int]
+
+
+class Report(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Progress (`consumed` source bytes), or the end: `error` with its kind, or what the layer turned out to be."""
+
+    consumed: int = 0
+    finished: bool = False
+    error: str = ""
+    bad_layer: bool = False
+    diff_id: str = ""
+    tar_bytes: int = 0
+    size_bytes: int = 0
+    implied: tuple[bytes, ...] = ()
+
+
+def do(job: Job, old_root: int, out: BinaryIO) -> Report:
+    with open(job.source, "rb", buffering=0) as source, open(f"{job.folder}/recipe", "xb") as recipe:
+        source.seek(job.offset)
+        os.mkdir(f"{job.folder}/diff", 0o755)
+        os.chroot(job.folder)
+        os.chdir("/")
+        try:
+            done = unpack_layer(
+                source, job.length, b"/diff", b"/kept", recipe, label=job.label, expected=job.expected,
+                limits=Limits(*job.limits), report=lambda consumed: _send(out, Report(consumed=consumed)),
+            )
+        finally:
+            os.fchdir(old_root)
+            os.chroot(".")
+    return Report(
+        finished=True, diff_id=done.diff_id, tar_bytes=done.tar_bytes, size_bytes=done.size_bytes, implied=done.implied
+    )
+
+
+def main() -> None:
+    # An agent that is killed takes its unpackers along; what they left is removed at the next start.
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    incoming, outgoing = sys.stdin.buffer, sys.stdout.buffer
+    old_root = os.open("/", os.O_RDONLY | os.O_DIRECTORY)
+    decoder = msgspec.msgpack.Decoder(Job)
+    while head := incoming.read(LENGTH.size):
+        job = decoder.decode(incoming.read(LENGTH.unpack(head)[0]))
+        try:
+            report = do(job, old_root, outgoing)
+        except BadLayer as err:
+            report = Report(finished=True, error=str(err), bad_layer=True)
+        except OSError as err:
+            report = Report(finished=True, error=f"layer {job.label} cannot be unpacked: {err.strerror or err}")
+        except MemoryError:
+            report = Report(finished=True, error=f"layer {job.label} cannot be unpacked: out of memory")
+        _send(outgoing, report)
+
+
+def _send(out: BinaryIO, report: Report) -> None:
+    data = msgspec.msgpack.encode(report)
+    out.write(LENGTH.pack(len(data)) + data)
+    out.flush()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,121 @@
+"""The agent's end of the unpacking processes: started when layers come, ended when none are left."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+
+import msgspec
+
+from swarmlet.errors import Internal
+from swarmlet_agent.images.unpack import BadLayer, Limits, Unpacked
+from swarmlet_agent.images.worker import LENGTH, Job, Report
+
+#: Layers unpacked at once. More than the cores gains nothing; more than four wears the disk.
+MAX_WORKERS = max(1, min(4, os.cpu_count() or 1))
+_END_TIMEOUT_S = 5.0
+
+
+class _Worker:
+    """One process; does one job at a time."""
+
+    def __init__(self, process: asyncio.subprocess.Process) -> None:
+        assert process.stdin is not None and process.stdout is not None
+        self._process, self._in, self._out = process, process.stdin, process.stdout
+
+    async def run(self, job: Job, progress: Callable[[int], Awaitable[None]]) -> Report:
+        data = msgspec.msgpack.encode(job)
+        try:
+            self._in.write(LENGTH.pack(len(data)) + data)
+            await self._in.drain()
+            while True:
+                (size,) = LENGTH.unpack(await self._out.readexactly(LENGTH.size))
+                report = msgspec.msgpack.decode(await self._out.readexactly(size), type=Report)
+                if report.finished:
+                    return report
+                await progress(report.consumed)
+        except (asyncio.IncompleteReadError, ConnectionError) as err:
+            code = await self._process.wait()
+            raise Internal(
+                f"layer {job.label} cannot be unpacked: the unpacking process ended with code {code}"
+            ) from err
+
+    async def end(self, *, kill: bool) -> None:
+        """Ends by itself when its input does; killed if it is in the middle of something."""
+        if kill and self._process.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                self._process.kill()
+        self._in.close()
+        try:
+            async with asyncio.timeout(_END_TIMEOUT_S):
+                await self._process.wait()
+        except TimeoutError:
+            with contextlib.suppress(ProcessLookupError):
+                self._process.kill()
+            await self._process.wait()
+
+
+class UnpackPool:
+    """`async with pool.in_use(): await pool.unpack(...)`; processes live while someone uses the pool."""
+
+    def __init__(self, limits: Limits | None = None, size: int = MAX_WORKERS) -> None:
+        limits = limits or Limits()
+        self._limits = (limits.tar_bytes, limits.entries, limits.reserve_bytes)
+        self._free = asyncio.Semaphore(size)
+        self._idle: list[_Worker] = []
+        self._users = 0
+
+    @contextlib.asynccontextmanager
+    async def in_use(self) -> AsyncIterator[None]:
+        self._users += 1
+        try:
+            yield
+        finally:
+            self._users -= 1
+            if not self._users:
+                idle, self._idle = self._idle, []
+                for worker in idle:
+                    await _finish(worker.end(kill=False))
+
+    async def unpack(
+        self, source: Path, offset: int, length: int, folder: Path, *, label: str, expected: str | None,
+        progress: Callable[[int], Awaitable[None]],
+    ) -> Unpacked:
+        """Into the empty `folder`. BadLayer, or Internal for the disk's troubles. Cancelling kills the process."""
+        job = Job(str(source), offset, length, str(folder), label, expected, self._limits)
+        async with self._free:
+            worker = self._idle.pop() if self._idle else await _start()
+            try:
+                report = await worker.run(job, progress)
+            except BaseException:
+                await _finish(worker.end(kill=True))
+                raise
+            self._idle.append(worker)
+        if report.bad_layer:
+            raise BadLayer(report.error)
+        if report.error:
+            raise Internal(report.error)
+        return Unpacked(report.diff_id, report.tar_bytes, report.size_bytes, report.implied)
+
+
+async def _start() -> _Worker:
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "swarmlet_agent.images.worker",
+        stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, limit=64 << 20,
+        env={**os.environ, "PYTHONUTF8": "1"},
+    )
+    return _Worker(process)
+
+
+async def _finish(ending: Awaitable[None]) -> None:
+    """Ends of processes are waited for even while being cancelled: they are short and leave no zombie."""
+    task = asyncio.ensure_future(ending)
+    try:
+        await asyncio.shield(task)
+    except asyncio.CancelledError:
+        await task
+        raise
