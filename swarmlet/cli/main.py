@@ -20,7 +20,7 @@ from rich.table import Table
 from swarmlet.errors import Forbidden, SwarmletError
 from swarmlet.local import cluster as clusters
 from swarmlet.local import hosts
-from swarmlet.local.layout import HostLayout
+from swarmlet.local.layout import ClusterLayout, HostLayout
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -143,7 +143,7 @@ def host_exec(node: str, command: tuple[str, ...], name: str) -> None:
 
 
 def _on_host(
-    label: str, act: Callable[[clusters.ClusterLayout, HostLayout], None], help_text: str
+    label: str, act: Callable[[ClusterLayout, HostLayout], None], help_text: str
 ) -> Callable[[str, str], None]:
     @_answers_errors
     def command(node: str, name: str) -> None:
