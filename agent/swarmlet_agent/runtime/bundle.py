@@ -1,0 +1,170 @@
+"""A container's files under the run folder: what another agent needs to go on with a container it did not make.
+
+    containers/<id>/  config.json  meta  pidfile  conmon.pid  attach  ctl  winsz  persist/  [shm/]
+    exits/<id>        written by conmon when init has ended: the exit code
+    oci/<id>/         the OCI runtime's own
+    execs/            short-lived files of execs
+
+A pid is believed only together with the start time it had: numbers are used again.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from swarmlet.errors import Internal, NotFound
+from swarmlet.model.base import Record
+from swarmlet_agent.runtime import linux
+from swarmlet_agent.runtime.types import Exit
+
+
+class Meta(Record, frozen=True, kw_only=True):
+    """What cannot be read off the container itself. program: argv[0]; stdin_closes: with its first client."""
+
+    cgroup_path: str
+    program: str
+    stdin_closes: bool = False
+
+
+class _Config(msgspec.Struct):
+    process: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Process:
+    """A process by number and start time (clock ticks since boot)."""
+
+    pid: int
+    started: int
+
+    @property
+    def alive(self) -> bool:
+        """Neither gone, nor a zombie, nor another process with the same number."""
+        found = look(self.pid)
+        return found is not None and found.started == self.started
+
+
+def look(pid: int) -> Process | None:
+    """The process with this number now; None if there is none or it is a zombie."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    # The name in parentheses may hold anything; state is the first field after it, the start time the 20th.
+    fields = stat[stat.rindex(")") + 2 :].split()
+    return None if fields[0] in ("Z", "X") else Process(pid, int(fields[19]))
+
+
+class Bundle:
+    """Paths and small files of one container."""
+
+    __slots__ = ("exit_file", "id", "path", "state")
+
+    def __init__(self, run_dir: Path, container_id: str) -> None:
+        self.id = container_id
+        self.path = run_dir / "containers" / container_id
+        self.exit_file = run_dir / "exits" / container_id
+        self.state = run_dir / "oci" / container_id
+
+    @property
+    def exists(self) -> bool:
+        return self.path.is_dir()
+
+    def write(self, config: bytes, meta: Meta) -> None:
+        """A fresh bundle. OSError."""
+        (self.path / "persist").mkdir(parents=True)
+        (self.path / "config.json").write_bytes(config)
+        (self.path / "meta").write_bytes(msgspec.msgpack.encode(meta))
+
+    def meta(self) -> Meta:
+        """NotFound if the container has no bundle."""
+        try:
+            return msgspec.msgpack.decode((self.path / "meta").read_bytes(), type=Meta)
+        except FileNotFoundError as err:
+            raise NotFound("container", self.id) from err
+        except msgspec.DecodeError as err:  # cut off in the middle of being made
+            raise Internal(f"the files of container {self.id} are damaged") from err
+
+    def process_config(self) -> dict[str, Any]:
+        """`process` of config.json."""
+        return msgspec.json.decode((self.path / "config.json").read_bytes(), type=_Config).process
+
+    def save(self, name: str, process: Process) -> None:
+        """Remember a process ("init" or "conmon") with its start time, in one step."""
+        temporary = self.path / f".{name}"
+        temporary.write_text(f"{process.pid} {process.started}")
+        temporary.rename(self.path / name)
+
+    def remember(self, name: str, pid: int) -> None:
+        """`save` for a process of that number; one that has ended already is not remembered."""
+        if (process := look(pid)) is not None:
+            self.save(name, process)
+
+    def process(self, name: str) -> Process | None:
+        """A remembered process if it still lives."""
+        try:
+            pid, started = (self.path / name).read_text().split()
+        except FileNotFoundError:
+            return self._by_pidfile(name)
+        known = Process(int(pid), int(started))
+        return known if known.alive else None
+
+    def _by_pidfile(self, name: str) -> Process | None:
+        """An agent that died between the start of a process and `save`: the runtime's pid file has only the
+        number, so the process must also be where only this container's are."""
+        try:
+            pid = int((self.path / ("pidfile" if name == "init" else "conmon.pid")).read_text())
+            if name == "init":
+                # Absent in cgroups of the host are only strangers: the container's own cgroup has its path.
+                belongs = f"{self.meta().cgroup_path}\n" in Path(f"/proc/{pid}/cgroup").read_text()
+            else:
+                belongs = self.id.encode() in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+        except (FileNotFoundError, ProcessLookupError, ValueError, NotFound):
+            return None
+        return look(pid) if belongs else None
+
+    def exit(self) -> Exit | None:
+        """What conmon wrote; None as long as it has not."""
+        try:
+            code = int(self.exit_file.read_text())
+            at = self.exit_file.stat().st_mtime_ns
+        except (FileNotFoundError, ValueError):
+            return None
+        return Exit(code & 0xFF, at, (self.path / "persist" / "oom").exists())
+
+    def make_shm(self, size_bytes: int) -> Path:
+        """A /dev/shm on the host, for containers that share it. OSError."""
+        folder = self.path / "shm"
+        folder.mkdir()
+        linux.mount("shm", str(folder), "tmpfs", 2 | 4 | 8, f"mode=1777,size={size_bytes}")  # nosuid nodev noexec
+        return folder
+
+    def remove(self) -> None:
+        """All files; nothing there is fine. Blocking. OSError."""
+        shm = self.path / "shm"
+        if shm.exists():
+            try:
+                linux.umount(str(shm), linux.MNT_DETACH)
+            except OSError as err:
+                if err.errno != errno.EINVAL:  # not mounted (any more)
+                    raise
+        for folder in (self.state, self.path):
+            if folder.exists():
+                shutil.rmtree(folder)
+        self.exit_file.unlink(missing_ok=True)
+
+
+def write_control(fifo: Path, line: str) -> None:
+    """A line for one of conmon's fifos. FileNotFoundError or OSError (ENXIO) if conmon does not listen."""
+    descriptor = os.open(fifo, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        os.write(descriptor, line.encode())
+    finally:
+        os.close(descriptor)

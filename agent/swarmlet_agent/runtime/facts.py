@@ -1,0 +1,126 @@
+"""What this host can do, looked up once: the OCI configuration is decided from it and looks at nothing itself."""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from swarmlet_agent.runtime import caps
+from swarmlet_agent.runtime import seccomp as profiles
+
+#: The host's folders and files these facts come from.
+CGROUP_ROOT = Path("/sys/fs/cgroup")
+_APPARMOR = Path("/sys/module/apparmor/parameters/enabled")
+_APPARMOR_PROFILES = Path("/sys/kernel/security/apparmor/profiles")
+#: AppArmor profiles that confine a container by default, where someone has loaded them.
+_DEFAULT_PROFILES = ("swarmlet-default", "docker-default")
+#: A program for `--init` must be static: it runs inside any image.
+_INIT_PROGRAMS = (
+    "/usr/bin/tini-static",
+    "/usr/bin/catatonit",
+    "/usr/libexec/podman/catatonit",
+    "/usr/libexec/docker/docker-init",
+    "/usr/bin/docker-init",
+    "/usr/bin/tini",
+    "/sbin/tini",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class HostFacts:
+    """cgroup_version: 1 or 2. hybrid: version 1 with a cgroup2 mount beside it that has controllers.
+    oom_score_adj: this process's own, which containers would inherit. init_path "": no static init program found.
+    """
+
+    cgroup_version: int
+    machine: str
+    kernel: tuple[int, int]
+    available_caps: frozenset[str]
+    hybrid: bool = False
+    seccomp: bool = True
+    default_profile: Mapping[str, Any] | None = None
+    apparmor: bool = False
+    apparmor_profile: str = ""
+    init_path: str = ""
+    swap_accounting: bool = True
+    oom_score_adj: int = 0
+    cpus: int = 1
+
+    @property
+    def seccomp_host(self) -> profiles.Host:
+        return profiles.Host(self.machine, self.kernel)
+
+
+def probe(profile: Path | None, *, cgroup_root: Path = CGROUP_ROOT) -> HostFacts:
+    """Look. profile: the default seccomp profile; None or a missing file means there is none.
+
+    InvalidArgument for a profile that is not one; OSError for one that cannot be read.
+    """
+    is_v2 = (cgroup_root / "cgroup.controllers").exists()
+    status = _status()
+    release = re.match(r"(\d+)\.(\d+)", platform.release())
+    apparmor = _APPARMOR.exists() and _APPARMOR.read_text().strip() == "Y"
+    return HostFacts(
+        cgroup_version=2 if is_v2 else 1,
+        hybrid=not is_v2 and _unified_has_controllers(cgroup_root),
+        machine=platform.machine(),
+        kernel=(int(release[1]), int(release[2])) if release else (0, 0),
+        available_caps=caps.from_mask(int(status.get("CapBnd", "0"), 16)),
+        seccomp="Seccomp" in status,
+        default_profile=profiles.parse(profile.read_bytes()) if profile is not None and profile.exists() else None,
+        apparmor=apparmor,
+        apparmor_profile=_loaded_profile() if apparmor else "",
+        init_path=find_init(),
+        swap_accounting=_swap_accounting(is_v2, cgroup_root),
+        oom_score_adj=int(Path("/proc/self/oom_score_adj").read_text()),
+        cpus=os.cpu_count() or 1,
+    )
+
+
+def find_init(candidates: tuple[str, ...] = _INIT_PROGRAMS) -> str:
+    """The first static ELF program among the candidates, or ""."""
+    return next((path for path in candidates if os.access(path, os.X_OK) and is_static(Path(path))), "")
+
+
+def is_static(path: Path) -> bool:
+    """True for a 64-bit little-endian ELF program without an interpreter (no PT_INTERP header)."""
+    with path.open("rb") as file:
+        head = file.read(64)
+        if len(head) < 64 or head[:6] != b"\x7fELF\x02\x01":
+            return False
+        (offset,) = struct.unpack_from("<Q", head, 32)
+        size, count = struct.unpack_from("<HH", head, 54)
+        file.seek(offset)
+        table = file.read(size * count)
+    return all(struct.unpack_from("<I", table, index * size)[0] != 3 for index in range(len(table) // size))
+
+
+def _status() -> dict[str, str]:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return {key: value.strip() for key, _, value in (line.partition(":") for line in lines)}
+
+
+def _unified_has_controllers(root: Path) -> bool:
+    controllers = root / "unified" / "cgroup.controllers"
+    return controllers.exists() and bool(controllers.read_text().strip())
+
+
+def _loaded_profile() -> str:
+    try:
+        loaded = {line.split(" ")[0] for line in _APPARMOR_PROFILES.read_text().splitlines()}
+    except OSError:  # securityfs is not mounted: nothing can be said, so nothing is asked for
+        return ""
+    return next((name for name in _DEFAULT_PROFILES if name in loaded), "")
+
+
+def _swap_accounting(is_v2: bool, root: Path) -> bool:
+    if not is_v2:
+        return (root / "memory" / "memory.memsw.limit_in_bytes").exists()
+    # The root cgroup has no memory.swap.max; any child does, where the kernel counts swap.
+    return any(root.glob("*/memory.swap.max"))

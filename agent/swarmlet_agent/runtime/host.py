@@ -1,0 +1,114 @@
+"""Which OCI runtime runs here, and the thread its processes are started from."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import shutil
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from swarmlet.errors import Internal, InvalidArgument
+from swarmlet_agent.runtime.cgroups import Cgroups
+from swarmlet_agent.runtime.facts import CGROUP_ROOT, HostFacts
+from swarmlet_agent.runtime.spawner import isolate
+
+RUNTIMES = ("crun", "runc")
+_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin:/usr/libexec/podman"
+
+
+@dataclass(frozen=True, slots=True)
+class RuntimeInfo:
+    """What `docker info` tells. cgroup_version "1" or "2"; init_path "" where `--init` is refused.
+
+    seccomp: containers get a filter by default. The flags say which limits this host can apply.
+    """
+
+    name: str = ""
+    version: str = ""
+    commit: str = ""
+    conmon_path: str = ""
+    conmon_version: str = ""
+    cgroup_version: str = "1"
+    cgroup_driver: str = "cgroupfs"
+    seccomp: bool = False
+    apparmor: bool = False
+    init_path: str = ""
+    memory_limit: bool = False
+    swap_limit: bool = False
+    cpu_cfs: bool = False
+    cpu_shares: bool = False
+    cpuset: bool = False
+    pids_limit: bool = False
+    oom_kill_disable: bool = False
+
+
+async def choose(wanted: str, facts: HostFacts, cgroups: Cgroups) -> tuple[str, RuntimeInfo]:
+    """(program, what to tell). InvalidArgument for an unknown name, Internal if a program is not installed."""
+    if wanted not in ("auto", *RUNTIMES):
+        raise InvalidArgument(f'runtime "{wanted}" is not known: use auto, crun or runc')
+    conmon = shutil.which("conmon", path=_PATH)
+    if conmon is None:
+        raise Internal("conmon is not installed: install the package conmon")
+    for name in RUNTIMES if wanted == "auto" else (wanted,):
+        if (program := shutil.which(name, path=_PATH)) is not None:
+            (version, commit), (conmon_version, _) = await asyncio.gather(_version(program), _version(conmon))
+            break
+    else:
+        raise Internal("no OCI runtime is installed: install the package crun or runc")
+    is_v1 = facts.cgroup_version == 1
+    has_cpu = cgroups.has_controller("cpu")
+    info = RuntimeInfo(
+        name=name,
+        version=version,
+        commit=commit,
+        conmon_path=conmon,
+        conmon_version=conmon_version,
+        cgroup_version=str(facts.cgroup_version),
+        seccomp=facts.seccomp and facts.default_profile is not None,
+        apparmor=bool(facts.apparmor_profile),
+        init_path=facts.init_path,
+        memory_limit=cgroups.has_controller("memory"),
+        swap_limit=cgroups.has_controller("memory") and facts.swap_accounting,
+        cpu_cfs=has_cpu,
+        cpu_shares=has_cpu,
+        cpuset=cgroups.has_controller("cpuset"),
+        pids_limit=cgroups.has_controller("pids"),
+        oom_kill_disable=is_v1 and cgroups.has_controller("memory"),
+    )
+    return program, info
+
+
+def prepare_thread(cgroups: Cgroups, parent: str, *, isolated: bool) -> Callable[[], None]:
+    """For the spawner: conmon's cgroup, and, for crun on a hybrid host, no cgroup2 mount.
+
+    On version 1 a thread can be in a cgroup of its own, and what it starts begins there. Version 2 has only
+    whole processes, so there each conmon is moved (`ConmonRuntime`).
+    """
+
+    def prepare() -> None:
+        if cgroups.version == 1:
+            for file in cgroups.make_for_threads(f"{parent}/conmon"):
+                file.write_text(str(threading.get_native_id()))
+        if isolated:
+            isolate(str(CGROUP_ROOT / "unified"), str(CGROUP_ROOT))
+
+    return prepare
+
+
+async def _version(program: str) -> tuple[str, str]:
+    """(version, commit) as the program prints them."""
+    process = await asyncio.create_subprocess_exec(
+        program, "--version", stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE
+    )
+    output = (await process.communicate())[0].decode(errors="replace")
+    version = re.search(r"version\s+(\S+)", output)
+    commit = re.search(r"commit:\s+(\S+)", output)
+    return version[1] if version else "unknown", commit[1] if commit else ""
+
+
+def below(path: str | Path, folders: tuple[Path, ...]) -> bool:
+    """True if the path lies in one of the folders."""
+    return any(Path(path).is_relative_to(folder) for folder in folders)

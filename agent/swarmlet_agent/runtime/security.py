@@ -1,0 +1,129 @@
+"""What a container must not see or gain: masked paths, `--security-opt`, and the options this engine refuses. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from swarmlet.errors import InvalidArgument, NotSupported
+from swarmlet.model.container import HostConfig
+from swarmlet_agent.runtime import seccomp
+from swarmlet_agent.runtime.facts import HostFacts
+
+#: moby oci/defaults.go.
+MASKED_PATHS = (
+    "/proc/acpi",
+    "/proc/asound",
+    "/proc/interrupts",
+    "/proc/kcore",
+    "/proc/keys",
+    "/proc/latency_stats",
+    "/proc/sched_debug",
+    "/proc/scsi",
+    "/proc/timer_list",
+    "/proc/timer_stats",
+    "/sys/devices/virtual/powercap",
+    "/sys/firmware",
+)
+READONLY_PATHS = ("/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger")
+
+_UNCONFINED = "unconfined"
+
+
+@dataclass(frozen=True, slots=True)
+class SecurityOptions:
+    """`--security-opt` words, read. seccomp: None the default profile, "unconfined", or a profile's JSON."""
+
+    no_new_privileges: bool = False
+    seccomp: str | None = None
+    apparmor: str | None = None
+    writable_cgroups: bool = False
+
+
+def read_options(words: Sequence[str]) -> SecurityOptions:
+    """InvalidArgument for a word Docker does not know, NotSupported for SELinux labels and system paths."""
+    no_new_privileges, profile, apparmor, writable_cgroups = False, None, None, False
+    for word in words:
+        # Old clients separate by a colon. A profile's JSON is full of both, so the first one counts.
+        separator = min((word.index(char) for char in "=:" if char in word), default=len(word))
+        key, value = word[:separator], word[separator + 1 :]
+        if key == "no-new-privileges":
+            no_new_privileges = _flag(word, value)
+        elif key == "writable-cgroups":
+            writable_cgroups = _flag(word, value)
+        elif key == "seccomp" and value:
+            profile = value
+        elif key == "apparmor" and value:
+            apparmor = value
+        elif key == "label" and value == "disable":
+            continue  # asks for what is the case: there are no labels here
+        elif key == "label":
+            raise NotSupported(f'security option "{word}" is not supported: SELinux labels are not set by this engine')
+        else:
+            raise InvalidArgument(f"invalid --security-opt 2: {word!r}".replace("'", '"'))
+    return SecurityOptions(no_new_privileges, profile, apparmor, writable_cgroups)
+
+
+def _flag(word: str, value: str) -> bool:
+    if value.lower() in ("", "1", "t", "true"):
+        return True
+    if value.lower() in ("0", "f", "false"):
+        return False
+    raise InvalidArgument(f'invalid --security-opt 2: "{word}"')
+
+
+def seccomp_profile(
+    host: HostConfig, options: SecurityOptions, caps: Sequence[str], facts: HostFacts
+) -> dict[str, Any] | None:
+    """`linux.seccomp`, or None for no filter. NotSupported for a profile on a kernel without seccomp."""
+    if options.seccomp == _UNCONFINED or (host.privileged and options.seccomp is None):
+        return None
+    if options.seccomp in (None, "builtin"):
+        if not facts.seccomp or facts.default_profile is None:
+            return None
+        return seccomp.resolve(facts.default_profile, caps, facts.seccomp_host)
+    if not facts.seccomp:
+        raise NotSupported("seccomp is not enabled in your kernel, cannot run a custom seccomp profile")
+    return seccomp.resolve(seccomp.parse(options.seccomp or ""), caps, facts.seccomp_host)
+
+
+def apparmor_profile(host: HostConfig, options: SecurityOptions, facts: HostFacts) -> str:
+    """`process.apparmorProfile`, or "". NotSupported for a profile on a host without AppArmor."""
+    if options.apparmor is None:
+        return "" if host.privileged else facts.apparmor_profile
+    if options.apparmor == _UNCONFINED:
+        return _UNCONFINED if facts.apparmor else ""
+    if not facts.apparmor:
+        raise NotSupported(f'apparmor is not enabled on this host: cannot apply the profile "{options.apparmor}"')
+    return options.apparmor
+
+
+def paths(host: HostConfig, cpus: int) -> tuple[list[str], list[str]]:
+    """Masked and read-only paths; an explicit list, also an empty one, replaces Docker's."""
+    if host.privileged:
+        return [], []
+    throttle = [f"/sys/devices/system/cpu/cpu{cpu}/thermal_throttle" for cpu in range(cpus)]
+    masked = [*MASKED_PATHS, *throttle] if host.masked_paths is None else list(host.masked_paths)
+    return masked, list(READONLY_PATHS if host.readonly_paths is None else host.readonly_paths)
+
+
+def refuse_unsupported(host: HostConfig, runtimes: Sequence[str]) -> None:
+    """NotSupported or InvalidArgument for options that would otherwise be ignored. runtimes: names accepted."""
+    if host.userns_mode not in ("", "host"):
+        raise NotSupported(f'userns mode "{host.userns_mode}" is not supported: user namespaces are not used')
+    if host.isolation not in ("", "default"):
+        raise NotSupported(f'isolation "{host.isolation}" is not supported on Linux')
+    if host.storage_opt:
+        raise NotSupported("--storage-opt is not supported: the overlay storage has no size limit")
+    if host.device_requests:
+        names = ", ".join(request.driver or "gpu" for request in host.device_requests)
+        raise NotSupported(f"device requests ({names}) are not supported by this engine")
+    if host.cgroup:
+        raise NotSupported(f'cgroup "{host.cgroup}" is not supported: every container has a cgroup of its own')
+    if host.cgroupns_mode not in ("", "private", "host"):
+        raise InvalidArgument(f"invalid cgroup namespace mode: {host.cgroupns_mode}")
+    if host.runtime and host.runtime not in runtimes:
+        raise InvalidArgument(f"unknown or invalid runtime name: {host.runtime}")
+    if not -1000 <= host.oom_score_adj <= 1000:
+        raise InvalidArgument(f"Invalid value {host.oom_score_adj}, range for oom score adj is [-1000, 1000]")

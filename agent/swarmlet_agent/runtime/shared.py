@@ -1,0 +1,56 @@
+"""Mount propagation: what the agent mounts later must appear, and disappear, where the OCI runtime looks."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from swarmlet_agent.runtime import linux
+from swarmlet_agent.runtime.cgroup_files import mount_fields
+
+
+def is_shared(path: Path) -> bool:
+    """True if the mount that holds the path passes mounts on (mount_namespaces(7))."""
+    holder, _ = _holder(path)
+    return any(word.startswith("shared:") for word in holder)
+
+
+def ensure_shared(path: Path) -> None:
+    """Make the folder's mount a shared one; if need be, by mounting the folder on itself. Blocking. OSError."""
+    path.mkdir(parents=True, exist_ok=True)
+    real = path.resolve()
+    if is_shared(real):
+        return
+    if _holder(real)[1] != str(real):
+        linux.mount(str(real), str(real), flags=linux.MS_BIND | linux.MS_REC)
+    linux.mount("", str(real), flags=linux.MS_SHARED)
+
+
+def release_shared(path: Path) -> None:
+    """Undo `ensure_shared`: nothing mounted there is fine. Blocking. OSError if something in it is in use."""
+    real = path.resolve()
+    holder, point = _holder(real)
+    # Only a mount of the folder on itself is ours: its root within the file system is not "/".
+    if point == str(real) and holder and holder[0] != "/":
+        linux.umount(str(real))
+
+
+def identity(path: str) -> tuple[int, int]:
+    """What a path leads to in the caller's mount namespace; (0, 0) for nothing."""
+    try:
+        found = os.stat(path)
+    except OSError:
+        return 0, 0
+    return found.st_dev, found.st_ino
+
+
+def _holder(path: Path) -> tuple[list[str], str]:
+    """The mount that holds a path: ([root, optional fields…], mount point)."""
+    best: tuple[list[str], str] = ([], "")
+    for line in Path("/proc/self/mountinfo").read_text().splitlines():
+        root, point, optional = mount_fields(line)
+        inside = point == "/" or str(path) == point or str(path).startswith(point + "/")
+        # A later line covers an earlier one at the same place.
+        if inside and len(point) >= len(best[1]):
+            best = ([root, *optional], point)
+    return best
