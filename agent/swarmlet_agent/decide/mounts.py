@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import posixpath
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from msgspec.structs import replace
 
@@ -54,8 +54,9 @@ def resolve_mounts(request: ContainerCreate, shared: Mapping[str, Sequence[Mount
     for target in request.volumes:
         destination = _destination(target)
         if destination not in points:
+            driver = host.volume_driver or "local"
             points[destination] = MountPoint(
-                type="volume", destination=destination, driver=host.volume_driver or "local", copy_up=True, anonymous=True
+                type="volume", destination=destination, driver=driver, copy_up=True, anonymous=True
             )
     return tuple(sorted(points.values(), key=lambda point: (point.destination.count("/"), point.destination)))
 
@@ -70,8 +71,7 @@ def parse_bind(text: str, volume_driver: str = "") -> MountPoint:
     parts = text.split(":")
     if len(parts) == 1:
         parts = ["", *parts]
-    elif len(parts) == 2 and not parts[1].startswith("/") and _is_mode(parts[1]):
-        parts = ["", *parts]
+    # An anonymous volume takes no mode: in "/data:ro" the second word is a relative destination.
     if len(parts) > 3 or not parts[1]:
         raise InvalidArgument(f"invalid volume specification: '{text}'")
     source, destination = parts[0], parts[1]
@@ -120,7 +120,7 @@ def from_mount(mount: Mount) -> MountPoint:
         if mount.source:
             raise refuse("field Source must not be specified")
         given = mount.tmpfs_options
-        options = [":".join(entry) if len(entry) == 1 else "=".join(entry) for entry in (given.options if given else ())]
+        options = ["=".join(entry) for entry in (given.options if given else ())]
         if given and given.size_bytes:
             options.append(f"size={given.size_bytes}")
         if given and given.mode:
@@ -154,7 +154,7 @@ def tmpfs_options(given: Sequence[str]) -> tuple[str, ...]:
     return tuple(values.values())
 
 
-def _bind_mount(mount: Mount, destination: str, refuse: _Refuse) -> MountPoint:
+def _bind_mount(mount: Mount, destination: str, refuse: Callable[[str], InvalidArgument]) -> MountPoint:
     if not mount.source:
         raise refuse("field Source must not be empty")
     if not mount.source.startswith("/"):
@@ -174,7 +174,7 @@ def _bind_mount(mount: Mount, destination: str, refuse: _Refuse) -> MountPoint:
     )  # fmt: skip
 
 
-def _volume_mount(mount: Mount, destination: str, refuse: _Refuse) -> MountPoint:
+def _volume_mount(mount: Mount, destination: str, refuse: Callable[[str], InvalidArgument]) -> MountPoint:
     if mount.bind_options is not None or mount.tmpfs_options is not None:
         raise refuse(f"field {'BindOptions' if mount.bind_options else 'TmpfsOptions'} must not be specified")
     if mount.source and not _VOLUME_NAME.fullmatch(mount.source):
@@ -192,12 +192,6 @@ def _volume_mount(mount: Mount, destination: str, refuse: _Refuse) -> MountPoint
         type="volume", destination=destination, name=mount.source, driver=driver or "local", mode="z",
         rw=not mount.read_only, copy_up=not (options and options.no_copy), anonymous=not mount.source,
     )  # fmt: skip
-
-
-class _Refuse:
-    """Type of the closure that words a refusal."""
-
-    def __call__(self, why: str) -> InvalidArgument: ...
 
 
 def _add(points: dict[str, MountPoint], seen: set[str], point: MountPoint) -> None:

@@ -32,7 +32,8 @@ def resolve_user(user: str, group_add: Sequence[str], passwd: str, group: str) -
     if uid is None:
         raise InvalidArgument(f"unable to find user {name}: no matching entries in passwd file")
     _check(uid)
-    gid, members = (account[2] if account else 0), ()
+    gid = account[2] if account else 0
+    members: tuple[int, ...] = ()
     if group_name:
         gid = _group_id(group_name, group)
     elif account:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from msgspec import field
 
-from swarmlet.errors import SwarmletError
 from swarmlet.model.base import ApiStruct, Record
 from swarmlet.model.container import ContainerConfig, ContainerCreate, EndpointSettings, HostConfig, PortBinding
 from swarmlet.model.ids import short_id
@@ -58,9 +57,9 @@ class Container(Record, frozen=True, kw_only=True):
     which is what inspect shows as Config and HostConfig.
 
     name: without the leading slash. image_ref: the image as the client named it; image_id: what it was then.
-    args: full argv. endpoints by network name: wishes always, addresses while attached. ports: "80/tcp" ->
-    bindings as really published, only while attached. files: /etc/hostname, /etc/hosts, /etc/resolv.conf ->
-    host files. log_path "": the log driver keeps nothing. uid, gid, groups: of the last start.
+    args: full argv. wishes by network name: what was asked for; endpoints: the same with what was given while it is
+    attached. ports: "80/tcp" -> bindings as really published, only while attached. files: /etc/hostname, /etc/hosts,
+    /etc/resolv.conf -> host files. log_path "": the log driver keeps nothing. uid, gid, groups: of the last start.
     """
 
     id: str
@@ -72,6 +71,7 @@ class Container(Record, frozen=True, kw_only=True):
     args: tuple[str, ...]
     state: ContainerState = ContainerState()
     mounts: tuple[MountPoint, ...] = ()
+    wishes: dict[str, EndpointSettings] = {}
     endpoints: dict[str, EndpointSettings] = {}
     ports: dict[str, tuple[PortBinding, ...]] = {}
     files: dict[str, str] = {}
@@ -156,11 +156,3 @@ class PruneReport(ApiStruct, frozen=True, kw_only=True):
 
     containers_deleted: tuple[str, ...] = ()
     space_reclaimed: int = field(name="SpaceReclaimed", default=0)
-
-
-class StartError(SwarmletError):
-    """A container that could not be started for a reason other than the program itself. `status` is the answer's."""
-
-    def __init__(self, message: str, status: int = 500) -> None:
-        super().__init__(message)
-        self.status = status

@@ -29,7 +29,7 @@ CLUSTER_KINDS = ("service", "node", "secret", "config", "plugin")
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """One event. at: ns. attributes: the actor's name, image and labels, and what the action adds (exitCode, signal)."""
+    """One event. at: ns. attributes: name, image, labels of the actor, and what the action adds (exitCode)."""
 
     type: str  # container, image, network, volume, daemon
     action: str

@@ -1,0 +1,42 @@
+"""Changing a container's limits and restart policy after it was made (Engine API ContainerUpdate)."""
+
+from __future__ import annotations
+
+from msgspec.structs import replace
+
+from swarmlet.errors import Conflict, InvalidArgument
+from swarmlet.model.container import HostConfig, RestartPolicy
+from swarmlet_agent.decide.validate import check_policy, check_resources
+
+#: What may be changed. A field that has its default value in a change is left as it is.
+_LIMITS = (
+    "cpu_shares", "memory", "blkio_weight", "cpu_period", "cpu_quota", "cpu_realtime_period", "cpu_realtime_runtime",
+    "cpuset_cpus", "cpuset_mems", "memory_reservation", "memory_swap", "nano_cpus", "pids_limit",
+)  # fmt: skip
+
+
+def apply_update(host: HostConfig, changes: HostConfig, *, cpus: int) -> HostConfig:
+    """The new HostConfig; nothing of `host` but limits and the restart policy changes.
+
+    InvalidArgument for a limit that cannot be, Conflict where the old and new ones contradict each other.
+    """
+    untouched = HostConfig()
+    given = {name: getattr(changes, name) for name in _LIMITS if getattr(changes, name) != getattr(untouched, name)}
+    if host.nano_cpus and ("cpu_period" in given or "cpu_quota" in given):
+        raise Conflict("Conflicting options: CPU Period/Quota cannot be updated as NanoCPUs has already been set")
+    if (host.cpu_period or host.cpu_quota) and "nano_cpus" in given:
+        raise Conflict("Conflicting options: Nano CPUs cannot be updated as CPU Period/Quota has already been set")
+    memory = given.get("memory")
+    if memory and 0 < host.memory_swap < memory and "memory_swap" not in given:
+        raise Conflict(
+            "Memory limit should be smaller than already set memoryswap limit, update the memoryswap at the same time"
+        )
+    policy = changes.restart_policy
+    if policy != RestartPolicy():
+        check_policy(policy)
+        if host.auto_remove and policy.name not in ("", "no"):
+            raise InvalidArgument("Restart policy cannot be updated because AutoRemove is enabled for the container")
+        given["restart_policy"] = policy
+    after = replace(host, **given)
+    check_resources(after, cpus=cpus)
+    return after

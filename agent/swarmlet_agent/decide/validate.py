@@ -1,0 +1,238 @@
+"""Whether a container's configuration can be meant, in dockerd's words (moby daemon/container.go, daemon_unix.go,
+runconfig). What depends on the image, other containers or the host's files is checked where those are known.
+"""
+
+from __future__ import annotations
+
+import re
+
+from swarmlet.errors import InvalidArgument, NotSupported
+from swarmlet.model.container import ContainerCreate, HostConfig, LogConfig, RestartPolicy
+from swarmlet_agent.decide.health import check_config
+from swarmlet_agent.decide.ports import wanted_ports
+from swarmlet_agent.decide.signals import parse_signal
+
+_MINIMUM_MEMORY = 6 << 20
+_HOSTNAME_LENGTH = 64  # the kernel's limit (sethostname(2))
+_SIZE = re.compile(r"^(\d+(?:\.\d+)?)\s*([kmgt]?)(?:i?b)?$")
+#: Options of the json-file and local log drivers that this engine honours.
+_LOG_OPTIONS = ("max-size", "max-file", "mode", "compress")
+LOG_DRIVERS = ("json-file", "local", "none")
+
+
+def check_request(request: ContainerCreate, *, cpus: int) -> list[str]:
+    """Warnings; InvalidArgument or NotSupported for what is wrong. cpus: how many the host has."""
+    _check_config(request)
+    host = request.host_config
+    check_resources(host, cpus=cpus)
+    check_restart(host)
+    check_log(host.log_config)
+    _check_modes(request)
+    _check_names(host)
+    wanted_ports(request)
+    if host.links:
+        raise NotSupported("links (--link) are not supported: put the containers on a network of their own")
+    warnings = []
+    if host.oom_kill_disable and not host.memory:
+        warnings.append(
+            "OOM killer is disabled for the container, but no memory limit is set, this can result in the system "
+            "running out of resources."
+        )
+    if host.network_mode == "host" and (host.port_bindings or host.publish_all_ports):
+        warnings.append("Published ports are discarded when using host network mode")
+    return warnings
+
+
+def _check_config(request: ContainerCreate) -> None:
+    if request.working_dir and not request.working_dir.startswith("/"):
+        raise InvalidArgument(
+            f"the working directory '{request.working_dir}' is invalid, it needs to be an absolute path"
+        )
+    for entry in request.env:
+        if not entry or entry.startswith("="):
+            raise InvalidArgument(f"invalid environment variable: {entry}")
+        if "\0" in entry:
+            raise InvalidArgument("invalid environment variable: a null byte cannot be part of it")
+    if any("\0" in word for word in (*(request.cmd or ()), *(request.entrypoint or ()))):
+        raise InvalidArgument("invalid command: a null byte cannot be part of it")
+    if len(request.hostname) > _HOSTNAME_LENGTH:
+        raise InvalidArgument(f"invalid hostname format: {request.hostname}: longer than {_HOSTNAME_LENGTH} characters")
+    if request.stop_signal:
+        parse_signal(request.stop_signal)
+    check_config(request.healthcheck)
+
+
+def check_image_part(merged: ContainerCreate) -> None:
+    """What may have come from the image: InvalidArgument if no run of it could work."""
+    if merged.stop_signal:
+        parse_signal(merged.stop_signal)
+    check_config(merged.healthcheck)
+
+
+def check_resources(host: HostConfig, *, cpus: int) -> None:
+    """Limits by themselves and against each other; bytes and Docker's units."""
+    _check_memory(host)
+    _check_cpu(host, cpus)
+    if host.blkio_weight and not 10 <= host.blkio_weight <= 1000:
+        raise InvalidArgument("Range of blkio weight is from 10 to 1000")
+    if host.shm_size < 0:
+        raise InvalidArgument("SHM size can not be less than 0")
+    if not -1000 <= host.oom_score_adj <= 1000:
+        raise InvalidArgument(f"Invalid value {host.oom_score_adj}, range for oom score adj is [-1000, 1000]")
+
+
+def _check_memory(host: HostConfig) -> None:
+    swap = host.memory_swap
+    if host.memory and host.memory < _MINIMUM_MEMORY:
+        raise InvalidArgument("Minimum memory limit allowed is 6MB")
+    if host.memory and 0 < swap < host.memory:
+        raise InvalidArgument("Minimum memoryswap limit should be larger than memory limit, see usage")
+    if not host.memory and swap > 0:
+        raise InvalidArgument("You should always set the Memory limit when using Memoryswap limit, see usage")
+    swappiness = host.memory_swappiness
+    if swappiness is not None and not -1 <= swappiness <= 100:
+        raise InvalidArgument(f"Invalid value: {swappiness}, valid memory swappiness range is 0-100")
+    if host.memory_reservation and host.memory_reservation < _MINIMUM_MEMORY:
+        raise InvalidArgument("Minimum memory reservation allowed is 6MB")
+    if host.memory and host.memory_reservation > host.memory:
+        raise InvalidArgument("Minimum memory limit can not be less than memory reservation limit, see usage")
+
+
+def _check_cpu(host: HostConfig, cpus: int) -> None:
+    if host.nano_cpus and host.cpu_period:
+        raise InvalidArgument("Conflicting options: Nano CPUs and CPU Period cannot both be set")
+    if host.nano_cpus and host.cpu_quota:
+        raise InvalidArgument("Conflicting options: Nano CPUs and CPU Quota cannot both be set")
+    if host.nano_cpus and not 10_000_000 <= host.nano_cpus <= cpus * 1_000_000_000:
+        raise InvalidArgument(
+            f"range of CPUs is from 0.01 to {cpus}.00, as there are only {cpus} CPUs available"
+        )
+    if host.cpu_shares < 0:
+        raise InvalidArgument(f"invalid CPU shares ({host.cpu_shares}): value must be a positive integer")
+    if host.cpu_period and not 1000 <= host.cpu_period <= 1_000_000:
+        raise InvalidArgument("CPU cfs period can not be less than 1ms (i.e. 1000) or larger than 1s (i.e. 1000000)")
+    if 0 < host.cpu_quota < 1000:
+        raise InvalidArgument("CPU cfs quota can not be less than 1ms (i.e. 1000)")
+    for name, text in (("cpus", host.cpuset_cpus), ("mems", host.cpuset_mems)):
+        numbers = parse_set(text, name)
+        if name == "cpus" and numbers and max(numbers) >= cpus:
+            available = f"0-{cpus - 1}" if cpus > 1 else "0"
+            raise InvalidArgument(f"Requested CPUs are not available - requested {text}, available: {available}")
+
+
+def parse_set(text: str, name: str) -> frozenset[int]:
+    """Numbers of "0-2,5" (cpuset(7) list format); at most 8192 as the kernel."""
+    numbers: set[int] = set()
+    for part in text.split(",") if text else ():
+        first, dash, last = part.partition("-")
+        if not first.isdigit() or (dash and not last.isdigit()) or int(last or first) > 8192:
+            raise InvalidArgument(f"Invalid value {text} for cpuset {name}")
+        if int(last or first) < int(first):
+            raise InvalidArgument(f"Invalid value {text} for cpuset {name}")
+        numbers.update(range(int(first), int(last or first) + 1))
+    return frozenset(numbers)
+
+
+def check_restart(host: HostConfig) -> None:
+    """The policy, and that a container does not both stay and go."""
+    check_policy(host.restart_policy)
+    if host.auto_remove and host.restart_policy.name not in ("", "no"):
+        raise InvalidArgument("can't create 'AutoRemove' container with restart policy")
+
+
+def check_policy(policy: RestartPolicy) -> None:
+    """The name is known and a count only goes with on-failure."""
+    count = policy.maximum_retry_count
+    if policy.name == "on-failure":
+        if count < 0:
+            raise InvalidArgument("invalid restart policy: maximum retry count cannot be negative")
+    elif policy.name in ("", "no", "always", "unless-stopped"):
+        if count:
+            raise InvalidArgument(
+                "invalid restart policy: maximum retry count can only be used with 'on-failure'"
+                + (" and cannot be negative" if count < 0 else "")
+            )
+    else:
+        raise InvalidArgument(
+            f"invalid restart policy: unknown policy '{policy.name}'; "
+            "use one of 'no', 'always', 'on-failure', or 'unless-stopped'"
+        )
+
+
+def check_log(config: LogConfig) -> None:
+    """The log driver and its options."""
+    if config.type and config.type not in LOG_DRIVERS:
+        raise NotSupported(f'log driver "{config.type}" is not supported: use one of {", ".join(LOG_DRIVERS)}')
+    for key, value in config.config.items():
+        if key not in _LOG_OPTIONS:
+            raise NotSupported(f"log option '{key}' is not supported for log driver {config.type or 'json-file'}")
+        if key == "mode" and value not in ("", "blocking"):
+            raise NotSupported(f"log mode '{value}' is not supported: use blocking")
+        if key == "compress" and value not in ("true", "false"):
+            raise InvalidArgument(f"invalid value for log option compress: {value}")
+        if key == "max-file" and not (value.isdigit() and int(value) >= 1):
+            raise InvalidArgument("max-file cannot be less than 1")
+        if key == "max-size":
+            parse_size(value)
+    if int(config.config.get("max-file") or 1) > 1 and config.type == "json-file" and "max-size" not in config.config:
+        raise InvalidArgument("max-file must be configured with max-size")
+
+
+def parse_size(text: str) -> int:
+    """Bytes of "10m", "512k", "1.5g", "-1" (0: unlimited); binary units, as Docker's log options have them."""
+    if text.strip() == "-1":
+        return 0
+    match = _SIZE.fullmatch(text.strip().lower())
+    if match is None:
+        raise InvalidArgument(f"invalid size: '{text}'")
+    number, unit = match.groups()
+    return int(float(number) * 1024 ** " kmgt".index(unit or " "))
+
+
+def _check_modes(request: ContainerCreate) -> None:
+    host = request.host_config
+    for name, mode, known in (
+        ("IPC", host.ipc_mode, ("", "private", "host", "none")),
+        ("PID", host.pid_mode, ("", "host")),
+        ("UTS", host.uts_mode, ("", "host")),
+    ):
+        if mode in known:
+            continue
+        if name == "IPC" and (mode == "shareable" or mode.startswith("container:")):
+            raise NotSupported(f'ipc mode "{mode}" is not supported: containers do not share /dev/shm')
+        if not (name == "PID" and mode.startswith("container:") and mode != "container:"):
+            raise InvalidArgument(f"invalid {name} mode: {mode}")
+    if host.uts_mode == "host" and request.hostname:
+        raise InvalidArgument("conflicting options: hostname and the UTS mode")
+    if host.uts_mode == "host" and request.domainname:
+        raise InvalidArgument("conflicting options: domainname and the UTS mode")
+    mode = host.network_mode
+    if mode == "container:":
+        raise InvalidArgument("Invalid network mode: invalid container format container:<name|id>")
+    if not mode.startswith("container:"):
+        return
+    for given, what in (
+        (request.hostname, "hostname and the network mode"),
+        (host.dns, "dns and the network mode"),
+        (host.extra_hosts, "custom host-to-IP mapping and the network mode"),
+        (request.mac_address, "mac-address and the network mode"),
+        (host.port_bindings or host.publish_all_ports, "port publishing and the container type network mode"),
+        (request.exposed_ports, "port exposing and the container type network mode"),
+    ):
+        if given:
+            raise InvalidArgument(f"conflicting options: {what}")
+
+
+def _check_names(host: HostConfig) -> None:
+    for entry in host.extra_hosts:
+        name, separator, address = entry.partition(":") if "=" not in entry else entry.partition("=")
+        if not name or not separator or not address:
+            raise InvalidArgument(f'bad format for add-host: "{entry}"')
+    if any(word == ".." for word in host.cgroup_parent.split("/")):
+        raise InvalidArgument(f"invalid cgroup parent: {host.cgroup_parent}")
+    for text in host.group_add:
+        if not text:
+            raise InvalidArgument("unable to find group : no matching entries in group file")
+    for target in host.tmpfs:
+        if not target.startswith("/"):
+            raise InvalidArgument(f"invalid mount path: '{target}' mount path must be absolute")

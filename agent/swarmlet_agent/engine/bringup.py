@@ -1,0 +1,205 @@
+"""Making everything a run needs, and taking it away again: root, network, mounts, namespaces, process.
+
+Order and overlap are for latency: the root and the network do not depend on each other. Taking away is
+idempotent, so it also serves after a crash, when no one knows how far things had come.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Awaitable
+from pathlib import Path
+from typing import TypeVar
+
+from msgspec.structs import replace
+
+from swarmlet.errors import Conflict, Internal, InvalidArgument, SwarmletError
+from swarmlet.log import get_logger
+from swarmlet.model.common import Driver
+from swarmlet_agent.decide.points import MountPoint
+from swarmlet_agent.decide.users import Identity, resolve_user
+from swarmlet_agent.engine.container import Container
+from swarmlet_agent.engine.core import Core, Unit
+from swarmlet_agent.engine.inside import ensure_folder, read_accounts
+from swarmlet_agent.engine.plan import container_plan, mode_of, network_wish
+from swarmlet_agent.net.types import Attachment
+from swarmlet_agent.runtime.types import ContainerPlan
+
+log = get_logger(__name__)
+First = TypeVar("First")
+Second = TypeVar("Second")
+
+
+class Bringup:
+    """One per engine. Callers hold the unit's lock."""
+
+    def __init__(self, core: Core) -> None:
+        self._core = core
+
+    async def up(self, unit: Unit, record: Container) -> Container:
+        """Run the program; returns the running record, not yet journaled. On any error `down` is the caller's."""
+        core = self._core
+        if unit.dirty:
+            await self.down(unit)
+        core.mark(unit)
+        plan, record = await self._prepare(record)
+        pid = await core.runtime.create(plan, log_path=Path(record.log_path or os.devnull))
+        await self._connect(unit, record)
+        await core.runtime.start(unit.id)
+        state = replace(
+            record.state, status="running", pid=pid, exit_code=0, error="", oom_killed=False,
+            started_at=core.now(), finished_at=0, health=None,
+        )  # fmt: skip
+        return replace(record, state=state)
+
+    async def down(self, unit: Unit, *, keep_network: bool = False) -> None:
+        """Undo `up`, whatever of it was done. keep_network: it has been detached already. Internal if some of it
+        stays behind; the marker then stays too, so the next start or removal tries again."""
+        core, ident = self._core, unit.id
+        steps: list[Awaitable[None]] = [core.runtime.delete(ident), core.images.unmount_rootfs(ident)]
+        if not keep_network:
+            steps.append(core.networks.detach(ident))
+        failures = [
+            failure for failure in await asyncio.gather(*steps, return_exceptions=True) if failure is not None
+        ]
+        if failures:
+            raise _first(failures)
+        core.unmark(unit)
+
+    async def plan(self, record: Container) -> ContainerPlan:
+        """The plan of a running container (for a change of its limits)."""
+        attachment = Attachment(
+            netns_path=record.netns_path or None, endpoints=record.endpoints, ports=record.ports,
+            files={target: Path(source) for target, source in record.files.items()}, sandbox_id=record.sandbox_id,
+        )  # fmt: skip
+        return container_plan(
+            record,
+            rootfs=await self._core.images.ensure_rootfs(record.id, record.image_id),
+            identity=Identity(record.uid, record.gid, record.groups),
+            attachment=attachment,
+            joined={},
+            cgroup_parent=self._core.settings.cgroup_parent,
+        )
+
+    async def _prepare(self, record: Container) -> tuple[ContainerPlan, Container]:
+        core = self._core
+        share_with = self._sharing(record.host.network_mode, "network")
+        joined = self._joined(record)
+        (rootfs, identity, mounts), attachment = await _both(
+            self._root(record), core.networks.attach(network_wish(record, share_with))
+        )
+        record = replace(
+            record,
+            mounts=mounts,
+            endpoints=dict(attachment.endpoints),
+            ports=dict(attachment.ports),
+            files={target: str(source) for target, source in attachment.files.items()},
+            netns_path=attachment.netns_path or "",
+            sandbox_id=attachment.sandbox_id,
+            uid=identity.uid,
+            gid=identity.gid,
+            groups=identity.groups,
+        )
+        plan = container_plan(
+            record, rootfs=rootfs, identity=identity, attachment=attachment, joined=joined,
+            cgroup_parent=core.settings.cgroup_parent,
+        )  # fmt: skip
+        return plan, record
+
+    async def _root(self, record: Container) -> tuple[Path, Identity, tuple[MountPoint, ...]]:
+        core = self._core
+        rootfs = await core.images.ensure_rootfs(record.id, record.image_id)
+        mounts = tuple([await self._volume(point) for point in record.mounts])
+        identity = await asyncio.to_thread(_look_inside, rootfs, record, mounts)
+        return rootfs, identity, mounts
+
+    async def _volume(self, point: MountPoint) -> MountPoint:
+        """A volume's folder may be a mount of its own, which a reboot has taken away."""
+        if point.type != "volume":
+            return point
+        path = await self._core.volumes.ensure(point.name, Driver(name=point.driver), {})
+        return replace(point, source=str(path))
+
+    async def _connect(self, unit: Unit, record: Container) -> None:
+        """Hand those who attached before the start their streams, while the program does not run yet."""
+        waiting, unit.pending = unit.pending, []
+        for pending in waiting:
+            pending.connect(await self._core.runtime.attach(unit.id, tty=record.request.tty))
+        rows, columns = record.host.console_size
+        if record.request.tty and rows and columns:
+            await self._core.runtime.resize(unit.id, rows, columns)
+
+    def _joined(self, record: Container) -> dict[str, str]:
+        """Namespaces that are not made: "" = the host's."""
+        joined: dict[str, str] = {}
+        host = record.host
+        if host.uts_mode == "host":
+            joined["uts"] = ""
+        if host.ipc_mode == "host":
+            joined["ipc"] = ""
+        if host.pid_mode == "host":
+            joined["pid"] = ""
+        elif other := mode_of(host.pid_mode):
+            self._sharing(host.pid_mode, "PID")
+            joined["pid"] = f"/proc/{self._core.find(other).record.state.pid}/ns/pid"
+        return joined
+
+    def _sharing(self, mode: str, what: str) -> str:
+        """The id of the container whose namespace `mode` joins, "" for none. Conflict if that does not run."""
+        other = mode_of(mode)
+        if not other:
+            return ""
+        unit = self._core.find(other)
+        if not unit.record.has_process:
+            raise Conflict(f"cannot join {what} namespace of a non running container: {unit.id}")
+        return unit.id
+
+
+def _look_inside(rootfs: Path, record: Container, mounts: tuple[MountPoint, ...]) -> Identity:
+    """In a thread: whom it runs as, its working directory, and the host folders that binds need."""
+    for point in mounts:
+        if point.type == "bind" and not os.path.lexists(point.source):
+            if not point.make_source:
+                raise InvalidArgument(
+                    f'invalid mount config for type "bind": bind source path does not exist: {point.source}'
+                )
+            try:
+                os.makedirs(point.source, exist_ok=True)
+            except OSError as err:
+                raise Internal(f"error while creating mount source path '{point.source}': {err.strerror}") from err
+    working_dir = record.request.working_dir
+    if working_dir and not any(_covers(point.destination, working_dir) for point in mounts):
+        ensure_folder(rootfs, working_dir)
+    passwd, group = read_accounts(rootfs)
+    return resolve_user(record.request.user, record.host.group_add, passwd, group)
+
+
+def _covers(destination: str, path: str) -> bool:
+    return path == destination or path.startswith(destination + "/")
+
+
+async def _both(first: Awaitable[First], second: Awaitable[Second]) -> tuple[First, Second]:
+    """Both results; if either fails, its error, but only once the other has come to its end too."""
+    one, two = await asyncio.gather(first, second, return_exceptions=True)
+    failures = [result for result in (one, two) if isinstance(result, BaseException)]
+    if isinstance(one, BaseException) or isinstance(two, BaseException):
+        raise _first(failures)
+    return one, two
+
+
+def _first(failures: list[BaseException]) -> BaseException:
+    """The one to answer with; the others are logged. What is not ours becomes Internal, with its cause."""
+    for other in failures[1:]:
+        log.warning("another step failed too", error=str(other))
+    error = failures[0]
+    if isinstance(error, OSError):
+        wrapped = Internal(str(error))
+        wrapped.__cause__ = error
+        return wrapped
+    return error
+
+
+def exit_code_of(error: BaseException) -> int:
+    """What a failed start counts as: 126 and 127 are the program's fault, 128 anything else (moby startup errors)."""
+    return getattr(error, "exit_code", 128) if isinstance(error, SwarmletError) else 128

@@ -1,0 +1,229 @@
+"""Making containers: check, merge, reserve the name, make folder and volumes, journal. All or nothing.
+
+The container's folder comes first and its record last: a folder without a record is what a crash in between
+leaves, and what start() sweeps.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+from pathlib import Path
+from random import Random
+
+from msgspec.structs import replace
+
+from swarmlet.errors import Conflict, Internal, InvalidArgument, NotFound
+from swarmlet.log import get_logger
+from swarmlet.model.common import Driver, Mount
+from swarmlet.model.container import ContainerCreate
+from swarmlet.model.ids import new_hex_id, short_id
+from swarmlet_agent.decide.merge import argv, merge_image
+from swarmlet_agent.decide.mounts import resolve_mounts, volumes_from_names
+from swarmlet_agent.decide.names import check_name, random_name, taken_message
+from swarmlet_agent.decide.normalise import network_wishes, normalise
+from swarmlet_agent.decide.points import MountPoint
+from swarmlet_agent.decide.validate import check_image_part, check_request
+from swarmlet_agent.engine.container import Container
+from swarmlet_agent.engine.core import TABLE, Core, Unit, encode
+from swarmlet_agent.engine.inside import architecture, open_in_root
+from swarmlet_agent.engine.plan import mode_of
+from swarmlet_agent.engine.removal import Removal
+from swarmlet_agent.images.types import Image
+from swarmlet_agent.runtime import caps, security
+from swarmlet_agent.runtime.resources import rlimits
+
+log = get_logger(__name__)
+#: Names of runtimes a client may ask for; the one this node uses runs them all.
+RUNTIMES = ("runc", "crun", "io.containerd.runc.v2")
+
+
+class Creator:
+    """One per engine."""
+
+    def __init__(self, core: Core, removal: Removal, *, random: Random | None = None) -> None:
+        self._core = core
+        self._removal = removal
+        self._random = random or Random()
+
+    async def create(self, name: str, request: ContainerCreate, platform: str) -> tuple[Unit, list[str]]:
+        """The new unit and warnings. InvalidArgument, NotSupported, NotFound (image, other containers), Conflict."""
+        core = self._core
+        if name:
+            name = check_name(name)
+        warnings = check_request(request, cpus=core.settings.cpus)
+        _check_runtime_options(request)
+        if not request.image:
+            raise InvalidArgument("no image specified")
+        image = core.images.get(request.image)
+        warnings += _check_platform(image, request.image, platform)
+        normal = normalise(request, default_runtime=core.settings.runtime_name)
+        merged = self._complete(merge_image(normal, image.config))
+        check_image_part(merged)
+        points = resolve_mounts(merged, self._shared_points(merged))
+        await asyncio.to_thread(_check_sources, merged.host_config.mounts)
+        ident = new_hex_id()
+        name = self._reserve(name, ident)
+        try:
+            merged = replace(merged, hostname=merged.hostname or self._hostname(merged, ident))
+            record = Container(
+                id=ident,
+                name=name,
+                created_at=core.now(),
+                request=merged,
+                image_id=image.id,
+                image_ref=request.image,
+                args=argv(merged),
+                wishes=(wishes := network_wishes(merged)),
+                endpoints=wishes,
+                mounts=points,
+                log_path="" if merged.host_config.log_config.type == "none" else str(self._log_path(ident)),
+            )
+            unit = await self._make(record)
+        except BaseException:
+            if core.names.get(name) == ident:
+                del core.names[name]
+            raise
+        core.emit(unit.record, "create")
+        return unit, warnings
+
+    async def _make(self, record: Container) -> Unit:
+        core = self._core
+        core.settings.container_dir(record.id).mkdir(mode=0o710)
+        try:
+            record = replace(record, mounts=await self._volumes(record))
+            await core.journal.put(TABLE, record.id, encode(record))
+        except BaseException:
+            await self._removal.sweep(record.id)
+            raise
+        return core.add(record)
+
+    async def _volumes(self, record: Container) -> tuple[MountPoint, ...]:
+        """Make and claim the volumes, and fill new ones with what the image has there."""
+        made: list[MountPoint] = []
+        for point in record.mounts:
+            if point.type == "volume":
+                point = await self._volume(record, point)
+            made.append(point)
+        filling = [point for point in made if point.type == "volume" and point.copy_up]
+        if filling:
+            root = await self._core.images.ensure_rootfs(record.id, record.image_id)
+            try:
+                for point in filling:
+                    folder = await asyncio.to_thread(_folder_in, root, point.destination)
+                    if folder is not None:
+                        await self._core.volumes.copy_up(point.name, folder)
+            finally:
+                await self._core.images.unmount_rootfs(record.id)
+        return tuple(made)
+
+    async def _volume(self, record: Container, point: MountPoint) -> MountPoint:
+        volumes = self._core.volumes
+        driver, labels = _volume_options(record.request.host_config.mounts, point)
+        if point.name:
+            path = await volumes.ensure(point.name, driver or Driver(name=point.driver), labels)
+            name = point.name
+        elif point.driver not in ("", "local") or (driver is not None and driver.options):
+            name = new_hex_id()
+            path = await volumes.ensure(name, driver or Driver(name=point.driver), labels)
+        else:
+            name, path = await volumes.create_anonymous(labels)
+        await volumes.use(name, record.id)
+        return replace(point, name=name, source=str(path))
+
+    def _complete(self, request: ContainerCreate) -> ContainerCreate:
+        """References to other containers become full ids, so that renaming those changes nothing."""
+        host = request.host_config
+        for field, mode in (("network_mode", host.network_mode), ("pid_mode", host.pid_mode)):
+            if other := mode_of(mode):
+                host = replace(host, **{field: f"container:{self._core.find(other).id}"})
+        return replace(request, host_config=host)
+
+    def _hostname(self, request: ContainerCreate, ident: str) -> str:
+        if request.host_config.network_mode == "host" or request.host_config.uts_mode == "host":
+            return socket.gethostname()
+        if other := mode_of(request.host_config.network_mode):
+            return self._core.find(other).record.request.hostname
+        return short_id(ident)
+
+    def _shared_points(self, request: ContainerCreate) -> dict[str, tuple[MountPoint, ...]]:
+        return {name: self._core.find(name).record.mounts for name in volumes_from_names(request)}
+
+    def _reserve(self, name: str, ident: str) -> str:
+        names = self._core.names
+        if not name:
+            name = random_name(names, self._random)
+        elif name in names:
+            raise Conflict(taken_message(name, names[name]))
+        names[name] = ident
+        return name
+
+    def _log_path(self, ident: str) -> Path:
+        return self._core.settings.container_dir(ident) / f"{ident}.log"
+
+
+def _check_runtime_options(request: ContainerCreate) -> None:
+    """What the runtime refuses is refused now, not at the first start."""
+    host = request.host_config
+    security.refuse_unsupported(host, RUNTIMES)
+    security.read_options(host.security_opt)
+    everything = frozenset(caps.NAMES)
+    caps.normalise(host.cap_add, "CapAdd", everything)
+    caps.normalise(host.cap_drop, "CapDrop", everything)
+    rlimits(host.ulimits)
+
+
+def _check_platform(image: Image, ref: str, platform: str) -> list[str]:
+    """NotFound, so that clients pull, if the image is for another platform than asked for; else warnings."""
+    have = f"{image.os}/{image.architecture}" + (f"/{image.variant}" if image.variant else "")
+    if platform:
+        system, _, rest = platform.partition("/")
+        machine = rest.partition("/")[0]
+        if (system and system != image.os) or (machine and machine != image.architecture):
+            text = f"image with reference {ref} was found but does not provide the specified platform ({platform})"
+            raise NotFound("image", ref, text)
+        return []
+    host = f"linux/{architecture()}"
+    if image.architecture and image.architecture != architecture():
+        return [
+            f"The requested image's platform ({have}) does not match the detected host platform ({host}) "
+            "and no specific platform was requested"
+        ]
+    return []
+
+
+def _check_sources(mounts: tuple[Mount, ...]) -> None:
+    """A bind mount's source must be there, unless it is to be made. In a thread."""
+    for mount in mounts:
+        wanted = mount.bind_options is None or not mount.bind_options.create_mountpoint
+        if mount.type == "bind" and wanted and not os.path.exists(mount.source):
+            raise InvalidArgument(
+                f'invalid mount config for type "bind": bind source path does not exist: {mount.source}'
+            )
+
+
+def _volume_options(mounts: tuple[Mount, ...], point: MountPoint) -> tuple[Driver | None, dict[str, str]]:
+    """Driver with its options, and labels, of the `--mount` that a volume point came from."""
+    for mount in mounts:
+        if mount.type == "volume" and mount.volume_options and mount.target.rstrip("/") == point.destination:
+            return mount.volume_options.driver_config, mount.volume_options.labels
+    return None, {}
+
+
+def _folder_in(root: Path, path: str) -> Path | None:
+    """Where the image really has this folder, links followed inside the root only; None if it has none."""
+    root_fd = os.open(root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        try:
+            folder = open_in_root(root_fd, path, os.O_PATH | os.O_DIRECTORY)
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except OSError as err:
+            raise Internal(f"cannot look at {path} in the image: {err.strerror}") from err
+        try:
+            return Path(os.readlink(f"/proc/self/fd/{folder}"))
+        finally:
+            os.close(folder)
+    finally:
+        os.close(root_fd)

@@ -1,0 +1,398 @@
+"""The engine of one node: containers and their life, as Docker's daemon would have them.
+
+One object, used by the HTTP routes and the task worker. Every operation finds its container by id, name or
+id prefix, is carried through even if its caller goes away, and is on disk before it is answered. Starting
+the engine is recovering: there is no other path.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import msgspec
+from msgspec.structs import replace
+
+from swarmlet.engine_api.filters import Filters
+from swarmlet.errors import Conflict, InvalidArgument, NotSupported, SwarmletError
+from swarmlet.log import get_logger
+from swarmlet.model.container import ContainerCreate, EndpointSettings, HostConfig, PortBinding
+from swarmlet_agent.decide.names import check_name, taken_message
+from swarmlet_agent.decide.prune import to_prune
+from swarmlet_agent.decide.update import apply_update
+from swarmlet_agent.engine.bringup import Bringup
+from swarmlet_agent.engine.container import Container, ExecRecord, ExecRequest, PruneReport, WaitResult
+from swarmlet_agent.engine.core import TABLE, Core, Settings, Unit, decode
+from swarmlet_agent.engine.create import Creator
+from swarmlet_agent.engine.events import EventBus
+from swarmlet_agent.engine.execs import Execs
+from swarmlet_agent.engine.health import HealthChecks
+from swarmlet_agent.engine.lifecycle import Lifecycle
+from swarmlet_agent.engine.ports import Images, Networks, Runtime, Streams, Volumes
+from swarmlet_agent.engine.removal import Removal
+from swarmlet_agent.engine.signals import Signals
+from swarmlet_agent.engine.streams import PendingStreams
+from swarmlet_agent.engine.top import processes
+from swarmlet_agent.engine.waiters import Waiter
+from swarmlet_agent.journal import Journal
+from swarmlet_agent.net.types import InterfaceCounters
+from swarmlet_agent.runtime.types import Usage
+
+log = get_logger(__name__)
+#: How many containers are taken up again at the same time after a start.
+ADOPTIONS_AT_ONCE = 16
+
+# Engine has a method called list.
+Containers = list[Container]
+Warnings = list[str]
+Users = list[tuple[str, bool]]
+
+
+class Engine:
+    """`await start()` before anything else, `await close()` at the end; containers live on."""
+
+    def __init__(
+        self,
+        images: Images,
+        runtime: Runtime,
+        networks: Networks,
+        volumes: Volumes,
+        journal: Journal,
+        *,
+        data_dir: Path,
+        run_dir: Path,
+        cgroup_parent: str = "/swarmlet",
+        cpus: int | None = None,
+        events: EventBus | None = None,
+        now: Callable[[], int] | None = None,
+        random: Random | None = None,
+    ) -> None:
+        settings = Settings(data_dir, run_dir, cgroup_parent, cpus or len(os.sched_getaffinity(0)))
+        extra = {} if now is None else {"now": now}
+        core = self._core = Core(images, runtime, networks, volumes, journal, settings, events=events, **extra)
+        self._bringup = Bringup(core)
+        self._removal = Removal(core, self._bringup)
+        self._creator = Creator(core, self._removal, random=random)
+        self._lifecycle = Lifecycle(core, self._bringup, self._removal, HealthChecks(core))
+        self._signals = Signals(core)
+        self._execs = Execs(core)
+
+    @property
+    def events(self) -> EventBus:
+        return self._core.events
+
+    # Its own life
+
+    async def start(self) -> None:
+        """Take up every container where a previous engine left it, and finish what that one had begun."""
+        core = self._core
+        markers = core.settings.run_dir / "engine"
+        folders = core.settings.data_dir / "containers"
+        for folder in (markers, folders):
+            folder.mkdir(parents=True, exist_ok=True)
+        marked = {entry.name for entry in markers.iterdir()}
+        for ident, data in core.journal.items(TABLE):
+            try:
+                unit = core.add(decode(data))
+            except msgspec.DecodeError as err:
+                log.error("container record cannot be read; the container is left alone", container_id=ident, error=err)
+                continue
+            unit.dirty = ident in marked
+        known = {ident for ident, _ in core.journal.items(TABLE)}
+        orphans = (marked | {entry.name for entry in folders.iterdir()}) - known
+        limit = asyncio.Semaphore(ADOPTIONS_AT_ONCE)
+        await asyncio.gather(
+            *(self._recover(limit, self._removal.sweep(ident), ident) for ident in sorted(orphans)),
+            *(self._recover(limit, self._lifecycle.adopt(unit), unit.id) for unit in tuple(core.units.values())),
+        )
+
+    async def _recover(self, limit: asyncio.Semaphore, work: Coroutine[Any, Any, None], ident: str) -> None:
+        """One container's trouble must not keep the others from being taken up."""
+        async with limit:
+            try:
+                await work
+            except (SwarmletError, OSError) as err:
+                log.error("container could not be taken up again", container_id=ident, error=str(err))
+
+    async def close(self) -> None:
+        """End what the engine itself does; what runs goes on and is taken up by the next start()."""
+        await self._core.close()
+
+    # Looking
+
+    def get(self, ref: str) -> Container:
+        """By id, name (with or without slash) or unambiguous id prefix. NotFound "No such container: x"."""
+        return self._core.find(ref).record
+
+    def list(self) -> Containers:
+        """All containers, the newest first."""
+        return sorted(
+            (unit.record for unit in self._core.units.values()), key=lambda record: record.created_at, reverse=True
+        )
+
+    def users_of(self, image_id: str) -> Users:
+        """(container id, whether it runs) of every container made from the image."""
+        units = self._core.units.values()
+        return [(unit.id, unit.record.is_running) for unit in units if unit.record.image_id == image_id]
+
+    # Making and removing
+
+    async def create(
+        self, name: str, request: ContainerCreate, *, platform: str = ""
+    ) -> tuple[Container, Warnings]:
+        """The container (name "" = one is made up) and warnings. Nothing is left of one that could not be made."""
+        unit, warnings = await self._core.run(self._creator.create(name, request, platform), "create")
+        return unit.record, warnings
+
+    async def remove(self, ref: str, *, force: bool = False, volumes: bool = False, link: bool = False) -> None:
+        """Conflict if it runs and is not forced, or is being removed already."""
+        if link:
+            raise NotSupported("links (--link) are not supported, so there is none to remove")
+        await self._core.run(self._remove(self._core.find(ref), force=force, volumes=volumes), f"remove {ref}")
+
+    async def _remove(self, unit: Unit, *, force: bool, volumes: bool) -> None:
+        if unit.removing:
+            raise Conflict(f"removal of container {unit.id} is already in progress")
+        if unit.record.is_running and not force:
+            state = unit.record.state.status
+            hint = "stop the container before removing or force remove"
+            if state == "paused":
+                hint = "unpause and then stop the container before removing or force remove"
+            raise Conflict(f'cannot remove container "/{unit.record.name}": container is {state}: {hint}')
+        unit.removing = True  # from here on neither a start nor the restart policy may bring it back
+        try:
+            if unit.record.is_running:
+                try:
+                    await self._signals.kill(unit, "SIGKILL")
+                except Conflict:
+                    log.debug("it ended by itself before it was killed", container_id=unit.id)
+            async with unit.lock:
+                if unit.id in self._core.units:  # else --rm was quicker
+                    await self._removal.destroy(unit, volumes=volumes)
+        finally:
+            unit.removing = False
+
+    async def prune(self, filters: Filters) -> PruneReport:
+        """Remove all containers that do not run and match (until, label, label!)."""
+        filters.check("until", "label", "label!")
+        deleted, freed = [], 0
+        for record in to_prune(self.list(), filters, now=self._core.now()):
+            try:
+                size = await self._core.images.rootfs_size(record.id)
+                await self.remove(record.id)
+            except SwarmletError as err:  # started or removed meanwhile
+                log.debug("not pruned", container_id=record.id, error=str(err))
+                continue
+            deleted.append(record.id)
+            freed += size
+        return PruneReport(containers_deleted=tuple(deleted), space_reclaimed=freed)
+
+    # Running
+
+    async def start_container(self, ref: str) -> None:
+        """NotModified if it runs; StartFailed (126, 127, 128) and others if it cannot be started."""
+        await self._core.run(self._lifecycle.start(self._core.find(ref)), f"start {ref}")
+
+    async def stop(self, ref: str, timeout_s: int | None = None, signal: str | None = None) -> None:
+        """Stop signal, then SIGKILL after timeout_s (None: the container's own or 10; -1: never). NotModified."""
+        await self._core.run(self._signals.stop(self._core.find(ref), timeout_s, signal or ""), f"stop {ref}")
+
+    async def restart(self, ref: str, timeout_s: int | None = None, signal: str | None = None) -> None:
+        """Stop it if it runs, and start it; `--rm` and the restart policy keep out of it."""
+        await self._core.run(self._restart(self._core.find(ref), timeout_s, signal or ""), f"restart {ref}")
+
+    async def _restart(self, unit: Unit, timeout_s: int | None, signal: str) -> None:
+        unit.keep = True
+        try:
+            if unit.record.is_running:
+                await self._signals.stop(unit, timeout_s, signal)
+            await self._lifecycle.start(unit)
+        finally:
+            unit.keep = False
+        self._core.emit(unit.record, "restart")
+
+    async def kill(self, ref: str, signal: str = "SIGKILL") -> None:
+        """By name or number. Conflict if it does not run, InvalidArgument for no signal."""
+        await self._core.run(self._signals.kill(self._core.find(ref), signal), f"kill {ref}")
+
+    async def pause(self, ref: str) -> None:
+        await self._core.run(self._signals.pause(self._core.find(ref)), f"pause {ref}")
+
+    async def unpause(self, ref: str) -> None:
+        await self._core.run(self._signals.unpause(self._core.find(ref)), f"unpause {ref}")
+
+    def register_wait(self, ref: str, condition: str = "not-running") -> Waiter:
+        """Registered at once: answer the headers, then `await waiter.result()`, then `waiter.close()`."""
+        unit = self._core.find(ref)
+        waiter = unit.waiters.register(condition)
+        if waiter.condition == "not-running" and not unit.record.is_running:
+            state = unit.record.state
+            waiter.resolve(WaitResult(exit_code=state.exit_code, error=state.error))
+        return waiter
+
+    async def wait(self, ref: str, condition: str = "not-running") -> WaitResult:
+        """Register and wait in one."""
+        waiter = self.register_wait(ref, condition)
+        try:
+            return await waiter.result()
+        finally:
+            waiter.close()
+
+    # Its streams, and further processes
+
+    async def attach(self, ref: str) -> Streams:
+        """Of a running container from now on; of one that does not run, from its next start on. Conflict if paused."""
+        unit = self._core.find(ref)
+        async with unit.lock:
+            state = unit.record.state.status
+            if state == "paused":
+                raise Conflict(f"container {unit.id} is paused, unpause the container before attach")
+            if state == "restarting":
+                raise Conflict(f"container {unit.id} is restarting, wait until the container is running before attach")
+            self._core.emit(unit.record, "attach")
+            if state == "running":
+                return await self._core.runtime.attach(unit.id, tty=unit.record.request.tty)
+
+            def forget(pending: PendingStreams) -> None:
+                if pending in unit.pending:
+                    unit.pending.remove(pending)
+
+            pending = PendingStreams(forget)
+            unit.pending.append(pending)
+            return pending
+
+    async def resize(self, ref: str, rows: int, columns: int) -> None:
+        """Its terminal. Conflict if it does not run."""
+        unit = self._core.find(ref)
+        if not unit.record.has_process:
+            raise Conflict(f"container {unit.id} is not running")
+        await self._core.runtime.resize(unit.id, rows, columns)
+        self._core.emit(unit.record, "resize", height=str(rows), width=str(columns))
+
+    def exec_create(self, ref: str, request: ExecRequest) -> str:
+        """The new exec's id. Conflict if the container does not run."""
+        return self._execs.create(ref, request)
+
+    async def exec_start(
+        self,
+        ident: str,
+        *,
+        detach: bool = False,
+        tty: bool | None = None,
+        console_size: tuple[int, int] | None = None,
+    ) -> Streams | None:
+        """Its streams, None if detached. tty None: as created. Conflict the second time; StartFailed 126, 127."""
+        return await self._execs.start(ident, detach=detach, tty=tty, console_size=console_size)
+
+    def exec_inspect(self, ident: str) -> ExecRecord:
+        return self._execs.inspect(ident)
+
+    async def exec_resize(self, ident: str, rows: int, columns: int) -> None:
+        await self._execs.resize(ident, rows, columns)
+
+    def exec_ids(self, ref: str) -> tuple[str, ...]:
+        """Execs of a container that have not ended."""
+        return self._execs.of(self._core.find(ref).id)
+
+    # Measuring
+
+    async def top(self, ref: str, ps_args: str = "") -> tuple[Sequence[str], Sequence[Sequence[str]]]:
+        """Titles and one row per process. Conflict if it does not run."""
+        unit = self._core.find(ref)
+        if not unit.record.has_process:
+            raise Conflict(f"container {unit.id} is not running")
+        self._core.emit(unit.record, "top")
+        return await processes(await self._core.runtime.pids(unit.id), ps_args)
+
+    async def usage(self, ref: str) -> tuple[Usage, Sequence[InterfaceCounters]]:
+        """What it has used up so far, and its interfaces' counters. Conflict if it does not run."""
+        unit = self._core.find(ref)
+        if not unit.record.has_process:
+            raise Conflict(f"container {unit.id} is not running")
+        usage, counters = await asyncio.gather(
+            self._core.runtime.usage(unit.id), self._core.networks.counters(unit.id)
+        )
+        return usage, counters
+
+    async def size(self, ref: str) -> int:
+        """Bytes in its own writable layer (inspect's SizeRw)."""
+        return await self._core.images.rootfs_size(self._core.find(ref).id)
+
+    # Changing
+
+    async def rename(self, ref: str, name: str) -> None:
+        """Conflict if the name is taken."""
+        await self._core.run(self._rename(self._core.find(ref), name), f"rename {ref}")
+
+    async def _rename(self, unit: Unit, name: str) -> None:
+        core = self._core
+        if not name:
+            raise InvalidArgument("Neither old nor new names may be empty")
+        name = check_name(name)
+        async with unit.lock:
+            old = unit.record.name
+            if name == old:
+                raise InvalidArgument("Renaming a container with the same name as its current name")
+            if name in core.names:
+                message = taken_message(name, core.names[name])
+                raise Conflict(f"Error when allocating new name: {message}")
+            core.names[name] = unit.id
+            try:
+                await core.save(unit, replace(unit.record, name=name))
+            except BaseException:
+                del core.names[name]
+                raise
+            del core.names[old]
+            core.emit(unit.record, "rename", oldName=f"/{old}")
+
+    async def update(self, ref: str, changes: HostConfig) -> Warnings:
+        """New limits and restart policy (fields left at their defaults stay as they are); warnings."""
+        return await self._core.run(self._update(self._core.find(ref), changes), f"update {ref}")
+
+    async def _update(self, unit: Unit, changes: HostConfig) -> Warnings:
+        core = self._core
+        async with unit.lock:
+            before = unit.record
+            if unit.removing:
+                raise Conflict("container is marked for removal and cannot be updated")
+            host = apply_update(before.host, changes, cpus=core.settings.cpus)
+            after = replace(before, request=replace(before.request, host_config=host))
+            if after.has_process:
+                await core.runtime.update(await self._bringup.plan(after))
+            await core.save(unit, after)
+            core.emit(after, "update")
+        return []
+
+    async def set_endpoints(
+        self,
+        ref: str,
+        endpoints: Mapping[str, EndpointSettings],
+        ports: Mapping[str, tuple[PortBinding, ...]] | None = None,
+        *,
+        wishes: Mapping[str, EndpointSettings] | None = None,
+    ) -> None:
+        """The networks have connected or disconnected it: what inspect shows, and (wishes) what the next start asks."""
+        await self._core.run(self._set_endpoints(self._core.find(ref), endpoints, ports, wishes), f"endpoints {ref}")
+
+    async def _set_endpoints(
+        self,
+        unit: Unit,
+        endpoints: Mapping[str, EndpointSettings],
+        ports: Mapping[str, tuple[PortBinding, ...]] | None,
+        wishes: Mapping[str, EndpointSettings] | None,
+    ) -> None:
+        async with unit.lock:
+            record = unit.record
+            await self._core.save(
+                unit,
+                replace(
+                    record,
+                    endpoints=dict(endpoints),
+                    ports=record.ports if ports is None else dict(ports),
+                    wishes=record.wishes if wishes is None else dict(wishes),
+                ),
+            )

@@ -1,0 +1,114 @@
+"""From a container's record to what the networks and the runtime are asked for. Pure: values in, values out."""
+
+from __future__ import annotations
+
+import posixpath
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from swarmlet_agent.decide.merge import override_env, process_env
+from swarmlet_agent.decide.points import MountPoint
+from swarmlet_agent.decide.ports import wanted_ports
+from swarmlet_agent.decide.users import Identity
+from swarmlet_agent.engine.container import Container, ExecRequest
+from swarmlet_agent.net.types import Attachment, NetworkWish
+from swarmlet_agent.runtime.types import ContainerPlan, ExecPlan, MountPlan
+
+
+def mode_of(reference: str) -> str:
+    """The container that a mode like "container:abc" shares with; "" for every other mode."""
+    return reference.removeprefix("container:") if reference.startswith("container:") else ""
+
+
+def network_wish(record: Container, share_with: str) -> NetworkWish:
+    """share_with: the id of the container whose network it shares, or ""."""
+    host = record.host
+    return NetworkWish(
+        container_id=record.id,
+        container_name=record.name,
+        hostname=record.request.hostname,
+        mode=host.network_mode,
+        domainname=record.request.domainname,
+        endpoints=record.wishes,
+        ports={} if share_with else wanted_ports(record.request),
+        mac_address=record.request.mac_address,
+        extra_hosts=host.extra_hosts,
+        dns=host.dns,
+        dns_search=host.dns_search,
+        dns_options=host.dns_options,
+        links=host.links,
+        share_with=share_with,
+    )
+
+
+def container_plan(
+    record: Container,
+    *,
+    rootfs: Path,
+    identity: Identity,
+    attachment: Attachment,
+    joined: Mapping[str, str],
+    cgroup_parent: str,
+) -> ContainerPlan:
+    """The whole OCI-to-be. joined: kind of namespace -> path, "" for the host's."""
+    request = record.request
+    parent = record.host.cgroup_parent or cgroup_parent
+    return ContainerPlan(
+        id=record.id,
+        config=request,
+        host=record.host,
+        rootfs=rootfs,
+        args=record.args,
+        env=environment(record),
+        cwd=request.working_dir or "/",
+        uid=identity.uid,
+        gid=identity.gid,
+        groups=identity.groups,
+        hostname=request.hostname,
+        cgroup_path=posixpath.join("/", parent, record.id),
+        netns_path=attachment.netns_path,
+        mounts=mount_plans(record.mounts),
+        # A client's own mount at /etc/hosts and the like stands over the engine's file.
+        files={
+            target: source
+            for target, source in attachment.files.items()
+            if all(point.destination != target for point in record.mounts)
+        },
+        joined=joined,
+        annotations=record.host.annotations,
+    )
+
+
+def environment(record: Container) -> tuple[str, ...]:
+    """Of the container's program, complete."""
+    return process_env(record.request.env, hostname=record.request.hostname, tty=record.request.tty)
+
+
+def exec_plan(record: Container, request: ExecRequest, identity: Identity, *, tty: bool) -> ExecPlan:
+    """A further process: the container's environment with the request's own over it."""
+    base = override_env(process_env((), hostname=record.request.hostname, tty=tty), record.request.env)
+    return ExecPlan(
+        args=request.cmd,
+        env=override_env(base, request.env),
+        cwd=request.working_dir or record.request.working_dir or "/",
+        uid=identity.uid,
+        gid=identity.gid,
+        groups=identity.groups,
+        tty=tty,
+        privileged=request.privileged,
+        open_stdin=request.attach_stdin,
+        console_size=request.console_size or (0, 0),
+    )
+
+
+def mount_plans(points: Iterable[MountPoint]) -> tuple[MountPlan, ...]:
+    """In the order given: parents before what lies in them."""
+    return tuple(_mount_plan(point) for point in points)
+
+
+def _mount_plan(point: MountPoint) -> MountPlan:
+    if point.type == "tmpfs":
+        return MountPlan(point.destination, "", "tmpfs", point.options)
+    bind = "bind" if point.non_recursive else "rbind"
+    options = (bind, point.propagation or "rprivate", "rw" if point.rw else "ro")
+    return MountPlan(point.destination, point.source, "bind", options)
