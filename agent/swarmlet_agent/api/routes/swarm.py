@@ -1,0 +1,122 @@
+"""Swarm routes of the node view: init, join and leave are this host's own; the rest is the manager's.
+
+On a host that runs a manager every other swarm call is passed to its socket; on a worker it is refused as dockerd
+refuses it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import aiohttp
+from aiohttp import web
+
+from swarmlet.engine_api.connection import WhileConnected
+from swarmlet.engine_api.router import Call, Route
+from swarmlet.errors import InvalidArgument, NotAManager, Unavailable
+
+#: Headers of one connection, not of the request (RFC 9110 section 7.6.1).
+_HOP_BY_HOP = frozenset({"connection", "keep-alive", "te", "trailer", "transfer-encoding", "upgrade", "host"})
+_PASSED_ON = ("nodes", "services", "tasks", "secrets", "configs")
+
+
+class MemberPort(Protocol):
+    """`membership.Member`."""
+
+    @property
+    def is_manager(self) -> bool: ...
+
+    async def init(self, request: dict[str, Any]) -> str: ...
+
+    async def join(self, request: dict[str, Any]) -> None: ...
+
+    async def leave(self, *, force: bool) -> None: ...
+
+
+class SwarmRoutes:
+    """manager_socket: the cluster view of this host's manager, if it runs one."""
+
+    def __init__(self, member: MemberPort, manager_socket: Path) -> None:
+        self._member = member
+        self._socket = manager_socket
+
+    def routes(self) -> list[Route]:
+        own = [
+            Route("POST", "/swarm/init", self.init),
+            Route("POST", "/swarm/join", self.join),
+            Route("POST", "/swarm/leave", self.leave),
+        ]
+        swarm = [
+            Route("GET", "/swarm", self.pass_on),
+            Route("GET", "/swarm/unlockkey", self.pass_on),
+            Route("POST", "/swarm/unlock", self.pass_on),
+            Route("POST", "/swarm/update", self.pass_on),
+        ]
+        others = [
+            Route(method, f"/{kind}{rest}", self.pass_on)
+            for kind in _PASSED_ON
+            for method in ("GET", "POST", "DELETE")
+            for rest in ("", "/{rest:path}")
+        ]
+        return own + swarm + others
+
+    async def init(self, call: Call) -> web.Response:
+        """SwarmInit: the node's id; 400 bad request, 503 already a member."""
+        return web.json_response(await self._member.init(await _body(call)))
+
+    async def join(self, call: Call) -> web.Response:
+        """SwarmJoin; 400 bad request, 403 wrong token, 503 already a member or no manager answers."""
+        await self._member.join(await _body(call))
+        return web.Response()
+
+    async def leave(self, call: Call) -> web.Response:
+        """SwarmLeave; 503 not a member, or a manager without force."""
+        await self._member.leave(force=call.flag("force"))
+        return web.Response()
+
+    async def pass_on(self, call: Call) -> web.StreamResponse:
+        """The manager's answer, as it comes."""
+        if not self._member.is_manager:
+            raise NotAManager
+        request = call.request
+        url = f"http://manager{request.rel_url.raw_path_qs}"
+        data = request.content if request.can_read_body else None
+        try:
+            async with (
+                aiohttp.ClientSession(
+                    connector=aiohttp.UnixConnector(str(self._socket)), timeout=aiohttp.ClientTimeout(total=None),
+                    auto_decompress=False,
+                ) as client,
+                client.request(request.method, url, headers=_kept(request.headers), data=data) as answer,
+            ):
+                return await _relay(call, answer)
+        except aiohttp.ClientConnectorError as err:
+            raise Unavailable("this host's manager does not answer yet; it is being started") from err
+
+
+async def _relay(call: Call, answer: aiohttp.ClientResponse) -> web.StreamResponse:
+    response = web.StreamResponse(status=answer.status, headers=_kept(answer.headers))
+    if answer.content_length is None and answer.status not in (204, 304):
+        response.enable_chunked_encoding()
+    async with WhileConnected(call.request):
+        await response.prepare(call.request)
+        async for data in answer.content.iter_any():
+            await response.write(data)
+        await response.write_eof()
+    return response
+
+
+async def _body(call: Call) -> dict[str, Any]:
+    body = await call.raw_json()
+    if body is None:
+        return {}
+    if not isinstance(body, dict):
+        raise InvalidArgument(f"invalid JSON: expected an object, got {json.dumps(body)[:40]}")
+    return body
+
+
+def _kept(headers: Mapping[str, str]) -> dict[str, str]:
+    return {name: value for name, value in headers.items() if name.lower() not in _HOP_BY_HOP}

@@ -1,0 +1,302 @@
+"""This host's place in a cluster: becoming its first manager, joining it, leaving it, and what /info says of that.
+
+What has been decided stands in `<data>/membership.json` before anything is started, so that a restart, at any moment,
+goes on where the last one was. The certificate (session/identity.py) is what makes a host a member; the file only
+says whether a manager runs here and whom to dial.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ipaddress
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import msgspec
+
+from swarmlet.errors import InvalidArgument, NotSupported, SwarmletError, Unavailable
+from swarmlet.log import get_logger
+from swarmlet.model.states import Role
+from swarmlet.pki import write_private
+from swarmlet_agent.session import identity as identities
+from swarmlet_agent.session.identity import NodeIdentity
+
+log = get_logger(__name__)
+
+#: A manager's first start makes an etcd, a CA and a cluster.
+MANAGER_START_S = 60.0
+LOOK_AGAIN_S = 0.1
+LEFT = "This node is not part of a swarm"
+ALREADY = 'This node is already part of a swarm. Use "docker swarm leave" to leave this swarm and join another one.'
+
+
+class Membership(msgspec.Struct, frozen=True, kw_only=True):
+    """What stands in the file."""
+
+    manager: bool = False
+    managers: tuple[str, ...] = ()  # "host:port" to dial first
+    address: str = ""  # where this host is reached
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """For /info and `_ping`. state: inactive, pending, active or error."""
+
+    state: str
+    node_id: str = ""
+    manager: bool = False
+    error: str = ""
+    managers: tuple[str, ...] = ()
+
+
+class ManagerProcess(Protocol):
+    """The swarmlet-manager of this host."""
+
+    async def ensure(self) -> None:
+        """Start it if it does not run, and from now on whenever it ends."""
+        ...
+
+    async def remove(self) -> None:
+        """Stop it and its etcd, and delete its data."""
+        ...
+
+
+class Line(Protocol):
+    """The session with the cluster, and what serves it: started when the host becomes a member."""
+
+    async def start(self, identity: NodeIdentity, managers: Sequence[str], *, is_manager: bool) -> None: ...
+
+    async def stop(self, *, forget: bool) -> None:
+        """forget: the tasks of the cluster are stopped and removed, and what was remembered of it."""
+        ...
+
+    @property
+    def error(self) -> str:
+        """Why the cluster no longer wants this node, "" if it does."""
+        ...
+
+
+class Member:
+    """One per agent. init, join and leave exclude each other."""
+
+    def __init__(
+        self,
+        data_dir: Path,
+        manager_socket: Path,
+        manager: ManagerProcess,
+        line: Line,
+        *,
+        hostname: str,
+        default_address: Callable[[], str],
+        ping_manager: Callable[[], Awaitable[bool]],
+        manager_port: int,
+    ) -> None:
+        self._data_dir = data_dir
+        self._file = data_dir / "membership.json"
+        self._manager_socket = manager_socket
+        self._manager = manager
+        self._line = line
+        self._hostname = hostname
+        self._default_address = default_address
+        self._ping_manager = ping_manager
+        self._manager_port = manager_port
+        self._lock = asyncio.Lock()
+        self._membership: Membership | None = None
+        self._identity: NodeIdentity | None = None
+        self._finishing: asyncio.Task[None] | None = None
+        self.address = ""  # where this node is reached, once it is a member
+
+    async def start(self) -> None:
+        """Go on as what this host was. A manager that needs time to come up does not hold up the engine."""
+        self._membership = await asyncio.to_thread(self._load)
+        if self._membership is None:
+            return
+        if self._membership.manager:
+            await self._manager.ensure()
+        self._identity = identities.load_identity(self._data_dir)
+        if self._identity is not None:
+            self.address = self._membership.address or self._default_address()
+            await self._line.start(
+                self._identity, self._membership.managers, is_manager=self._membership.manager
+            )
+        elif self._membership.manager:
+            # An init was cut off in its middle: its file says what was meant, and this finishes it.
+            self._finishing = asyncio.create_task(self._finish(self._membership), name="finish init")
+
+    async def close(self) -> None:
+        """The agent ends: containers, manager and membership stay."""
+        if self._finishing is not None:
+            self._finishing.cancel()
+            await asyncio.wait([self._finishing])
+        await self._line.stop(forget=False)
+
+    def status(self) -> Status:
+        if self._membership is None:
+            return Status("inactive")
+        if self._identity is None:
+            return Status("pending", manager=self._membership.manager, managers=self._membership.managers)
+        state = "error" if self._line.error else "active"
+        return Status(
+            state, self._identity.node_id, self._membership.manager, self._line.error, self._membership.managers
+        )
+
+    @property
+    def is_manager(self) -> bool:
+        return self._membership is not None and self._membership.manager
+
+    async def init(self, request: dict[str, Any]) -> str:
+        """`docker swarm init`: become the first manager of a new cluster. Returns the node's id.
+
+        Unavailable if this host is a member already, InvalidArgument for a bad address.
+        """
+        _refuse(request, "DefaultAddrPool", "SubnetSize", "DataPathAddr", "DataPathPort")
+        spec = request.get("Spec") or {}
+        if (spec.get("EncryptionConfig") or {}).get("AutoLockManagers"):
+            raise NotSupported("autolock is not supported: the managers' keys live in etcd")
+        address = self._advertised(request)
+        async with self._only_when_inactive():
+            dial = (_authority(address, self._manager_port),)
+            self.address = address
+            await self._save(Membership(manager=True, managers=dial, address=address))
+            try:
+                identity = await self._join_own_manager(address)
+            except BaseException:
+                await asyncio.shield(self._undo())
+                raise
+            await self._begin(identity, dial)
+            return identity.node_id
+
+    async def join(self, request: dict[str, Any]) -> None:
+        """`docker swarm join`. Forbidden for a wrong token, Unavailable if no manager answers."""
+        _refuse(request, "DataPathAddr")
+        token = request.get("JoinToken") or ""
+        remotes = request.get("RemoteAddrs") or []
+        if not isinstance(token, str) or not isinstance(remotes, list) or not all(isinstance(r, str) for r in remotes):
+            raise InvalidArgument("invalid JSON: JoinToken must be a string and RemoteAddrs a list of strings")
+        if not remotes:
+            raise InvalidArgument("at least 1 RemoteAddr is required to join")
+        dial = tuple(_with_port(remote, 2377) for remote in remotes)
+        address = self._advertised(request)
+        async with self._only_when_inactive():
+            identity = await identities.join(
+                self._data_dir, dial, token, hostname=self._hostname, addr=address
+            )
+            self.address = address
+            is_manager = identity.role is Role.MANAGER
+            await self._save(Membership(manager=is_manager, managers=dial, address=address))
+            if is_manager:
+                await self._manager.ensure()
+            await self._begin(identity, dial)
+
+    async def leave(self, *, force: bool) -> None:
+        """`docker swarm leave`: the cluster's containers here end; a manager's state goes with it (force)."""
+        async with self._lock:
+            if self._membership is None:
+                raise Unavailable(f"{LEFT}")
+            if self._membership.manager and not force:
+                raise Unavailable(
+                    "You are attempting to leave the swarm on a node that is participating as a manager. Removing the "
+                    "last manager erases all current state of the swarm. Use `--force` to ignore this message."
+                )
+            await self._line.stop(forget=True)
+            await self._undo()
+            log.info("left the cluster")
+
+    async def _join_own_manager(self, address: str) -> NodeIdentity:
+        await self._manager.ensure()
+        await self._wait_for_manager()
+        return await identities.join_locally(
+            self._data_dir, self._manager_socket, hostname=self._hostname, addr=address
+        )
+
+    async def _finish(self, membership: Membership) -> None:
+        async with self._lock:
+            try:
+                self.address = membership.address
+                await self._begin(await self._join_own_manager(self.address), membership.managers)
+            except SwarmletError as err:
+                log.error("this host's manager could not be joined: restart the agent to try again", reason=err)
+
+    async def _begin(self, identity: NodeIdentity, dial: Sequence[str]) -> None:
+        self._identity = identity
+        await self._line.start(identity, dial, is_manager=self.is_manager)
+        log.info("member of a cluster", node_id=identity.node_id, role=identity.role)
+
+    async def _undo(self) -> None:
+        was_manager = self.is_manager
+        self._membership, self._identity = None, None
+        await asyncio.to_thread(self._file.unlink, missing_ok=True)
+        await asyncio.to_thread(identities.forget_identity, self._data_dir)
+        if was_manager:
+            await self._manager.remove()
+
+    @contextlib.asynccontextmanager
+    async def _only_when_inactive(self) -> Any:
+        async with self._lock:
+            if self._membership is not None:
+                raise Unavailable(ALREADY)
+            yield
+
+    async def _wait_for_manager(self) -> None:
+        try:
+            async with asyncio.timeout(MANAGER_START_S):
+                while True:
+                    if await self._ping_manager():
+                        return
+                    await asyncio.sleep(LOOK_AGAIN_S)
+        except TimeoutError as err:
+            raise Unavailable(
+                f"the manager did not come up in {MANAGER_START_S:.0f} s: see its log {self._data_dir}/manager.log"
+            ) from err
+
+    def _advertised(self, request: dict[str, Any]) -> str:
+        """The address others reach this host at: as asked for, or the configured one, or the default route's."""
+        text = str(request.get("AdvertiseAddr") or "")
+        host = _host_of(text) if text else self._default_address()
+        if not host:
+            raise InvalidArgument(
+                "could not choose an IP address to advertise since this system has no default route: "
+                "specify one with --advertise-addr"
+            )
+        try:
+            address = ipaddress.ip_address(host)
+        except ValueError as err:
+            raise InvalidArgument(f"invalid AdvertiseAddr {text!r}: must be an IP address[:port]") from err
+        if address.is_unspecified:
+            raise InvalidArgument(f"invalid AdvertiseAddr {text!r}: must be a non-zero IP address")
+        return str(address)
+
+    def _load(self) -> Membership | None:
+        try:
+            return msgspec.json.decode(self._file.read_bytes(), type=Membership)
+        except FileNotFoundError:
+            return None
+
+    async def _save(self, membership: Membership) -> None:
+        await asyncio.to_thread(write_private, self._file, msgspec.json.encode(membership).decode())
+        self._membership = membership
+
+
+def _refuse(request: dict[str, Any], *options: str) -> None:
+    for option in options:
+        if request.get(option):
+            raise NotSupported(f"{option} is not supported yet")
+
+
+def _host_of(text: str) -> str:
+    """The host of "host", "host:port", "[v6]:port" or "v6"."""
+    if text.startswith("["):
+        return text[1:].partition("]")[0]
+    return text if text.count(":") > 1 else text.partition(":")[0]
+
+
+def _with_port(text: str, port: int) -> str:
+    has_port = text.rpartition("]")[2].startswith(":") if text.startswith("[") else text.count(":") == 1
+    return text if has_port else _authority(_host_of(text), port)
+
+
+def _authority(host: str, port: int) -> str:
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
