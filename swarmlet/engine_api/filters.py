@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Mapping
 from typing import Any
 
 import msgspec
 
 from swarmlet.errors import InvalidArgument
+
+#: Longest pattern tried: names and ids are at most a few hundred characters.
+MAX_PATTERN = 300
 
 
 class Filters:
@@ -62,9 +66,23 @@ class Filters:
         """As `matches`, for ids: a value may be a prefix of the candidate."""
         return key not in self._values or any(candidate.startswith(value) for value in self._values[key])
 
+    def matches_pattern(self, key: str, *candidates: str) -> bool:
+        """As `matches`, but a value may also be a regular expression found somewhere in a candidate."""
+        return key not in self._values or any(
+            value == candidate or _occurs(value, candidate) for value in self._values[key] for candidate in candidates
+        )
+
     def matches_part(self, key: str, candidate: str) -> bool:
         """As `matches`, for names: a value may occur anywhere in the candidate."""
         return key not in self._values or any(value in candidate for value in self._values[key])
+
+
+def _occurs(pattern: str, text: str) -> bool:
+    """False for a pattern that is no regular expression, or one too long to be meant."""
+    try:
+        return len(pattern) <= MAX_PATTERN and re.search(pattern, text) is not None
+    except (re.error, RecursionError):
+        return False
 
 
 def decode_filters(text: str) -> Filters:

@@ -60,7 +60,7 @@ class Call:
     def filters(self) -> Filters:
         return decode_filters(self.request.query.get("filters", ""))
 
-    async def raw_json(self) -> Any:
+    async def raw_json(self, *, keep_nulls: bool = False) -> Any:
         """The body as builtins, JSON nulls removed (Go clients send null for what is not given).
 
         None for an empty body. InvalidArgument for anything that is not JSON.
@@ -69,7 +69,8 @@ class Call:
         if not body.strip():
             return None
         try:
-            return _without_nulls(msgspec.json.decode(body))
+            value = msgspec.json.decode(body)
+            return value if keep_nulls else _without_nulls(value)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as err:
             raise InvalidArgument(f"invalid JSON: {err}") from err
 
@@ -119,7 +120,7 @@ class Route:
 
 
 class Router:
-    """Literal templates by dict, the others by regular expression, in the order given."""
+    """Literal templates by dict, then the others by regular expression; of several that fit, the first given wins."""
 
     def __init__(self, routes: Iterable[Route]) -> None:
         self._literal: dict[tuple[str, str], Handler] = {}
@@ -129,7 +130,7 @@ class Router:
                 first = route.template.split("/")[1]
                 self._patterns.setdefault(first, []).append((route.method, _compile(route.template), route.handler))
             else:
-                self._literal[route.method, route.template] = route.handler
+                self._literal.setdefault((route.method, route.template), route.handler)
 
     def find(self, method: str, path: str) -> tuple[Handler, dict[str, str]] | None:
         """The handler and its parameters. HEAD is answered by GET handlers where it has none of its own."""

@@ -1,0 +1,177 @@
+"""Engine API routes for containers: everything that is one question and one answer."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+from aiohttp import web
+
+from swarmlet.engine_api.answers import empty, json_answer
+from swarmlet.engine_api.router import Call, Route
+from swarmlet.errors import InvalidArgument, NotFound
+from swarmlet.model.container import HostConfig
+from swarmlet_agent.api.backends import ContainerBackend, ImageLookup
+from swarmlet_agent.api.listing import ListQuery, select
+from swarmlet_agent.api.shapes import decode
+from swarmlet_agent.api.shapes.inspect import container_inspect
+from swarmlet_agent.api.shapes.summary import container_summary
+from swarmlet_agent.engine.container import Container
+
+_ONE = "/containers/{id}"
+
+
+class ContainerRoutes:
+    def __init__(self, backend: ContainerBackend, images: ImageLookup) -> None:
+        self._backend = backend
+        self._images = images
+
+    def routes(self) -> list[Route]:
+        return [
+            Route("POST", "/containers/create", self.create),
+            Route("GET", "/containers/json", self.list_all),
+            Route("POST", "/containers/prune", self.prune),
+            Route("GET", f"{_ONE}/json", self.inspect),
+            Route("POST", f"{_ONE}/start", self.start),
+            Route("POST", f"{_ONE}/stop", self.stop),
+            Route("POST", f"{_ONE}/restart", self.restart),
+            Route("POST", f"{_ONE}/kill", self.kill),
+            Route("POST", f"{_ONE}/pause", self.pause),
+            Route("POST", f"{_ONE}/unpause", self.unpause),
+            Route("POST", f"{_ONE}/rename", self.rename),
+            Route("POST", f"{_ONE}/update", self.update),
+            Route("POST", f"{_ONE}/resize", self.resize),
+            Route("GET", f"{_ONE}/top", self.top),
+            Route("DELETE", _ONE, self.remove),
+        ]
+
+    async def create(self, call: Call) -> web.StreamResponse:
+        """ContainerCreate: 201; 400 bad parameter, 404 no such image, 409 name taken."""
+        request = await decode.container_create(call)
+        container, warnings = await self._backend.create(
+            call.text("name"), request, platform=call.text("platform")
+        )
+        return json_answer({"Id": container.id, "Warnings": list(warnings)}, 201)
+
+    async def list_all(self, call: Call) -> web.StreamResponse:
+        """ContainerList."""
+        query = ListQuery(call.filters(), all=call.flag("all"), limit=call.number("limit", 0) or 0)
+        chosen = select(self._backend.list(), query, find=self._backend.get, image_id=self._image_id)
+        now = time.time_ns()
+        sizes = await self._sizes(chosen) if call.flag("size") else {}
+        return json_answer(
+            [container_summary(each, self._image_name(each), now, sizes.get(each.id)) for each in chosen]
+        )
+
+    async def inspect(self, call: Call) -> web.StreamResponse:
+        """ContainerInspect."""
+        container = self._backend.get(call.params["id"])
+        sizes = await self._sizes([container]) if call.flag("size") else {}
+        exec_ids = self._backend.exec_ids(container.id)
+        return json_answer(container_inspect(container, exec_ids=exec_ids, sizes=sizes.get(container.id)))
+
+    async def start(self, call: Call) -> web.StreamResponse:
+        """ContainerStart: 204; 304 already started."""
+        await self._backend.start_container(call.params["id"])
+        return empty()
+
+    async def stop(self, call: Call) -> web.StreamResponse:
+        """ContainerStop: 204; 304 already stopped. `t` in seconds, -1 waits for ever."""
+        await self._backend.stop(call.params["id"], call.number("t"), call.text("signal") or None)
+        return empty()
+
+    async def restart(self, call: Call) -> web.StreamResponse:
+        """ContainerRestart."""
+        await self._backend.restart(call.params["id"], call.number("t"), call.text("signal") or None)
+        return empty()
+
+    async def kill(self, call: Call) -> web.StreamResponse:
+        """ContainerKill: 204; 409 not running."""
+        await self._backend.kill(call.params["id"], call.text("signal") or "SIGKILL")
+        return empty()
+
+    async def pause(self, call: Call) -> web.StreamResponse:
+        await self._backend.pause(call.params["id"])
+        return empty()
+
+    async def unpause(self, call: Call) -> web.StreamResponse:
+        await self._backend.unpause(call.params["id"])
+        return empty()
+
+    async def rename(self, call: Call) -> web.StreamResponse:
+        """ContainerRename: 204; 409 name taken."""
+        name = call.text("name")
+        if not name:
+            raise InvalidArgument("Neither old nor new names may be empty")
+        await self._backend.rename(call.params["id"], name)
+        return empty()
+
+    async def update(self, call: Call) -> web.StreamResponse:
+        """ContainerUpdate: limits and restart policy of a container, running or not."""
+        changes = await call.json(HostConfig)
+        warnings = await self._backend.update(call.params["id"], changes)
+        return json_answer({"Warnings": list(warnings)})
+
+    async def resize(self, call: Call) -> web.StreamResponse:
+        """ContainerResize."""
+        rows, columns = dimensions(call)
+        await self._backend.resize(call.params["id"], rows, columns)
+        return empty(200)
+
+    async def top(self, call: Call) -> web.StreamResponse:
+        """ContainerTop."""
+        titles, processes = await self._backend.top(call.params["id"], call.text("ps_args", "-ef") or "-ef")
+        return json_answer({"Titles": titles, "Processes": processes})
+
+    async def remove(self, call: Call) -> web.StreamResponse:
+        """ContainerDelete: 204; 409 running and not forced."""
+        await self._backend.remove(
+            call.params["id"], force=call.flag("force"), volumes=call.flag("v"), link=call.flag("link")
+        )
+        return empty()
+
+    async def prune(self, call: Call) -> web.StreamResponse:
+        """ContainerPrune."""
+        report = await self._backend.prune(call.filters())
+        return json_answer(
+            {"ContainersDeleted": list(report.containers_deleted), "SpaceReclaimed": report.space_reclaimed}
+        )
+
+    def _image_id(self, ref: str) -> str:
+        return self._images.get(ref).id
+
+    def _image_name(self, container: Container) -> str:
+        """As the client named it, while that name still means the same image."""
+        if container.image_ref == container.image_id:
+            return container.image_id
+        try:
+            now = self._images.get(container.image_ref)
+        except (NotFound, InvalidArgument):
+            return container.image_id
+        return container.image_ref if now.id == container.image_id else container.image_id
+
+    async def _sizes(self, containers: list[Container]) -> dict[str, tuple[int, int]]:
+        """(own bytes, image's bytes) by container id; measured a few at a time."""
+        gate = asyncio.Semaphore(4)
+
+        async def measure(container: Container) -> tuple[int, int]:
+            async with gate:
+                own = await self._backend.size(container.id)
+            try:
+                return own, self._images.get(container.image_id).size_bytes
+            except NotFound:  # an image removed by force
+                return own, 0
+
+        sizes = await asyncio.gather(*(measure(each) for each in containers))
+        return {each.id: size for each, size in zip(containers, sizes, strict=True)}
+
+
+def dimensions(call: Call) -> tuple[int, int]:
+    """`h` and `w` of a terminal. InvalidArgument unless both are numbers a terminal can have."""
+    rows, columns = call.number("h"), call.number("w")
+    if rows is None or columns is None:
+        raise InvalidArgument("the parameters h and w are required")
+    for name, value in (("h", rows), ("w", columns)):
+        if not 0 <= value <= 0xFFFF:
+            raise InvalidArgument(f"invalid value {value} for parameter {name}: expected 0 to 65535")
+    return rows, columns

@@ -1,0 +1,54 @@
+"""Calls of the Engine API that this engine knows and does not serve yet: a clear 501 rather than "page not found"."""
+
+from __future__ import annotations
+
+from aiohttp import web
+
+from swarmlet.engine_api.answers import refusal
+from swarmlet.engine_api.router import Call, Handler, Route
+
+_UNSUPPORTED: tuple[tuple[str, str, str], ...] = (
+    ("GET", "/containers/{id}/archive", "copying files out of a container"),
+    ("HEAD", "/containers/{id}/archive", "copying files out of or into a container"),
+    ("PUT", "/containers/{id}/archive", "copying files into a container"),
+    ("GET", "/containers/{id}/export", "exporting a container"),
+    ("GET", "/containers/{id}/changes", "listing the changes of a container"),
+    ("GET", "/containers/{id}/checkpoints", "checkpointing containers"),
+    ("POST", "/containers/{id}/checkpoints", "checkpointing containers"),
+    ("POST", "/commit", "making an image of a container"),
+    ("POST", "/build", "building images"),
+    ("POST", "/build/cancel", "building images"),
+    ("POST", "/session", "building images with BuildKit"),
+    ("POST", "/grpc", "building images with BuildKit"),
+    ("POST", "/auth", "checking registry credentials (docker login)"),
+    ("GET", "/images/search", "searching registries"),
+    ("GET", "/plugins/privileges", "managing plugins"),
+    ("POST", "/plugins/pull", "managing plugins"),
+    ("POST", "/plugins/create", "managing plugins"),
+)
+
+
+class UnsupportedRoutes:
+    def routes(self) -> list[Route]:
+        return [
+            *(Route(method, template, _refuse(what)) for method, template, what in _UNSUPPORTED),
+            Route("POST", "/build/prune", _no_build_cache),
+            Route("GET", "/plugins", _no_plugins),
+        ]
+
+
+def _refuse(what: str) -> Handler:
+    async def handler(call: Call) -> web.StreamResponse:
+        return refusal(f"{what} is not supported yet by this engine", 501)
+
+    return handler
+
+
+async def _no_build_cache(call: Call) -> web.StreamResponse:
+    """BuildPrune: there is nothing to prune."""
+    return web.json_response({"CachesDeleted": None, "SpaceReclaimed": 0})
+
+
+async def _no_plugins(call: Call) -> web.StreamResponse:
+    """PluginList: there are none."""
+    return web.json_response([])

@@ -1,0 +1,65 @@
+"""Request bodies as clients send them, made into the model's types."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from swarmlet.engine_api.router import Call, convert
+from swarmlet.errors import InvalidArgument
+from swarmlet.model.container import ContainerCreate
+from swarmlet_agent.engine.container import ExecRequest
+
+#: Maps in which a null value means something: a port without bindings, a network without wishes.
+_NULLS_MATTER = {("HostConfig", "PortBindings"), ("NetworkingConfig", "EndpointsConfig")}
+
+
+async def container_create(call: Call) -> ContainerCreate:
+    """The body of POST /containers/create. InvalidArgument names the field."""
+    body = await call.raw_json(keep_nulls=True)
+    if body is None:
+        raise InvalidArgument("invalid JSON: the request has no body")
+    return convert(normalise_create(body), ContainerCreate)
+
+
+async def exec_request(call: Call) -> ExecRequest:
+    """The body of POST /containers/{id}/exec."""
+    body = await call.raw_json()
+    if body is None:
+        raise InvalidArgument("invalid JSON: the request has no body")
+    if isinstance(body, dict):
+        body = {**body, **_words(body, "Cmd")}
+    request = convert(body, ExecRequest)
+    if not request.cmd:
+        raise InvalidArgument("No exec command specified")
+    return request
+
+
+def normalise_create(body: Any) -> Any:
+    """Nulls removed where they mean "not given", and strings where lists of words may stand as one."""
+    if not isinstance(body, dict):
+        return body
+    clean: dict[str, Any] = {}
+    for key, value in body.items():
+        if isinstance(value, dict):
+            clean[key] = {name: _clean(item, (key, name)) for name, item in value.items() if item is not None}
+        elif value is not None:
+            clean[key] = _clean(value, (key,))
+    return {**clean, **_words(clean, "Cmd"), **_words(clean, "Entrypoint")}
+
+
+def _clean(value: Any, where: tuple[str, ...]) -> Any:
+    if isinstance(value, dict):
+        keep = where in _NULLS_MATTER
+        return {
+            key: None if item is None else _clean(item, ())
+            for key, item in value.items()
+            if keep or item is not None
+        }
+    if isinstance(value, list):
+        return [_clean(item, ()) for item in value]
+    return value
+
+
+def _words(body: dict[str, Any], key: str) -> dict[str, Any]:
+    """A single string is one word, as Docker's own types take it."""
+    return {key: [body[key]]} if isinstance(body.get(key), str) else {}

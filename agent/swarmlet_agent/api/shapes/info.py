@@ -1,0 +1,225 @@
+"""Engine API SystemInfo and SystemVersion of one node."""
+
+from __future__ import annotations
+
+import os
+import platform
+import socket
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from swarmlet.engine_api import versions
+from swarmlet.model.times import rfc3339
+from swarmlet_agent.engine.container import Container
+
+
+class RuntimeFacts(Protocol):
+    """What the runtime says of itself and of this host (runtime.host.RuntimeInfo)."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def version(self) -> str: ...
+    @property
+    def commit(self) -> str: ...
+    @property
+    def conmon_version(self) -> str: ...
+    @property
+    def cgroup_version(self) -> str: ...
+    @property
+    def cgroup_driver(self) -> str: ...
+    @property
+    def seccomp(self) -> bool: ...
+    @property
+    def apparmor(self) -> bool: ...
+    @property
+    def init_path(self) -> str: ...
+    @property
+    def memory_limit(self) -> bool: ...
+    @property
+    def swap_limit(self) -> bool: ...
+    @property
+    def cpu_cfs(self) -> bool: ...
+    @property
+    def cpu_shares(self) -> bool: ...
+    @property
+    def cpuset(self) -> bool: ...
+    @property
+    def pids_limit(self) -> bool: ...
+    @property
+    def oom_kill_disable(self) -> bool: ...
+
+
+@dataclass(frozen=True, slots=True)
+class HostFacts:
+    """What does not change while the agent runs. memory in bytes."""
+
+    kernel: str
+    system: str
+    system_version: str
+    architecture: str
+    cpus: int
+    memory_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class NodeFacts:
+    """What the agent was started with. node_id is the engine's id; release is our version."""
+
+    node_id: str
+    data_dir: Path
+    release: str
+    started_at: int
+    labels: tuple[str, ...] = ()
+
+
+def read_host_facts() -> HostFacts:
+    """Blocking: a few small files."""
+    release = _os_release()
+    return HostFacts(
+        kernel=os.uname().release,
+        system=release.get("PRETTY_NAME", "Linux"),
+        system_version=release.get("VERSION_ID", ""),
+        architecture=os.uname().machine,
+        cpus=os.cpu_count() or 1,
+        memory_bytes=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+    )
+
+
+def _os_release() -> dict[str, str]:
+    try:
+        return platform.freedesktop_os_release()
+    except OSError:
+        return {}
+
+
+def go_architecture(machine: str) -> str:
+    """x86_64 -> amd64: the name Go programs and image platforms use."""
+    return {"x86_64": "amd64", "aarch64": "arm64", "armv7l": "arm", "i686": "386"}.get(machine, machine)
+
+
+def system_version(host: HostFacts, node: NodeFacts, runtime: RuntimeFacts) -> dict[str, Any]:
+    """GET /version. GoVersion is what clients print; there is none to tell, so Python's stands there."""
+    arch = go_architecture(host.architecture)
+    details = {
+        "ApiVersion": str(versions.NEWEST), "Arch": arch, "BuildTime": rfc3339(node.started_at),
+        "Experimental": "false", "GitCommit": "", "GoVersion": f"python{platform.python_version()}",
+        "KernelVersion": host.kernel, "MinAPIVersion": str(versions.OLDEST), "Os": "linux",
+    }  # fmt: skip
+    components = [
+        {"Name": "Engine", "Version": node.release, "Details": details},
+        {"Name": runtime.name, "Version": runtime.version, "Details": {"GitCommit": runtime.commit}},
+        {"Name": "conmon", "Version": runtime.conmon_version, "Details": {"GitCommit": ""}},
+    ]
+    return {
+        "Platform": {"Name": "Swarmlet"}, "Components": components, "Version": node.release,
+        "ApiVersion": details["ApiVersion"], "MinAPIVersion": details["MinAPIVersion"],
+        "GitCommit": "", "GoVersion": details["GoVersion"], "Os": "linux", "Arch": arch,
+        "KernelVersion": host.kernel, "BuildTime": details["BuildTime"],
+    }  # fmt: skip
+
+
+def system_info(
+    host: HostFacts,
+    node: NodeFacts,
+    runtime: RuntimeFacts,
+    containers: Iterable[Container],
+    *,
+    images: int,
+    listeners: int,
+    swarm: Mapping[str, Any],
+    now: int,
+) -> dict[str, Any]:
+    """GET /info."""
+    states = [container.state.status for container in containers]
+    running, paused = sum(state in ("running", "restarting") for state in states), states.count("paused")
+    security = ["name=seccomp,profile=builtin"] if runtime.seccomp else []
+    if runtime.apparmor:
+        security.insert(0, "name=apparmor")
+    if runtime.cgroup_version == "2":
+        security.append("name=cgroupns")
+    return {
+        "ID": node.node_id,
+        "Containers": len(states),
+        "ContainersRunning": running,
+        "ContainersPaused": paused,
+        "ContainersStopped": len(states) - running - paused,
+        "Images": images,
+        "Driver": "overlay2",
+        "DriverStatus": [["Supports d_type", "true"], ["Using metacopy", "false"], ["Native Overlay Diff", "true"]],
+        "DockerRootDir": str(node.data_dir),
+        "Plugins": {
+            "Volume": ["local"], "Network": ["bridge", "host", "null"], "Authorization": None,
+            "Log": ["json-file", "local"],
+        },
+        "MemoryLimit": runtime.memory_limit,
+        "SwapLimit": runtime.swap_limit,
+        "CpuCfsPeriod": runtime.cpu_cfs,
+        "CpuCfsQuota": runtime.cpu_cfs,
+        "CPUShares": runtime.cpu_shares,
+        "CPUSet": runtime.cpuset,
+        "PidsLimit": runtime.pids_limit,
+        "OomKillDisable": runtime.oom_kill_disable,
+        "IPv4Forwarding": True,
+        "Debug": False,
+        "NFd": -1,
+        "NGoroutines": -1,
+        "SystemTime": rfc3339(now),
+        "LoggingDriver": "json-file",
+        "CgroupDriver": runtime.cgroup_driver,
+        "CgroupVersion": runtime.cgroup_version,
+        "NEventsListener": listeners,
+        "KernelVersion": host.kernel,
+        "OperatingSystem": host.system,
+        "OSVersion": host.system_version,
+        "OSType": "linux",
+        "Architecture": host.architecture,
+        "NCPU": host.cpus,
+        "MemTotal": host.memory_bytes,
+        "IndexServerAddress": "https://index.docker.io/v1/",
+        "RegistryConfig": {
+            "IndexConfigs": {
+                "docker.io": {"Mirrors": [], "Name": "docker.io", "Official": True, "Secure": True},
+            },
+            "InsecureRegistryCIDRs": ["127.0.0.0/8", "::1/128"],
+            "Mirrors": None,
+        },
+        "GenericResources": None,
+        "HttpProxy": "",
+        "HttpsProxy": "",
+        "NoProxy": "",
+        "Name": socket.gethostname(),
+        "Labels": list(node.labels),
+        "ExperimentalBuild": False,
+        "ServerVersion": node.release,
+        "Runtimes": {runtime.name: {"path": runtime.name}},
+        "DefaultRuntime": runtime.name,
+        "Swarm": dict(swarm),
+        "LiveRestoreEnabled": True,
+        "Isolation": "",
+        "InitBinary": Path(runtime.init_path).name,
+        "ContainerdCommit": {"ID": ""},
+        "RuncCommit": {"ID": runtime.commit},
+        "InitCommit": {"ID": ""},
+        "SecurityOptions": security,
+        "CDISpecDirs": [],
+        "Warnings": _warnings(runtime) or None,
+    }  # fmt: skip
+
+
+def _warnings(runtime: RuntimeFacts) -> list[str]:
+    return [
+        f"WARNING: No {what} support"
+        for what, there in (
+            ("memory limit", runtime.memory_limit),
+            ("swap limit", runtime.swap_limit),
+            ("cpu cfs quota", runtime.cpu_cfs),
+            ("cpu cfs period", runtime.cpu_cfs),
+            ("cpu shares", runtime.cpu_shares),
+            ("cpuset", runtime.cpuset),
+            ("pids limit", runtime.pids_limit),
+        )
+        if not there
+    ]
