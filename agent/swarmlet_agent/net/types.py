@@ -63,3 +63,16 @@ class InterfaceCounters:
     tx_packets: int = 0
     tx_errors: int = 0
     tx_dropped: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class ContainerView:
+    """What the networks need to know of a container they may never have attached.
+
+    network_mode: its HostConfig's. endpoints: its wishes by network name, attached or not.
+    """
+
+    id: str
+    name: str
+    network_mode: str
+    endpoints: Mapping[str, EndpointSettings]

@@ -1,0 +1,322 @@
+"""Docker's local networks on this node: the engine's `Networks`, and the operations of the API's network calls.
+
+Everything happens in the network namespace the agent runs in. Starting is recovering: the kernel is brought to
+what the journal says, containers that outlived the agent keep their traffic throughout.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import time
+from collections.abc import Callable, Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Protocol
+
+import msgspec
+
+from swarmlet.engine_api.filters import Filters
+from swarmlet.errors import Conflict, Forbidden, Internal, NotFound
+from swarmlet.log import get_logger
+from swarmlet.model.container import EndpointSettings
+from swarmlet.model.ids import new_hex_id
+from swarmlet_agent.journal import Journal
+from swarmlet_agent.net import plan_attach, plan_rules, views
+from swarmlet_agent.net.container_files import ContainerFiles
+from swarmlet_agent.net.dns import EmbeddedDns, HostResolvers
+from swarmlet_agent.net.firewall_check import find_dropping
+from swarmlet_agent.net.ground import ENDPOINTS, NETWORKS, Ground, OnEvent
+from swarmlet_agent.net.kernel import KernelNet
+from swarmlet_agent.net.plan_create import default_network, plan_network
+from swarmlet_agent.net.records import PREDEFINED, NetworkRecord, SandboxRecord
+from swarmlet_agent.net.requests import NetworkConnect, NetworkCreate, NetworkDisconnect, NetworkView
+from swarmlet_agent.net.sandboxes import Sandboxes
+from swarmlet_agent.net.types import Attachment, ContainerView, InterfaceCounters, NetworkWish
+
+log = get_logger(__name__)
+
+
+class Containers(Protocol):
+    """What connect and disconnect need of the engine."""
+
+    def view(self, ref: str) -> ContainerView:
+        """By name, id or id prefix. NotFound."""
+        ...
+
+    async def endpoint_changed(self, container_id: str, network: str, settings: EndpointSettings | None) -> None:
+        """A client connected the container to a network (as attached, or as wished if it does not run), or took it
+        off (None)."""
+        ...
+
+
+def _ignore_event(action: str, network: NetworkRecord, attributes: Mapping[str, str]) -> None:
+    """For a user without interest in events."""
+
+
+class BridgeNetworks:
+    """`start` first, `close` last; containers keep their networks when this ends (only `teardown` ends them)."""
+
+    def __init__(
+        self, run_dir: Path, data_dir: Path, journal: Journal, *, bridge_name: str = "swl0",
+        default_subnet: str = "172.17.0.0/16", default_gateway: str = "", mtu: int = 1500,
+        on_event: OnEvent = _ignore_event, host_resolv_conf: Path = Path("/etc/resolv.conf"),
+        host_hosts: Path = Path("/etc/hosts"), clock: Callable[[], int] = time.time_ns,
+    ) -> None:
+        self._default = (bridge_name, default_subnet, default_gateway, mtu)
+        self._clock = clock
+        self._containers: Containers | None = None
+        self._ground = Ground(KernelNet(run_dir / "netns"), journal, on_event)
+        self._dns = EmbeddedDns(self._ground.names, HostResolvers(host_resolv_conf), self._open_inside)
+        texts = ContainerFiles(self._ground, data_dir, host_resolv_conf, host_hosts)
+        self._sandboxes = Sandboxes(self._ground, self._dns, texts)
+        self._changing = asyncio.Lock()
+        self._tasks: list[asyncio.Task[None]] = []
+
+    def bind(self, containers: Containers, on_event: OnEvent | None = None) -> None:
+        """Say who knows the containers, and who hears of events (they are made after the networks)."""
+        self._containers = containers
+        if on_event is not None:
+            self._ground.on_event = on_event
+
+    # Life
+
+    async def start(self) -> None:
+        """Make the kernel what the journal says; adopt what runs. Internal, Conflict if that is impossible.
+
+        Start before the runtime takes its copy of the mount namespace: the folder of namespaces must be shared.
+        """
+        ground = self._ground
+        for _, value in ground.journal.items(NETWORKS):
+            ground.catalog.put(msgspec.msgpack.decode(value, type=NetworkRecord))
+        stored = ground.journal.items(ENDPOINTS)
+        sandboxes = [msgspec.msgpack.decode(value, type=SandboxRecord) for _, value in stored]
+        await self._ensure_predefined({endpoint.network_id for box in sandboxes for endpoint in box.endpoints})
+        self._sandboxes.restore(sandboxes, ground.catalog.by_id)
+        await ground.run(self._recover)
+        await self._sandboxes.adopt()
+        self._tasks = [
+            asyncio.create_task(ground.reap(), name="net-reaper"),
+            asyncio.create_task(_look_at_firewall(), name="net-firewall-check"),
+        ]
+
+    async def close(self) -> None:
+        """Stop serving; every container keeps its networks and published ports."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._dns.close()
+        await self._ground.run(self._ground.kernel.close)
+        self._ground.ports.close()
+        self._ground.end_thread()
+
+    async def teardown(self) -> None:
+        """Remove every namespace, interface and rule of this agent from the host, for good. Then `close`."""
+        ground = self._ground
+        for ident in list(ground.live):
+            self._dns.stop(ident)
+            ground.ports.release(ident)
+        ground.live.clear()
+        await ground.run(ground.kernel.teardown)
+
+    async def retain(self, container_ids: Collection[str]) -> None:
+        """Drop what is kept for containers that no longer exist (all others, by full id)."""
+        for ident in list(self._ground.sandboxes):
+            if ident not in container_ids:
+                await self._sandboxes.detach(ident)
+
+    # engine.ports.Networks
+
+    async def attach(self, wish: NetworkWish) -> Attachment:
+        return await self._sandboxes.attach(wish)
+
+    async def detach(self, container_id: str) -> None:
+        await self._sandboxes.detach(container_id)
+
+    async def counters(self, container_id: str) -> Sequence[InterfaceCounters]:
+        return await self._sandboxes.counters(container_id)
+
+    async def renamed(self, container_id: str, name: str) -> None:
+        """A container's new name, for lookups and network inspect. One without networks is fine."""
+        async with self._ground.lock(container_id):
+            if (sandbox := self._sandboxes.rename(container_id, name)) is not None:
+                await self._ground.save(sandbox)
+
+    # The API's operations
+
+    def get(self, ref: str) -> NetworkRecord:
+        """By name, id or id prefix. NotFound ("network x not found")."""
+        return self._ground.catalog.get(ref)
+
+    def list(self, filters: Filters) -> Sequence[NetworkView]:
+        """Newest first, without containers. InvalidArgument for an unknown filter or value."""
+        filters.check(*views.LIST_FILTERS)
+        return [
+            views.view(network)
+            for network in sorted(self._ground.catalog.by_id.values(), key=lambda n: -n.created_at)
+            if views.selects(filters, network, in_use=bool(self._sandboxes.of(network.id)))
+        ]
+
+    def inspect(self, ref: str) -> NetworkView:
+        """One network with its containers. NotFound."""
+        network = self.get(ref)
+        return views.view(network, self._sandboxes.of(network.id))
+
+    async def create(self, request: NetworkCreate) -> NetworkRecord:
+        """A user-defined bridge network. Errors as `plan_network`."""
+        ground = self._ground
+        async with self._changing:
+            links, routes = await ground.run(lambda: (ground.kernel.links(), ground.kernel.routes()))
+            network = plan_network(
+                request, network_id=new_hex_id(), now=self._clock(), existing=ground.catalog.by_id,
+                host_routes=routes, links={link.name for link in links},
+            )
+            try:
+                await ground.save_network(network)
+                await ground.run(self._make_network, network)
+            except BaseException:
+                await ground.journal.delete(NETWORKS, network.id)
+                await ground.run(ground.kernel.delete_bridge, network.bridge)
+                raise
+            ground.catalog.put(network)
+        ground.on_event("create", network, {"name": network.name, "type": network.driver})
+        return network
+
+    async def remove(self, ref: str) -> None:
+        """NotFound; Forbidden for a predefined network or one with containers on it."""
+        async with self._changing:
+            await self._remove(self.get(ref))
+
+    async def prune(self, filters: Filters) -> Sequence[str]:
+        """Remove every unused user-defined network; their names."""
+        filters.check(*views.PRUNE_FILTERS)
+        until, removed = views.until_of(filters, self._clock()), []
+        async with self._changing:
+            for network in list(self._ground.catalog.by_id.values()):
+                if views.prunes(filters, network, until) and not self._sandboxes.of(network.id):
+                    await self._remove(network)
+                    removed.append(network.name)
+        return removed
+
+    async def connect(self, ref: str, request: NetworkConnect) -> None:
+        """Connect a container, running or not. NotFound, Forbidden, InvalidArgument, Conflict."""
+        network, settings = self.get(ref), request.endpoint_config
+        containers = self._known_containers()
+        container = containers.view(request.container)
+        plan_attach.check_settings(network, settings)
+        given = await self._sandboxes.connect(container.id, network, settings)
+        if given is None:  # not running: its next start will
+            plan_attach.check_connect(plan_attach.kind_of(container.network_mode), network)
+            if network.name in container.endpoints:
+                raise Forbidden(f"endpoint with name {container.name} already exists in network {network.name}")
+            given = msgspec.structs.replace(settings, network_id=network.id)
+        await containers.endpoint_changed(container.id, network.name, given)
+
+    async def disconnect(self, ref: str, request: NetworkDisconnect) -> None:
+        """Take a container off a network. force: also one that the engine no longer knows."""
+        network, containers = self.get(ref), self._known_containers()
+        try:
+            container = containers.view(request.container)
+        except NotFound:
+            if not request.force:
+                raise
+            await self._sandboxes.disconnect(self._sandboxes.find(request.container).container_id, network)
+            return
+        if not await self._sandboxes.disconnect(container.id, network):
+            plan_attach.check_disconnect(network)
+            if network.name not in container.endpoints:
+                raise Conflict(f"container {container.name} is not connected to network {network.name}")
+        await containers.endpoint_changed(container.id, network.name, None)
+
+    # Inside
+
+    def _known_containers(self) -> Containers:
+        if self._containers is None:
+            raise Internal("the networks do not know any containers yet")
+        return self._containers
+
+    def _make_network(self, network: NetworkRecord) -> None:
+        ground = self._ground
+        ground.kernel.ensure_bridge(network)
+        ground.kernel.change_rules(
+            plan_rules.add_network(network),
+            lambda: plan_rules.ruleset([*ground.catalog.bridges(), network], ground.published()),
+        )
+
+    async def _remove(self, network: NetworkRecord) -> None:
+        ground = self._ground
+        if network.predefined:
+            raise Forbidden(f"{network.name} is a pre-defined network and cannot be removed")
+        attached = self._sandboxes.of(network.id)
+        if attached:
+            active = ", ".join(f'name:"{box.container_name}" id:"{endpoint.id[:12]}"' for box, endpoint in attached)
+            raise Forbidden(
+                f"error while removing network: network {network.name} id {network.id} has active endpoints ({active})"
+            )
+        ground.catalog.drop(network.id)
+        try:
+            await ground.journal.delete(NETWORKS, network.id)
+            await ground.run(ground.kernel.delete_bridge, network.bridge)
+            await ground.run(ground.kernel.change_rules, plan_rules.remove_network(network), ground.rules)
+        except BaseException:
+            ground.catalog.put(network)
+            raise
+        ground.on_event("destroy", network, {"name": network.name, "type": network.driver})
+
+    async def _ensure_predefined(self, in_use: set[str]) -> None:
+        """bridge, host and none; the bridge follows the settings unless containers still live by the old ones."""
+        ground = self._ground
+        bridge, subnet, gateway, mtu = self._default
+        for name in PREDEFINED:
+            known = ground.catalog.find(name)
+            ident, made = (known.id, known.created_at) if known is not None else (new_hex_id(), self._clock())
+            if name != "bridge":
+                driver = "host" if name == "host" else "null"
+                wanted = NetworkRecord(id=ident, name=name, driver=driver, created_at=made)
+            else:
+                wanted = default_network(
+                    network_id=ident, now=made, bridge=bridge, subnet=subnet, gateway=gateway, mtu=mtu
+                )
+                if known is not None and wanted != known and ident in in_use:
+                    log.warning("default network keeps its old settings while containers use it", subnet=known.subnet)
+                    continue
+            if wanted != known:
+                ground.catalog.put(wanted)
+                await ground.save_network(wanted)
+
+    def _recover(self) -> None:
+        """In the net thread: find out what lives, remove what nobody knows, make what is missing."""
+        ground, kernel = self._ground, self._ground.kernel
+        kernel.open()
+        links = kernel.links()
+        for ident, sandbox in ground.sandboxes.items():
+            if sandbox.kind == "host" or (sandbox.kind != "shared" and kernel.alive(sandbox, links)):
+                ground.live.add(ident)
+        for ident, sandbox in ground.sandboxes.items():
+            if sandbox.kind == "shared" and sandbox.share_with in ground.live:
+                ground.live.add(ident)
+        veths = {endpoint.veth for ident in ground.live for endpoint in ground.sandboxes[ident].endpoints}
+        kernel.sweep(ground.live, veths, ground.catalog.bridges())
+        for network in ground.catalog.bridges():
+            kernel.ensure_bridge(network)
+        kernel.load_rules(ground.rules())
+        for ident in ground.live:
+            for endpoint in ground.sandboxes[ident].endpoints:
+                if endpoint.veth:
+                    kernel.ensure_master(endpoint, ground.catalog.by_id[endpoint.network_id])
+
+    async def _open_inside(self, container_id: str, kind: int) -> socket.socket:
+        return await self._ground.run(self._ground.kernel.open_socket, container_id, kind)
+
+
+async def _look_at_firewall() -> None:
+    try:
+        chains = await find_dropping()
+    except (OSError, TimeoutError, msgspec.DecodeError) as err:
+        log.warning("other firewalls' rules could not be looked at", reason=str(err))
+        return
+    for chain in chains:
+        log.warning(
+            "another firewall drops forwarded packets: containers will not reach the outside and published ports will "
+            "not answer; accept packets from and to the bridges in that chain, or set its policy to accept",
+            chain=chain,
+        )

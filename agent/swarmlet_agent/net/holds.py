@@ -1,0 +1,142 @@
+"""Host ports of published containers: each is held by a socket, so that no process of the host can take it.
+
+Traffic never reaches these sockets, the rules lead it to the container before; they are there for the others.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+from collections.abc import Callable, Iterable
+
+from swarmlet_agent.net.plan_ports import ANY, EPHEMERAL, HostPort, PortWish, candidates, is_taken
+from swarmlet_agent.net.records import NetworkFailure, PortRecord, PortTaken
+
+_KINDS = {
+    "tcp": (socket.SOCK_STREAM, socket.IPPROTO_TCP),
+    "udp": (socket.SOCK_DGRAM, socket.IPPROTO_UDP),
+    "sctp": (socket.SOCK_STREAM, socket.IPPROTO_SCTP),
+}
+Holder = Callable[[HostPort], socket.socket | None]
+
+
+def hold(port: HostPort) -> socket.socket | None:
+    """Bind, and listen where that is known, on a host port. OSError (EADDRINUSE, EADDRNOTAVAIL …).
+
+    None for a protocol the kernel has no sockets for: no process can take such a port either.
+    """
+    kind, protocol = _KINDS[port.protocol]
+    try:
+        holder = socket.socket(socket.AF_INET, kind, protocol)
+    except OSError as err:
+        if err.errno in (errno.EPROTONOSUPPORT, errno.ESOCKTNOSUPPORT):
+            return None
+        raise
+    try:
+        if port.protocol == "udp":
+            holder.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1)
+            holder.bind((port.host_ip, port.port))
+        else:
+            # Connections of an earlier life that still wait for their end must not be in the way; others'
+            # attempts to bind fail all the same, because this socket listens.
+            holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            holder.bind((port.host_ip, port.port))
+            holder.listen(1)
+    except BaseException:
+        holder.close()
+        raise
+    return holder
+
+
+class PortBook:
+    """Which container has which host ports. Owned by the networks."""
+
+    def __init__(self, holder: Holder = hold) -> None:
+        self._hold = holder
+        self._sockets: dict[HostPort, socket.socket | None] = {}
+        self._owners: dict[str, list[HostPort]] = {}
+        self._next = EPHEMERAL.start
+
+    def take(
+        self, container_id: str, wishes: Iterable[PortWish], target_ip: str, before: Iterable[PortRecord] = ()
+    ) -> tuple[PortRecord, ...]:
+        """A host port for every wish, all or none. before: earlier ports of the same container, kept if free.
+
+        PortTaken, NetworkFailure.
+        """
+        earlier = list(before)
+        records: list[PortRecord] = []
+        try:
+            for wish in wishes:
+                port = self._take(container_id, wish, earlier)
+                records.append(PortRecord(
+                    port=wish.port, protocol=wish.protocol, host_ip=wish.host_ip, host_port=port, target_ip=target_ip,
+                ))
+        except BaseException:
+            self.release(container_id)
+            raise
+        return tuple(records)
+
+    def adopt(self, container_id: str, records: Iterable[PortRecord]) -> list[OSError]:
+        """Hold again the ports of a container that outlived the agent; the rules are in place in any case.
+
+        Returns why some could not be held.
+        """
+        troubles = []
+        for record in records:
+            port = HostPort(record.host_ip, record.protocol, record.host_port)
+            holder = None
+            try:
+                holder = self._hold(port)
+            except OSError as err:
+                troubles.append(err)
+            self._sockets[port] = holder
+            self._owners.setdefault(container_id, []).append(port)
+        return troubles
+
+    def release(self, container_id: str) -> None:
+        """Let go of all ports of a container."""
+        for port in self._owners.pop(container_id, ()):
+            if (holder := self._sockets.pop(port, None)) is not None:
+                holder.close()
+
+    def close(self) -> None:
+        for container_id in list(self._owners):
+            self.release(container_id)
+
+    def _take(self, container_id: str, wish: PortWish, earlier: list[PortRecord]) -> int:
+        previous = [
+            record.host_port for record in earlier
+            if (record.port, record.protocol, record.host_ip) == (wish.port, wish.protocol, wish.host_ip)
+            and (wish.first == 0 or wish.first <= record.host_port <= wish.last)
+        ]
+        reason: Exception | None = None
+        for number in (*previous, *candidates(wish, self._next)):
+            port = HostPort(wish.host_ip, wish.protocol, number)
+            if is_taken(port, self._sockets):
+                reason = PortTaken(f"Bind for {wish.host_ip}:{number} failed: port is already allocated")
+                continue
+            try:
+                self._sockets[port] = self._hold(port)
+            except OSError as err:
+                reason = _refusal(port, err)
+                if err.errno != errno.EADDRINUSE:
+                    break
+                continue
+            self._owners.setdefault(container_id, []).append(port)
+            if wish.first == 0:
+                self._next = number + 1 if number + 1 in EPHEMERAL else EPHEMERAL.start
+            return number
+        if wish.first == 0 and isinstance(reason, PortTaken):
+            raise PortTaken(f"Bind for {wish.host_ip} failed: all ports are allocated")
+        raise reason or PortTaken(f"Bind for {wish.host_ip}:{wish.first} failed: port is already allocated")
+
+
+def _refusal(port: HostPort, err: OSError) -> Exception:
+    text = f"failed to bind host port {port.host_ip}:{port.port}/{port.protocol}: "
+    if err.errno == errno.EADDRINUSE:
+        return PortTaken(text + "address already in use")
+    if err.errno == errno.EADDRNOTAVAIL and port.host_ip != ANY:
+        return NetworkFailure(text + "cannot assign requested address")
+    return NetworkFailure(text + os.strerror(err.errno or 0).lower())

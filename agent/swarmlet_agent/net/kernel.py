@@ -1,0 +1,364 @@
+"""The kernel's side of local networks: bridges, namespaces, veth pairs, rules. Runs in the "net" thread only.
+
+All calls are synchronous and belong to one thread, which enters namespaces and comes back. The kernel is asked,
+never remembered: every `ensure_…` looks first.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import socket
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network
+from pathlib import Path
+
+from swarmlet.errors import Conflict, Internal
+from swarmlet.log import get_logger
+from swarmlet_agent.net import conntrack, netlink, netns
+from swarmlet_agent.net.netlink import Link, Message, Netlink, NetlinkError
+from swarmlet_agent.net.nft import Nft, NftError
+from swarmlet_agent.net.plan_ipam import mac_of
+from swarmlet_agent.net.plan_rules import DNS_ADDRESS, TABLE, dns_ruleset, no_ruleset
+from swarmlet_agent.net.records import EndpointRecord, NetworkRecord, SandboxRecord
+
+log = get_logger(__name__)
+
+#: Interfaces with this group number are ours (a veth or bridge of any other group is never touched).
+GROUP = 0x53574C01
+_DNS_PORT_TRIES = 16
+
+
+@dataclass(frozen=True, slots=True)
+class DnsSockets:
+    """Bound on 127.0.0.11 in a container's namespace, both with the same port; not blocking."""
+
+    udp: socket.socket
+    tcp: socket.socket
+    port: int
+
+    def close(self) -> None:
+        self.udp.close()
+        self.tcp.close()
+
+
+class KernelNet:
+    """One host's (one agent namespace's) kernel objects. `open` first; for one thread."""
+
+    def __init__(self, netns_folder: Path) -> None:
+        self.folder = netns_folder
+        self._host: Netlink | None = None
+        self._nft: Nft | None = None
+        #: Opened by a build whose caller may have been cancelled; the caller takes them out.
+        self._dns: dict[str, DnsSockets] = {}
+
+    @property
+    def host(self) -> Netlink:
+        if self._host is None:
+            raise Internal("the networks are not started")
+        return self._host
+
+    @property
+    def nft(self) -> Nft:
+        if self._nft is None:
+            raise Internal("the networks are not started")
+        return self._nft
+
+    def open(self) -> None:
+        netns.ensure_mount_folder(self.folder)
+        netns.write_sysctl("net/ipv4/ip_forward", "1")
+        self._host, self._nft = Netlink(), Nft()
+
+    def close(self) -> None:
+        for sockets in self._dns.values():
+            sockets.close()
+        self._dns.clear()
+        if self._host is not None:
+            self._host.close()
+        if self._nft is not None:
+            self._nft.close()
+        self._host = self._nft = None
+
+    def path(self, container_id: str) -> Path:
+        return self.folder / container_id
+
+    # Bridges
+
+    def ensure_bridge(self, network: NetworkRecord) -> None:
+        """The network's bridge, up, with its gateway address. Conflict if the name is someone else's."""
+        link = self.host.link(network.bridge)
+        if link is None:
+            mac = mac_of(IPv4Address(network.gateway))
+            self.host.send([netlink.new_bridge(network.bridge, mac=mac, mtu=network.mtu, group=GROUP)])
+            link = self._bridge(network.bridge)
+        elif link.group != GROUP or link.kind != "bridge":
+            raise Conflict(f"network {network.name}: interface {network.bridge} exists and is not ours")
+        # Off before it comes up: nothing of ours uses IPv6, and each bridge would announce itself. A kernel
+        # without IPv6 has no such switch.
+        with contextlib.suppress(Internal):
+            netns.write_sysctl(f"net/ipv6/conf/{network.bridge}/disable_ipv6", "1")
+        # For ports published on 127.0.0.1; the ruleset's guard chain closes what this would open.
+        netns.write_sysctl(f"net/ipv4/conf/{network.bridge}/route_localnet", "1")
+        address = IPv4Interface(f"{network.gateway}/{IPv4Network(network.subnet).prefixlen}")
+        self.host.send([netlink.add_address(link.index, address), netlink.set_up(link.index)])
+
+    def delete_bridge(self, name: str) -> None:
+        """Not there, or not ours, is fine."""
+        link = self.host.link(name)
+        if link is not None and link.group == GROUP:
+            self.host.send([netlink.delete_link(link.index)], ignore=frozenset({errno.ENODEV}))
+
+    def links(self) -> list[Link]:
+        return self.host.links()
+
+    def routes(self) -> list[IPv4Network]:
+        return self.host.routes()
+
+    def _bridge(self, name: str) -> Link:
+        link = self.host.link(name)
+        if link is None:
+            raise Internal(f"bridge {name} is missing; restart the agent to make it again")
+        return link
+
+    # Rules
+
+    def change_rules(self, change: str, whole: Callable[[], str]) -> None:
+        """Apply a change; if the table is not as we left it, load all of it anew (`whole` is what should be)."""
+        if not change:
+            return
+        try:
+            self.nft.run(change)
+        except NftError as err:
+            log.warning("firewall table changed by someone else; loading it again", reason=str(err))
+            self.nft.run(whole())
+
+    def load_rules(self, whole: str) -> None:
+        self.nft.run(whole)
+
+    # Sandboxes
+
+    def build(self, sandbox: SandboxRecord, networks: dict[str, NetworkRecord], gateway_id: str) -> int:
+        """A namespace with all its interfaces and, if wanted, DNS sockets; returns their port (0: none).
+
+        gateway_id: the endpoint that gets the default route. What an earlier try left is removed first; what a
+        failing one leaves, the caller removes with `destroy`.
+        """
+        self.destroy(sandbox.container_id)
+        with netns.new_namespace(self.path(sandbox.container_id)) as descriptor:
+            inner = Netlink()
+            try:
+                self._prepare(inner)
+                port = self._open_dns(sandbox) if sandbox.dns_port else 0
+                for endpoint in sandbox.endpoints:
+                    if endpoint.veth:
+                        network = networks[endpoint.network_id]
+                        self._plug(inner, descriptor, endpoint, network, default=endpoint.id == gateway_id)
+            finally:
+                inner.close()
+        return port
+
+    def plug(self, container_id: str, endpoint: EndpointRecord, network: NetworkRecord, *, default: bool) -> None:
+        """One more interface in a living namespace."""
+        with netns.inside(self.path(container_id)) as descriptor:
+            inner = Netlink()
+            try:
+                self._plug(inner, descriptor, endpoint, network, default=default)
+            finally:
+                inner.close()
+
+    def unplug(self, endpoint: EndpointRecord) -> None:
+        """Take an interface away; not there is fine."""
+        link = self.host.link(endpoint.veth)
+        if link is not None and link.group == GROUP:
+            self.host.send([netlink.delete_link(link.index)], ignore=frozenset({errno.ENODEV}))
+
+    def set_default_route(self, container_id: str, endpoint: EndpointRecord) -> None:
+        with netns.inside(self.path(container_id)):
+            inner = Netlink()
+            try:
+                link = inner.link(endpoint.interface)
+                if link is None:
+                    raise Internal(f"interface {endpoint.interface} of container {container_id} is missing")
+                inner.send([netlink.default_route(link.index, IPv4Address(endpoint.gateway))])
+            finally:
+                inner.close()
+
+    def destroy(self, container_id: str) -> None:
+        """Let go of a namespace; the kernel takes its interfaces down in its own time. Not there is fine."""
+        if (sockets := self._dns.pop(container_id, None)) is not None:
+            sockets.close()
+        netns.forget(self.path(container_id))
+
+    def take_dns(self, container_id: str) -> DnsSockets | None:
+        """The sockets that `build` or `open_dns` opened, to be served and closed by the caller. From any thread."""
+        return self._dns.pop(container_id, None)
+
+    def open_dns(self, sandbox: SandboxRecord) -> int:
+        """DNS sockets in a living namespace (adopted or newly in need), on the recorded port if it is free."""
+        with netns.inside(self.path(sandbox.container_id)):
+            return self._open_dns(sandbox)
+
+    def open_socket(self, container_id: str, kind: int) -> socket.socket:
+        """A non-blocking IPv4 socket that sends from inside the container's namespace."""
+        with netns.inside(self.path(container_id)):
+            return socket.socket(socket.AF_INET, kind | socket.SOCK_NONBLOCK)
+
+    def alive(self, sandbox: SandboxRecord, links: Iterable[Link]) -> bool:
+        """True if the namespace and every interface of a recorded sandbox are there."""
+        names = {link.name for link in links}
+        return netns.is_namespace(self.path(sandbox.container_id)) and all(
+            endpoint.veth in names for endpoint in sandbox.endpoints if endpoint.veth
+        )
+
+    def counters(self, container_id: str) -> list[Link]:
+        """The interfaces of a container with their statistics. FileNotFoundError if it has no namespace."""
+        with netns.inside(self.path(container_id)):
+            inner = Netlink()
+            try:
+                return inner.links(counters=True)
+            finally:
+                inner.close()
+
+    def gone(self, veths: Sequence[str]) -> set[str]:
+        """Those of these interfaces that no longer exist."""
+        return {name for name in veths if self.host.link(name) is None}
+
+    def delete_links(self, names: Iterable[str]) -> None:
+        """Ours only. For what the kernel did not reap because something still holds the namespace."""
+        for name in names:
+            link = self.host.link(name)
+            if link is not None and link.group == GROUP:
+                self.host.send([netlink.delete_link(link.index)], ignore=frozenset({errno.ENODEV}))
+
+    def flush_udp(self, ports: Sequence[int]) -> None:
+        """Forget tracked UDP flows to these host ports, so that the next packet meets the rules of now."""
+        if ports:
+            conntrack.flush_udp(frozenset(ports))
+
+    # Whole hosts
+
+    def sweep(self, live: set[str], veths: set[str], networks: Iterable[NetworkRecord]) -> None:
+        """After a crash: remove what is ours and unknown, put recorded interfaces back into their bridges."""
+        for entry in list(self.folder.iterdir()):
+            if entry.name not in live:
+                netns.forget(entry)
+        bridges = {network.bridge for network in networks if network.bridge}
+        for link in self.host.links():
+            if link.group == GROUP and link.name not in veths and link.name not in bridges:
+                log.info("removing a leftover interface", interface=link.name)
+                self.host.send([netlink.delete_link(link.index)], ignore=frozenset({errno.ENODEV}))
+
+    def ensure_master(self, endpoint: EndpointRecord, network: NetworkRecord) -> None:
+        """A recorded interface is in its bridge (someone may have removed the bridge meanwhile)."""
+        bridge, link = self._bridge(network.bridge), self.host.link(endpoint.veth)
+        if link is not None and link.master != bridge.index:
+            port = netlink.set_bridge_port(endpoint.veth, hairpin=True, isolated=not network.inter_container)
+            self.host.send([netlink.set_master(link.index, bridge.index), port])
+
+    def teardown(self) -> None:
+        """Remove everything of ours from this namespace."""
+        for sockets in self._dns.values():
+            sockets.close()
+        self._dns.clear()
+        netns.remove_mount_folder(self.folder)
+        for link in self.host.links():
+            if link.group == GROUP:
+                self.host.send([netlink.delete_link(link.index)], ignore=frozenset({errno.ENODEV}))
+        self.nft.run(no_ruleset())
+
+    # Inside a namespace
+
+    def _prepare(self, inner: Netlink) -> None:
+        # As Docker: low ports and ping without privileges in a namespace of its own. Our networks have no IPv6
+        # (the loopback keeps ::1); a kernel without IPv6 has no such switch.
+        netns.write_sysctl("net/ipv4/ip_unprivileged_port_start", "0")
+        netns.write_sysctl("net/ipv4/ping_group_range", "0 2147483647")
+        with contextlib.suppress(Internal):
+            netns.write_sysctl("net/ipv6/conf/default/disable_ipv6", "1")
+        inner.send([netlink.set_up(1)])
+
+    def _plug(
+        self, inner: Netlink, descriptor: int, endpoint: EndpointRecord, network: NetworkRecord, *, default: bool
+    ) -> None:
+        bridge = self._bridge(network.bridge)
+        pair = [
+            netlink.new_veth(
+                endpoint.veth, bridge=bridge.index, mtu=network.mtu, group=GROUP, peer_name=endpoint.interface,
+                peer_mac=endpoint.mac, peer_netns_fd=descriptor,
+            ),
+            # Hairpin: on hosts with br_netfilter a container reaches its own published port through the bridge.
+            netlink.set_bridge_port(endpoint.veth, hairpin=True, isolated=not network.inter_container),
+        ]
+        try:
+            self.host.send(pair)
+        except NetlinkError as err:
+            if err.code != errno.EEXIST:
+                raise
+            # The same container's interface of a moment ago, which the kernel is still about to reap.
+            self.delete_links([endpoint.veth])
+            self.host.send(pair)
+        link = inner.link(endpoint.interface)
+        if link is None:
+            raise Internal(f"interface {endpoint.interface} did not appear in the container's namespace")
+        messages: list[Message] = [
+            netlink.add_address(link.index, IPv4Interface(f"{endpoint.ip}/{endpoint.prefix}")),
+            netlink.set_up(link.index),
+        ]
+        if default:
+            messages.append(netlink.default_route(link.index, IPv4Address(endpoint.gateway)))
+        inner.send(messages)
+
+    def _open_dns(self, sandbox: SandboxRecord) -> int:
+        """In the container's namespace: sockets, and the rules that lead port 53 to them."""
+        sockets = _bind_dns(sandbox.dns_port)
+        rules = Nft()
+        try:
+            rules.run(f"table {TABLE} {{}}\ndelete table {TABLE}\n" + dns_ruleset(sockets.port))
+        except BaseException:
+            sockets.close()
+            raise
+        finally:
+            rules.close()
+        self._dns[sandbox.container_id] = sockets
+        return sockets.port
+
+
+#: dns_port of a sandbox that wants embedded DNS on whatever port is free.
+ANY_DNS_PORT = -1
+
+
+def _bind_dns(wanted: int) -> DnsSockets:
+    """UDP and TCP on one port: the wanted one, else one that the kernel picks and is free for both."""
+    for attempt in range(_DNS_PORT_TRIES):
+        udp = socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
+        tcp = socket.socket(socket.AF_INET, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+        try:
+            tcp.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            udp.bind((DNS_ADDRESS, wanted if attempt == 0 and wanted > 0 else 0))
+            port = udp.getsockname()[1]
+            tcp.bind((DNS_ADDRESS, port))
+            tcp.listen(16)
+        except OSError as err:
+            udp.close()
+            tcp.close()
+            if err.errno != errno.EADDRINUSE:
+                raise
+            continue
+        return DnsSockets(udp, tcp, port)
+    raise Internal("no port is free for the embedded DNS server in the container's namespace")
+
+
+def wait_gone(kernel: KernelNet, veths: Sequence[str], patience_s: float) -> set[str]:
+    """Wait a little for interfaces to be reaped, then delete what is left. Returns all names: they are gone."""
+    deadline = time.monotonic() + patience_s
+    left = set(veths)
+    while left:
+        left -= kernel.gone(sorted(left))
+        if left and time.monotonic() >= deadline:
+            kernel.delete_links(sorted(left))
+            break
+        if left:
+            time.sleep(0.005)
+    return set(veths)

@@ -1,0 +1,69 @@
+"""Who is called what in which network: the data behind the embedded DNS. In memory, owned by the networks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+from swarmlet_agent.net.records import EndpointRecord
+
+
+@dataclass(slots=True)
+class _Zone:
+    """One network. by_name: name -> {endpoint id: address}; by_address: address -> first name."""
+
+    network: str
+    by_name: dict[str, dict[str, str]] = field(default_factory=dict)
+    by_address: dict[str, str] = field(default_factory=dict)
+
+
+class NameTable:
+    """Names of user-defined networks' endpoints."""
+
+    def __init__(self) -> None:
+        self._zones: dict[str, _Zone] = {}
+
+    def add(self, endpoint: EndpointRecord) -> None:
+        """Register an endpoint's names; again is fine."""
+        if not endpoint.names or not endpoint.ip:
+            return
+        zone = self._zones.setdefault(endpoint.network_id, _Zone(endpoint.network))
+        for name in endpoint.names:
+            zone.by_name.setdefault(name.lower(), {})[endpoint.id] = endpoint.ip
+        zone.by_address[endpoint.ip] = endpoint.names[0]
+
+    def remove(self, endpoint: EndpointRecord) -> None:
+        zone = self._zones.get(endpoint.network_id)
+        if zone is None:
+            return
+        for name in endpoint.names:
+            holders = zone.by_name.get(name.lower(), {})
+            holders.pop(endpoint.id, None)
+            if not holders:
+                zone.by_name.pop(name.lower(), None)
+        zone.by_address.pop(endpoint.ip, None)
+        if not zone.by_name:
+            del self._zones[endpoint.network_id]
+
+    def addresses(self, name: str, networks: Iterable[str], private: Mapping[str, str]) -> list[str]:
+        """Addresses of a lower-case name as a container on these networks (by id, in order) sees it.
+
+        `name` may end in ".<network>". private: the asker's links, alias -> the linked container's name.
+        [] if nobody is called so.
+        """
+        name = private.get(name, name)
+        for network_id in networks:
+            if (zone := self._zones.get(network_id)) is None:
+                continue
+            found = zone.by_name.get(name) or zone.by_name.get(name.removesuffix(f".{zone.network.lower()}"))
+            if found:
+                return list(found.values())
+        return []
+
+    def name_of(self, address: str, networks: Iterable[str]) -> str:
+        """"name.network" of an address, "" if it is nobody's."""
+        for network_id in networks:
+            zone = self._zones.get(network_id)
+            if zone is not None and address in zone.by_address:
+                return f"{zone.by_address[address]}.{zone.network}"
+        return ""

@@ -1,0 +1,317 @@
+"""A small rtnetlink client: just the messages that attaching a container needs.
+
+Messages are built as bytes by pure functions (struct layouts from linux/rtnetlink.h, if_link.h, veth.h,
+neighbour.h) and sent many at a time: the kernel answers each with an acknowledgement before `send` returns,
+so one system call does a container's whole set-up. A general netlink library costs about ten times as much.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import struct
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network
+
+from swarmlet.errors import Internal
+
+NETLINK_ROUTE = 0
+RTM_NEWLINK, RTM_DELLINK, RTM_GETLINK = 16, 17, 18
+RTM_NEWADDR, RTM_NEWROUTE, RTM_GETROUTE = 20, 24, 26
+NLM_F_REQUEST, NLM_F_ACK, NLM_F_DUMP, NLM_F_EXCL, NLM_F_CREATE, NLM_F_REPLACE = 1, 4, 0x300, 0x200, 0x400, 0x100
+NLMSG_ERROR, NLMSG_DONE = 2, 3
+_SOL_NETLINK, _NETLINK_CAP_ACK, _NETLINK_EXT_ACK, _NETLINK_GET_STRICT_CHK = 270, 10, 11, 12
+
+IFF_UP = 1
+IFLA_ADDRESS, IFLA_IFNAME, IFLA_MTU, IFLA_MASTER, IFLA_LINKINFO = 1, 3, 4, 10, 18
+IFLA_STATS64, IFLA_GROUP, IFLA_NET_NS_FD, IFLA_EXT_MASK = 23, 27, 28, 29
+IFLA_INFO_KIND, IFLA_INFO_DATA, IFLA_INFO_SLAVE_KIND, IFLA_INFO_SLAVE_DATA = 1, 2, 4, 5
+IFLA_BRPORT_MODE, IFLA_BRPORT_ISOLATED = 4, 33
+VETH_INFO_PEER = 1
+_NESTED = 0x8000
+IFA_ADDRESS, IFA_LOCAL, IFA_BROADCAST = 1, 2, 4
+RTA_DST, RTA_OIF, RTA_GATEWAY, RTA_TABLE = 1, 4, 5, 15
+RT_TABLE_MAIN, RTPROT_BOOT, RTN_UNICAST = 254, 3, 1
+#: Leave statistics out of a dump of links.
+_RTEXT_FILTER_SKIP_STATS = 8
+
+_HEADER = struct.Struct("=IHHII")  # length, type, flags, sequence, port
+_IFINFO = struct.Struct("=BxHiII")  # family, type, index, flags, change
+_IFADDR = struct.Struct("=BBBBi")  # family, prefix length, flags, scope, index
+_RTMSG = struct.Struct("=BBBBBBBBI")  # family, dst len, src len, tos, table, protocol, scope, type, flags
+_ATTR = struct.Struct("=HH")
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One request: the body after the netlink header, and what to call it in an error."""
+
+    kind: int
+    flags: int
+    body: bytes
+    purpose: str
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    """A network interface as the kernel reports it. master 0: none. counters: rtnl_link_stats64 in order."""
+
+    index: int
+    name: str
+    up: bool
+    group: int
+    master: int
+    kind: str
+    mtu: int
+    mac: str
+    counters: tuple[int, ...] = ()
+
+
+class NetlinkError(Internal):
+    """The kernel refused a message. `code` is the errno."""
+
+    def __init__(self, code: int, purpose: str, detail: str = "") -> None:
+        super().__init__(f"{purpose}: {os.strerror(code)}" + (f" ({detail})" if detail else ""))
+        self.code = code
+
+
+def attr(kind: int, data: bytes) -> bytes:
+    """One attribute, padded to four bytes."""
+    return _ATTR.pack(4 + len(data), kind) + data + b"\0" * (-len(data) % 4)
+
+
+def nested(kind: int, *attributes: bytes) -> bytes:
+    return attr(kind | _NESTED, b"".join(attributes))
+
+
+def _u32(kind: int, value: int) -> bytes:
+    return attr(kind, struct.pack("=I", value))
+
+
+def _text(kind: int, value: str) -> bytes:
+    return attr(kind, value.encode() + b"\0")
+
+
+def mac_bytes(mac: str) -> bytes:
+    """Six bytes of "02:42:…". ValueError if it is no MAC address."""
+    data = bytes.fromhex(mac.replace(":", "").replace("-", ""))
+    if len(data) != 6:
+        raise ValueError(f"{mac!r} is not a MAC address")
+    return data
+
+
+def encode(message: Message, sequence: int) -> bytes:
+    """The bytes to send."""
+    length = _HEADER.size + len(message.body)
+    flags = message.flags | NLM_F_REQUEST
+    return _HEADER.pack(length, message.kind, flags, sequence, 0) + message.body + b"\0" * (-length % 4)
+
+
+def new_bridge(name: str, *, mac: str, mtu: int, group: int) -> Message:
+    """A bridge, down. Its MAC is pinned: an unpinned one follows its lowest port and neighbours lose it."""
+    body = _IFINFO.pack(0, 0, 0, 0, 0)
+    body += _text(IFLA_IFNAME, name) + attr(IFLA_ADDRESS, mac_bytes(mac))
+    body += _u32(IFLA_MTU, mtu) + _u32(IFLA_GROUP, group)
+    body += nested(IFLA_LINKINFO, attr(IFLA_INFO_KIND, b"bridge"))
+    return Message(RTM_NEWLINK, NLM_F_ACK | NLM_F_CREATE | NLM_F_EXCL, body, f"creating bridge {name}")
+
+
+def new_veth(
+    name: str, *, bridge: int, mtu: int, group: int, peer_name: str, peer_mac: str, peer_netns_fd: int
+) -> Message:
+    """A veth pair in one message: our end up and in the bridge, the other end in the container's namespace."""
+    peer = _IFINFO.pack(0, 0, 0, 0, 0) + _text(IFLA_IFNAME, peer_name) + attr(IFLA_ADDRESS, mac_bytes(peer_mac))
+    peer += _u32(IFLA_MTU, mtu) + _u32(IFLA_NET_NS_FD, peer_netns_fd)
+    info = nested(IFLA_INFO_DATA, attr(VETH_INFO_PEER, peer))
+    body = _IFINFO.pack(0, 0, 0, IFF_UP, IFF_UP) + _text(IFLA_IFNAME, name) + _u32(IFLA_MTU, mtu)
+    body += _u32(IFLA_MASTER, bridge) + _u32(IFLA_GROUP, group)
+    body += nested(IFLA_LINKINFO, attr(IFLA_INFO_KIND, b"veth"), info)
+    return Message(RTM_NEWLINK, NLM_F_ACK | NLM_F_CREATE | NLM_F_EXCL, body, f"creating veth {name}")
+
+
+def set_bridge_port(name: str, *, hairpin: bool, isolated: bool) -> Message:
+    """A port's flags. isolated: no frames to or from other isolated ports (inter-container traffic off)."""
+    data = attr(IFLA_BRPORT_MODE, bytes([hairpin])) + attr(IFLA_BRPORT_ISOLATED, bytes([isolated]))
+    info = nested(IFLA_LINKINFO, attr(IFLA_INFO_SLAVE_KIND, b"bridge"), nested(IFLA_INFO_SLAVE_DATA, data))
+    body = _IFINFO.pack(0, 0, 0, 0, 0) + _text(IFLA_IFNAME, name) + info
+    return Message(RTM_NEWLINK, NLM_F_ACK, body, f"setting bridge port {name}")
+
+
+def set_up(index: int) -> Message:
+    return Message(RTM_NEWLINK, NLM_F_ACK, _IFINFO.pack(0, 0, index, IFF_UP, IFF_UP), f"setting link {index} up")
+
+
+def set_master(index: int, master: int) -> Message:
+    """Put a link into a bridge."""
+    body = _IFINFO.pack(0, 0, index, 0, 0) + _u32(IFLA_MASTER, master)
+    return Message(RTM_NEWLINK, NLM_F_ACK, body, f"putting link {index} into bridge {master}")
+
+
+def delete_link(index: int) -> Message:
+    """Waits for a grace period of the kernel (about 20 ms) and holds its lock: never on the way of an attach."""
+    return Message(RTM_DELLINK, NLM_F_ACK, _IFINFO.pack(0, 0, index, 0, 0), f"deleting link {index}")
+
+
+def add_address(index: int, address: IPv4Interface) -> Message:
+    """An address with its prefix length; there already is fine."""
+    packed = address.ip.packed
+    body = _IFADDR.pack(socket.AF_INET, address.network.prefixlen, 0, 0, index)
+    body += attr(IFA_LOCAL, packed) + attr(IFA_ADDRESS, packed)
+    body += attr(IFA_BROADCAST, address.network.broadcast_address.packed)
+    return Message(RTM_NEWADDR, NLM_F_ACK | NLM_F_CREATE | NLM_F_REPLACE, body, f"adding address {address}")
+
+
+def default_route(index: int, gateway: IPv4Address) -> Message:
+    """The default route (there already is fine: it is replaced)."""
+    body = _RTMSG.pack(socket.AF_INET, 0, 0, 0, RT_TABLE_MAIN, RTPROT_BOOT, 0, RTN_UNICAST, 0)
+    body += attr(RTA_GATEWAY, gateway.packed) + _u32(RTA_OIF, index)
+    return Message(RTM_NEWROUTE, NLM_F_ACK | NLM_F_CREATE | NLM_F_REPLACE, body, f"adding the route via {gateway}")
+
+
+def attributes(data: bytes, offset: int) -> Iterator[tuple[int, bytes]]:
+    """(type without flags, payload) of each attribute from offset on."""
+    while offset + 4 <= len(data):
+        length, kind = _ATTR.unpack_from(data, offset)
+        if length < 4:
+            return
+        yield kind & 0x3FFF, data[offset + 4 : offset + length]
+        offset += (length + 3) & ~3
+
+
+def parse_link(body: bytes) -> Link:
+    """A Link from the body of an RTM_NEWLINK."""
+    _, _, index, flags, _ = _IFINFO.unpack_from(body)
+    name = kind = mac = ""
+    group = master = mtu = 0
+    counters: tuple[int, ...] = ()
+    for number, payload in attributes(body, _IFINFO.size):
+        match number:
+            case 3:
+                name = payload.rstrip(b"\0").decode()
+            case 1:
+                mac = payload.hex(":")
+            case 4:
+                mtu = int.from_bytes(payload, "little")
+            case 10:
+                master = int.from_bytes(payload, "little")
+            case 27:
+                group = int.from_bytes(payload, "little")
+            case 23:
+                counters = struct.unpack_from("=8Q", payload)
+            case 18:
+                found = dict(attributes(payload, 0))
+                kind = found.get(IFLA_INFO_KIND, b"").rstrip(b"\0").decode()
+            case _:
+                pass
+    return Link(index, name, bool(flags & IFF_UP), group, master, kind, mtu, mac, counters)
+
+
+def parse_route(body: bytes) -> IPv4Network | None:
+    """The destination of an IPv4 route of any table; None for the default route and host-only answers."""
+    family, length, *_ = _RTMSG.unpack_from(body)
+    if family != socket.AF_INET or length == 0:
+        return None
+    for number, payload in attributes(body, _RTMSG.size):
+        if number == RTA_DST:
+            return IPv4Network((payload, length))
+    return None
+
+
+class Netlink:
+    """An rtnetlink socket of the network namespace its opener's thread is in. For one thread."""
+
+    def __init__(self) -> None:
+        self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, NETLINK_ROUTE)
+        for option in (_NETLINK_CAP_ACK, _NETLINK_EXT_ACK, _NETLINK_GET_STRICT_CHK):
+            self._socket.setsockopt(_SOL_NETLINK, option, 1)
+        self._socket.bind((0, 0))
+        # Acknowledgements are there when send returns; the bound is for a kernel that answers nothing.
+        self._socket.settimeout(10)
+        self._sequence = 0
+
+    def close(self) -> None:
+        self._socket.close()
+
+    def send(self, messages: Sequence[Message], *, ignore: frozenset[int] = frozenset()) -> None:
+        """All messages in one system call, in order. NetlinkError for the first refused (the rest were tried too).
+
+        ignore: errno values that are fine.
+        """
+        first = self._sequence + 1
+        self._sequence += len(messages)
+        self._socket.send(b"".join(encode(message, first + place) for place, message in enumerate(messages)))
+        failure: NetlinkError | None = None
+        missing = len(messages)
+        while missing:
+            for kind, _, sequence, body in _split(self._socket.recv(65536)):
+                if kind != NLMSG_ERROR or sequence < first:
+                    continue
+                missing -= 1
+                code = -struct.unpack_from("=i", body)[0]
+                if code and code not in ignore and failure is None:
+                    failure = NetlinkError(code, messages[sequence - first].purpose, _explanation(body))
+        if failure is not None:
+            raise failure
+
+    def links(self, *, counters: bool = False) -> list[Link]:
+        """Every interface of this namespace."""
+        body = _IFINFO.pack(0, 0, 0, 0, 0)
+        if not counters:
+            body += _u32(IFLA_EXT_MASK, _RTEXT_FILTER_SKIP_STATS)
+        request = Message(RTM_GETLINK, NLM_F_DUMP, body, "listing links")
+        return [parse_link(answer) for answer in self._ask(request)]
+
+    def link(self, name: str) -> Link | None:
+        """One interface by name, None if there is none."""
+        body = _IFINFO.pack(0, 0, 0, 0, 0) + _text(IFLA_IFNAME, name)
+        try:
+            return parse_link(self._ask(Message(RTM_GETLINK, 0, body, f"looking up link {name}"))[0])
+        except NetlinkError as err:
+            if err.code == errno.ENODEV:
+                return None
+            raise
+
+    def routes(self) -> list[IPv4Network]:
+        """Destinations of this namespace's IPv4 routes (main table), without the default route."""
+        body = _RTMSG.pack(socket.AF_INET, 0, 0, 0, 0, 0, 0, 0, 0) + _u32(RTA_TABLE, RT_TABLE_MAIN)
+        answers = self._ask(Message(RTM_GETROUTE, NLM_F_DUMP, body, "listing routes"))
+        return [route for answer in answers if (route := parse_route(answer)) is not None]
+
+    def _ask(self, message: Message) -> list[bytes]:
+        self._sequence += 1
+        wanted = self._sequence
+        bodies: list[bytes] = []
+        self._socket.send(encode(message, wanted))
+        while True:
+            for kind, _, sequence, body in _split(self._socket.recv(262144)):
+                if sequence != wanted:
+                    continue
+                if kind == NLMSG_ERROR and (code := -struct.unpack_from("=i", body)[0]):
+                    raise NetlinkError(code, message.purpose, _explanation(body))
+                if kind == NLMSG_DONE:
+                    return bodies
+                bodies.append(body)
+                if not message.flags & NLM_F_DUMP:
+                    return bodies
+
+
+def _split(data: bytes) -> Iterator[tuple[int, int, int, bytes]]:
+    """(type, flags, sequence, body) of each message in what was received."""
+    offset = 0
+    while offset + _HEADER.size <= len(data):
+        length, kind, flags, sequence, _ = _HEADER.unpack_from(data, offset)
+        if length < _HEADER.size:
+            return
+        yield kind, flags, sequence, data[offset + _HEADER.size : offset + length]
+        offset += (length + 3) & ~3
+
+
+def _explanation(body: bytes) -> str:
+    """The kernel's own words in an extended acknowledgement, "" if it gave none."""
+    # error code, then (capped) the request's header, then attributes; 1 = NLMSGERR_ATTR_MSG.
+    for kind, payload in attributes(body, 4 + _HEADER.size):
+        if kind == 1:
+            return payload.rstrip(b"\0").decode(errors="replace")
+    return ""

@@ -1,0 +1,149 @@
+"""From what a container asks for to its places in the networks. Pure: networks are looked up by a function."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import msgspec
+
+from swarmlet.errors import Forbidden, InvalidArgument, NotSupported
+from swarmlet.model.container import EndpointSettings
+from swarmlet.model.ids import short_id
+from swarmlet_agent.net.netlink import mac_bytes
+from swarmlet_agent.net.records import BRIDGE, HOST, NONE, EndpointRecord, NetworkRecord
+from swarmlet_agent.net.types import NetworkWish
+
+Lookup = Callable[[str], NetworkRecord]
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A wanted endpoint: which network, and what was asked for there."""
+
+    network: NetworkRecord
+    settings: EndpointSettings
+
+
+def digest(wish: NetworkWish) -> str:
+    """The same for the same wish: tells whether what is attached is what is wanted."""
+    return hashlib.sha256(repr(_plain(wish)).encode()).hexdigest()[:16]
+
+
+def _plain(wish: NetworkWish) -> tuple[object, ...]:
+    endpoints = sorted((name, msgspec.json.encode(settings)) for name, settings in wish.endpoints.items())
+    ports = sorted((key, msgspec.json.encode(bindings)) for key, bindings in wish.ports.items())
+    rest = replace(wish, endpoints={}, ports={})
+    return (endpoints, ports, repr(rest))
+
+
+def kind_of(mode: str, share_with: str = "") -> str:
+    """bridge, host, none or shared, of a network mode."""
+    if share_with or mode.startswith("container:"):
+        return "shared"
+    return mode if mode in (HOST, NONE) else BRIDGE
+
+
+def places(wish: NetworkWish, lookup: Lookup) -> list[Place]:
+    """Every network wanted, the one of the mode first, the others by name.
+
+    NotFound for an unknown network; InvalidArgument, Forbidden for what a network cannot do.
+    """
+    main = lookup(_known_as(wish.mode))
+    wanted = {main.name: EndpointSettings()}
+    for ref, settings in sorted(wish.endpoints.items()):
+        wanted[lookup(_known_as(ref)).name] = settings
+    if wish.mac_address and not wanted[main.name].mac_address:
+        wanted[main.name] = msgspec.structs.replace(wanted[main.name], mac_address=wish.mac_address)
+    found = [Place(lookup(name), settings) for name, settings in wanted.items()]
+    exclusive = [place.network.name for place in found if place.network.driver != "bridge"]
+    if exclusive and len(found) > 1:
+        raise InvalidArgument(
+            "container cannot be connected to multiple networks with one of the networks in "
+            f"{exclusive[0] if exclusive[0] != NONE else 'private (none)'} mode"
+        )
+    for place in found:
+        check_settings(place.network, place.settings)
+    return found
+
+
+def _known_as(mode: str) -> str:
+    return BRIDGE if mode in ("", "default", BRIDGE) else mode
+
+
+def check_settings(network: NetworkRecord, settings: EndpointSettings) -> None:
+    """Refuse, in dockerd's words, what this network cannot do for an endpoint."""
+    ipam = settings.ipam_config
+    if ipam is not None and (ipam.ipv6_address or ipam.link_local_ips):
+        raise NotSupported(f"network {network.name}: IPv6 and link-local addresses are not supported yet")
+    if ipam is not None and ipam.ipv4_address:
+        if network.predefined:
+            raise InvalidArgument("user specified IP address is supported on user defined networks only")
+        if not network.chosen_subnet:
+            raise InvalidArgument(
+                "user specified IP address is supported only when connecting to networks with user configured subnets"
+            )
+    if settings.aliases and network.predefined:
+        raise InvalidArgument("network-scoped aliases are only supported for user-defined networks")
+    if settings.driver_opts:
+        raise NotSupported(f"endpoint option {sorted(settings.driver_opts)[0]} is not supported")
+    if settings.mac_address:
+        check_mac(settings.mac_address)
+
+
+def check_mac(mac: str) -> None:
+    """InvalidArgument for what is no unicast MAC address."""
+    try:
+        data = mac_bytes(mac)
+    except ValueError as err:
+        raise InvalidArgument(f"invalid MAC address: {mac}") from err
+    if data[0] & 1 or not any(data):
+        raise InvalidArgument(f"invalid MAC address: {mac} is not a unicast address")
+
+
+def veth_name(endpoint_id: str) -> str:
+    return f"veth{endpoint_id[:9]}"
+
+
+def dns_names(container_name: str, container_id: str, hostname: str, settings: EndpointSettings) -> tuple[str, ...]:
+    """The names of an endpoint in a user-defined network, without repeats: name, aliases, short id, hostname."""
+    names = [container_name, *settings.aliases, short_id(container_id), hostname]
+    return tuple(dict.fromkeys(name for name in names if name))
+
+
+def gateway_endpoint(
+    endpoints: Sequence[EndpointRecord], networks: Mapping[str, NetworkRecord]
+) -> EndpointRecord | None:
+    """The endpoint that gets the default route: highest gw_priority, then the first name; never an internal one."""
+    outward = [endpoint for endpoint in endpoints if endpoint.gateway and not networks[endpoint.network_id].internal]
+    return min(outward, key=lambda endpoint: (-endpoint.wish.gw_priority, endpoint.network), default=None)
+
+
+def next_interface(endpoints: Sequence[EndpointRecord]) -> str:
+    """eth0, eth1 …: the lowest name that is free."""
+    used = {endpoint.interface for endpoint in endpoints}
+    return next(name for number in range(len(used) + 1) if (name := f"eth{number}") not in used)
+
+
+def check_connect(kind: str, network: NetworkRecord) -> None:
+    """Refuse to connect a running container of this kind to this network."""
+    if network.driver == "host":
+        raise InvalidArgument(
+            "cannot connect container to host network - container must be created in host network mode"
+        )
+    if network.driver == "null" or kind == NONE:
+        raise InvalidArgument(
+            "container cannot be connected to multiple networks with one of the networks in private (none) mode"
+        )
+    if kind == HOST:
+        raise InvalidArgument("container sharing the host's network cannot be connected to any other network")
+    if kind == "shared":
+        raise InvalidArgument(
+            "container sharing network namespace with another container cannot be connected to any other network"
+        )
+
+
+def check_disconnect(network: NetworkRecord) -> None:
+    if network.driver == "host":
+        raise Forbidden("container cannot be disconnected from host network or connected to host network")

@@ -1,0 +1,116 @@
+"""Published ports: what is wanted, which host ports may serve it, what stands in the way. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
+from ipaddress import AddressValueError, IPv4Address
+
+from swarmlet.errors import InvalidArgument, NotSupported
+from swarmlet.model.container import PortBinding
+from swarmlet_agent.net.records import PortRecord
+
+#: Where ports that nobody named come from (the kernel's own ephemeral range, as Docker).
+EPHEMERAL = range(32768, 61000)
+PROTOCOLS = ("tcp", "udp", "sctp")
+ANY = "0.0.0.0"
+
+
+@dataclass(frozen=True, slots=True)
+class PortWish:
+    """A container's port wanted on the host. first 0: any free port; first < last: any of that range."""
+
+    port: int
+    protocol: str
+    host_ip: str
+    first: int
+    last: int
+
+
+@dataclass(frozen=True, slots=True)
+class HostPort:
+    """Something that only one can have."""
+
+    host_ip: str
+    protocol: str
+    port: int
+
+
+def parse_ports(ports: Mapping[str, tuple[PortBinding, ...]], default_host_ip: str) -> list[PortWish]:
+    """Every wanted binding, fixed ones first so that no random one takes their port. InvalidArgument, NotSupported."""
+    wishes = []
+    for key, bindings in ports.items():
+        port, protocol = parse_key(key)
+        for binding in bindings:
+            host_ip = _host_ip(binding.host_ip, key) or default_host_ip
+            first, last = _host_port(binding.host_port, key)
+            wishes.append(PortWish(port, protocol, host_ip, first, last))
+    return sorted(wishes, key=lambda wish: (wish.first == 0, wish.last - wish.first))
+
+
+def parse_key(key: str) -> tuple[int, str]:
+    """(80, "tcp") of "80/tcp" or "80". InvalidArgument."""
+    text, _, protocol = key.partition("/")
+    protocol = (protocol or "tcp").lower()
+    if protocol not in PROTOCOLS:
+        raise InvalidArgument(f"invalid port specification {key!r}: unknown protocol {protocol!r}")
+    return _number(text, key), protocol
+
+
+def candidates(wish: PortWish, start: int) -> Iterator[int]:
+    """Host ports to try, in order. start: where the walk through the ephemeral range goes on."""
+    if wish.first:
+        yield from range(wish.first, wish.last + 1)
+        return
+    offset = start - EPHEMERAL.start
+    for step in range(len(EPHEMERAL)):
+        yield EPHEMERAL[(offset + step) % len(EPHEMERAL)]
+
+
+def is_taken(wanted: HostPort, taken: Collection[HostPort]) -> bool:
+    """True if one of `taken` (same host address, or either is all addresses) has this port."""
+    if wanted in taken or (wanted.host_ip != ANY and HostPort(ANY, wanted.protocol, wanted.port) in taken):
+        return True
+    return wanted.host_ip == ANY and any(
+        other.port == wanted.port and other.protocol == wanted.protocol for other in taken
+    )
+
+
+def published(ports: Collection[PortRecord], wishes: Mapping[str, object]) -> dict[str, tuple[PortBinding, ...]]:
+    """As an attachment shows it: every exposed port, with its bindings if it has any."""
+    shown: dict[str, tuple[PortBinding, ...]] = {}
+    for key in wishes:
+        port, protocol = parse_key(key)
+        shown[f"{port}/{protocol}"] = tuple(
+            PortBinding(host_ip=record.host_ip, host_port=str(record.host_port))
+            for record in ports if record.port == port and record.protocol == protocol
+        )
+    return shown
+
+
+def _host_ip(text: str, key: str) -> str:
+    if not text:
+        return ""
+    if ":" in text:
+        raise NotSupported(f"port {key}: publishing on the IPv6 address {text} is not supported yet")
+    try:
+        return str(IPv4Address(text))
+    except AddressValueError as err:
+        raise InvalidArgument(f"invalid port specification {key!r}: invalid IP address {text!r}") from err
+
+
+def _host_port(text: str, key: str) -> tuple[int, int]:
+    if not text or text == "0":
+        return 0, 0
+    low, dash, high = text.partition("-")
+    first = _number(low, key)
+    last = _number(high, key) if dash else first
+    if last < first:
+        raise InvalidArgument(f"invalid port specification {key!r}: invalid range {text!r}")
+    return first, last
+
+
+def _number(text: str, key: str) -> int:
+    if not text.isascii() or not text.isdigit() or not 1 <= int(text) <= 65535:
+        raise InvalidArgument(f"invalid port specification {key!r}: invalid port {text!r}")
+    return int(text)

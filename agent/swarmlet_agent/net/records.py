@@ -1,0 +1,126 @@
+"""What the networks remember, in the journal and in memory, and their errors."""
+
+from __future__ import annotations
+
+from swarmlet.errors import Conflict, Forbidden, SwarmletError
+from swarmlet.model.base import Record
+from swarmlet.model.container import EndpointSettings, PortBinding
+
+BRIDGE, HOST, NONE = "bridge", "host", "none"
+PREDEFINED = (BRIDGE, HOST, NONE)
+
+
+class PortTaken(Conflict):
+    """A host port that another container publishes or a process of the host listens on (dockerd answers 500)."""
+
+    status = 500
+
+
+class AddressTaken(Conflict):
+    """A wanted address that is in use (dockerd answers 403)."""
+
+    status = 403
+
+
+class PoolExhausted(Conflict):
+    """A network without a free address, or no subnet left (dockerd answers 500)."""
+
+    status = 500
+
+
+class PoolOverlap(Forbidden):
+    """A wanted subnet that overlaps another network or a route of the host."""
+
+
+class NetworkFailure(SwarmletError):
+    """A binding that the host cannot have (an address that is not its own). 500."""
+
+
+class NetworkRecord(Record, frozen=True, kw_only=True):
+    """A local network. driver: bridge, host or null. subnet, gateway, ip_range: text; "" where there is none."""
+
+    id: str
+    name: str
+    driver: str = "bridge"
+    created_at: int = 0
+    bridge: str = ""
+    subnet: str = ""
+    gateway: str = ""
+    ip_range: str = ""
+    auxiliary: dict[str, str] = {}
+    #: The user chose the subnet: containers may then ask for addresses.
+    chosen_subnet: bool = False
+    internal: bool = False
+    attachable: bool = False
+    inter_container: bool = True
+    masquerade: bool = True
+    host_binding: str = "0.0.0.0"
+    mtu: int = 1500
+    options: dict[str, str] = {}
+    labels: dict[str, str] = {}
+    ipam_options: dict[str, str] = {}
+
+    @property
+    def predefined(self) -> bool:
+        return self.name in PREDEFINED
+
+
+class EndpointRecord(Record, frozen=True, kw_only=True):
+    """A container's place in one network. wish: what was asked for. gateway "": none (internal network)."""
+
+    id: str
+    network_id: str
+    network: str
+    interface: str = ""
+    veth: str = ""
+    ip: str = ""
+    prefix: int = 0
+    gateway: str = ""
+    mac: str = ""
+    names: tuple[str, ...] = ()
+    wish: EndpointSettings = EndpointSettings()
+
+    def settings(self) -> EndpointSettings:
+        """As inspect shows it."""
+        return EndpointSettings(
+            ipam_config=self.wish.ipam_config, links=self.wish.links, aliases=self.wish.aliases,
+            driver_opts=self.wish.driver_opts, gw_priority=self.wish.gw_priority, mac_address=self.mac,
+            network_id=self.network_id, endpoint_id=self.id, gateway=self.gateway, ip_address=self.ip,
+            ip_prefix_len=self.prefix, dns_names=self.names,
+        )
+
+
+class PortRecord(Record, frozen=True, kw_only=True):
+    """One published port: host_ip:host_port leads to the container's port at target_ip."""
+
+    port: int
+    protocol: str
+    host_ip: str
+    host_port: int
+    target_ip: str
+
+
+class SandboxRecord(Record, frozen=True, kw_only=True):
+    """A container's whole attachment. dns_port 0: no embedded DNS. digest: of the wish, to know it again."""
+
+    container_id: str
+    container_name: str
+    sandbox_id: str
+    kind: str  # bridge, host, none, shared
+    digest: str = ""
+    hostname: str = ""
+    endpoints: tuple[EndpointRecord, ...] = ()
+    ports: tuple[PortRecord, ...] = ()
+    port_wishes: dict[str, tuple[PortBinding, ...]] = {}
+    dns_port: int = 0
+    dns: tuple[str, ...] = ()
+    dns_search: tuple[str, ...] = ()
+    dns_options: tuple[str, ...] = ()
+    domainname: str = ""
+    extra_hosts: tuple[str, ...] = ()
+    links: tuple[str, ...] = ()
+    share_with: str = ""
+
+    def on(self, network_id: str) -> EndpointRecord | None:
+        """The endpoint in a network, None if it has none there."""
+        return next((endpoint for endpoint in self.endpoints if endpoint.network_id == network_id), None)

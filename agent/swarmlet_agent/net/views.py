@@ -1,0 +1,91 @@
+"""Networks as the Engine API shows them, and what its filters select. Pure."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+
+from swarmlet.engine_api.filters import Filters
+from swarmlet.errors import InvalidArgument
+from swarmlet.model.times import parse_timestamp, rfc3339
+from swarmlet_agent.net.records import EndpointRecord, NetworkRecord, SandboxRecord
+from swarmlet_agent.net.requests import NetworkContainer, NetworkView
+
+LIST_FILTERS = ("dangling", "driver", "id", "label", "name", "scope", "type")
+PRUNE_FILTERS = ("until", "label", "label!")
+_DURATION = re.compile(r"(?:\d+(?:\.\d*)?(?:ns|us|µs|ms|s|m|h))+")
+_DURATION_PART = re.compile(r"(\d+(?:\.\d*)?)(ns|us|µs|ms|s|m|h)")
+_NS = {"ns": 1, "us": 1e3, "µs": 1e3, "ms": 1e6, "s": 1e9, "m": 60e9, "h": 3600e9}
+
+
+def view(network: NetworkRecord, attached: Iterable[tuple[SandboxRecord, EndpointRecord]] = ()) -> NetworkView:
+    """One network; attached: its containers (lists leave them out)."""
+    config: list[dict[str, object]] = []
+    if network.subnet:
+        entry: dict[str, object] = {"Subnet": network.subnet}
+        if network.ip_range:
+            entry["IPRange"] = network.ip_range
+        entry["Gateway"] = network.gateway
+        if network.auxiliary:
+            entry["AuxiliaryAddresses"] = network.auxiliary
+        config.append(entry)
+    options = network.ipam_options or None
+    return NetworkView(
+        name=network.name, id=network.id, created=rfc3339(network.created_at), driver=network.driver,
+        enable_ipv4=True, ipam={"Driver": "default", "Options": options, "Config": config},
+        internal=network.internal, attachable=network.attachable, options=network.options, labels=network.labels,
+        containers={
+            sandbox.container_id: NetworkContainer(
+                name=sandbox.container_name, endpoint_id=endpoint.id, mac_address=endpoint.mac,
+                ipv4_address=f"{endpoint.ip}/{endpoint.prefix}" if endpoint.ip else "",
+            )
+            for sandbox, endpoint in attached
+        },
+    )
+
+
+def selects(filters: Filters, network: NetworkRecord, *, in_use: bool) -> bool:
+    """True if a list with these filters shows the network. InvalidArgument for a bad value."""
+    for kind in filters.get("type"):
+        if kind not in ("custom", "builtin"):
+            raise InvalidArgument(f"invalid filter 'type={kind}'")
+    dangling = filters.flag("dangling")
+    return (
+        filters.matches("driver", network.driver)
+        and filters.matches("scope", "local")
+        and filters.matches_part("id", network.id)
+        and filters.matches_part("name", network.name)
+        and filters.matches("type", "builtin" if network.predefined else "custom")
+        and filters.matches_labels(network.labels)
+        # Predefined networks are never dangling: they cannot be removed.
+        and (dangling is None or dangling is (not in_use and not network.predefined))
+    )
+
+
+def prunes(filters: Filters, network: NetworkRecord, until: int | None) -> bool:
+    """True if a prune with these filters may take an unused network. until: nanoseconds, None = any age."""
+    if network.predefined or (until is not None and network.created_at > until):
+        return False
+    if not filters.matches_labels(network.labels):
+        return False
+    for unwanted in filters.get("label!"):
+        name, equals, value = unwanted.partition("=")
+        if name in network.labels and (not equals or network.labels[name] == value):
+            return False
+    return True
+
+
+def until_of(filters: Filters, now: int) -> int | None:
+    """The `until` filter in nanoseconds since the epoch: a time, or a duration like 10m before now. InvalidArgument."""
+    values = filters.get("until")
+    if not values:
+        return None
+    if len(values) > 1:
+        raise InvalidArgument("more than one until filter specified")
+    text = values[0]
+    if _DURATION.fullmatch(text):
+        return now - int(sum(float(number) * _NS[unit] for number, unit in _DURATION_PART.findall(text)))
+    try:
+        return parse_timestamp(text)
+    except ValueError as err:
+        raise InvalidArgument(f"invalid filter 'until={text}': expected a time or a duration") from err
