@@ -72,14 +72,19 @@ def require_role(transport: asyncio.BaseTransport | None, allowed: Collection[Ro
     return identity
 
 
-def _with(context: ssl.SSLContext, own: TlsIdentity) -> ssl.SSLContext:
-    context.minimum_version = ssl.TLSVersion.TLSv1_3
-    context.load_verify_locations(cadata=own.ca_pem)
+def load_pair(context: ssl.SSLContext, pair: KeyPair) -> None:
+    """Use this certificate for all handshakes to come; also replaces an older one in place."""
     # The ssl module takes a chain from a file only: give it one that never touches a disk.
     handle = os.memfd_create("certificate")
     try:
-        os.write(handle, (own.pair.cert_pem + own.pair.key_pem).encode())
+        os.write(handle, (pair.cert_pem + pair.key_pem).encode())
         context.load_cert_chain(f"/proc/self/fd/{handle}")
     finally:
         os.close(handle)
+
+
+def _with(context: ssl.SSLContext, own: TlsIdentity) -> ssl.SSLContext:
+    context.minimum_version = ssl.TLSVersion.TLSv1_3
+    context.load_verify_locations(cadata=own.ca_pem)
+    load_pair(context, own.pair)
     return context

@@ -144,12 +144,22 @@ async def _call(
             aiohttp.ClientSession(connector=connector) as client,
             client.request(method, url, data=body, server_hostname=name) as response,
         ):
-            text = await response.content.read(MAX_ANSWER)
+            text = await _bounded(response.content)
             if response.status != 200:
                 raise _refusal(response.status, text)
             return text
     except (aiohttp.ClientError, OSError, TimeoutError) as err:
         raise Unavailable(f"cannot reach a manager at {url.split('/')[2]}: {err or type(err).__name__}") from err
+
+
+async def _bounded(content: aiohttp.StreamReader) -> bytes:
+    parts, size = [], 0
+    async for part in content.iter_any():
+        size += len(part)
+        if size > MAX_ANSWER:
+            raise Internal(f"the manager's answer is larger than {MAX_ANSWER} bytes")
+        parts.append(part)
+    return b"".join(parts)
 
 
 def _refusal(status: int, text: bytes) -> SwarmletError:

@@ -30,7 +30,8 @@ from swarmlet_manager.decide.orchestrate import plan_service
 from swarmlet_manager.decide.plan import Plan
 from swarmlet_manager.decide.reaper import plan_reap
 from swarmlet_manager.decide.schedule import Scheduler
-from swarmlet_manager.state import Change
+from swarmlet_manager.state import Change, Op
+from swarmlet_manager.store.kv import TooLarge
 
 log = get_logger(__name__)
 
@@ -44,6 +45,7 @@ REAP_SPACING_S = 0.25
 #: The largest write of one decision: a plan is cut into commits of so many operations.
 MAX_OPS = 5000
 RETRY_S = 0.05
+FAILED_S = 1.0
 
 
 class Key(NamedTuple):
@@ -167,24 +169,26 @@ class Reconcilers:
             self._queue.add_after(key, max(0.0, (plan.wake_at - self._now()) / NS))
 
     async def _schedule_for_ever(self) -> None:
+        """What was placed but not written, the scheduler takes back by itself in its next round."""
+        loop = asyncio.get_running_loop()
         while True:
             await self._schedule.wait()
             try:
                 if self._scheduler is None:
                     self._scheduler = Scheduler(self._store.state)
-                await self._commit(self._scheduler.schedule(self._now()))
+                plan = self._scheduler.schedule(self._now())
+                await self._commit(plan)
+                if plan.wake_at is not None:
+                    loop.call_later(max(0.0, (plan.wake_at - self._now()) / NS), self._schedule.beat)
             except (StaleView, Unavailable) as err:
                 log.debug("schedule again", reason=err)
-                await self._schedule_afresh(0.0 if isinstance(err, StaleView) else RETRY_S)
+                await asyncio.sleep(0 if isinstance(err, StaleView) else RETRY_S)
+                self._schedule.beat()
             except Exception:
                 log.exception("scheduling failed")
-                await self._schedule_afresh(1.0)
-
-    async def _schedule_afresh(self, pause: float) -> None:
-        """Forget what was placed but not written: the next round starts from the store."""
-        self._scheduler = None
-        await asyncio.sleep(pause)
-        self._schedule.beat()
+                self._scheduler = None
+                await asyncio.sleep(FAILED_S)
+                self._schedule.beat()
 
     async def _reap_for_ever(self) -> None:
         while True:
@@ -203,7 +207,17 @@ class Reconcilers:
         for note in plan.notes:
             log.debug("decided", note=note)
         for first in range(0, len(plan.ops), MAX_OPS):
-            await self._store.commit(plan.ops[first : first + MAX_OPS])
+            await self._write(plan.ops[first : first + MAX_OPS])
+
+    async def _write(self, ops: Sequence[Op]) -> None:
+        """In halves where one transaction cannot hold them: every loop looks again at what it has not finished."""
+        try:
+            await self._store.commit(ops)
+        except TooLarge:
+            if len(ops) == 1:
+                raise
+            await self._write(ops[: len(ops) // 2])
+            await self._write(ops[len(ops) // 2 :])
 
 
 def _same_for_decisions(before: object, after: object) -> bool:

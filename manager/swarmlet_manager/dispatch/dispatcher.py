@@ -111,6 +111,9 @@ class Dispatcher:
         """The id of the node that has this container. NotFound, Conflict."""
         return self._inventories.locate(ref)
 
+    def container_count(self, node_id: str) -> int:
+        return len(self._inventories.of_node(node_id))
+
     @property
     def inventories(self) -> Inventories:
         return self._inventories

@@ -17,6 +17,7 @@ from swarmlet.model.task import TaskStatus
 from swarmlet_manager.control.ports import StorePort
 from swarmlet_manager.decide.status import accept_report
 from swarmlet_manager.state import Op, Put
+from swarmlet_manager.store.kv import TooLarge
 
 log = get_logger(__name__)
 
@@ -90,6 +91,12 @@ class StatusCollector:
             except StaleView:  # a decision changed one of the tasks meanwhile: look again
                 await asyncio.sleep(0)
                 continue
+            except TooLarge:
+                if len(batch) == 1:
+                    raise
+                pairs = list(batch.items())
+                await self._store_batch(dict(pairs[: len(pairs) // 2]))
+                await self._store_batch(dict(pairs[len(pairs) // 2 :]))
             return
 
     def _ops(self, batch: dict[tuple[str, str], TaskStatus]) -> list[Op]:

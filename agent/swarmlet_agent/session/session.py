@@ -1,0 +1,345 @@
+"""The agent's line to the cluster: dials a manager, keeps the session alive, dials again when it breaks.
+
+What the manager orders goes to the task worker; what the worker sees goes back, again and again until it is
+acknowledged. While no manager answers, everything that runs goes on running.
+
+Orders carry (term, seq). The highest term ever seen is on disk: a deposed leader that still believes in itself is
+refused, also after a restart. A gap in seq ends the session, since the next one starts with a full set.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import ssl
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Protocol
+
+import aiohttp
+import msgspec
+
+from swarmlet.errors import SwarmletError
+from swarmlet.log import get_logger
+from swarmlet.loops import Backoff, Pulse
+from swarmlet.model.node import NodeDescription
+from swarmlet.model.task import Task
+from swarmlet.model.times import NS
+from swarmlet.pki import renew_at
+from swarmlet.tls import client_context
+from swarmlet.wire import messages
+from swarmlet.wire.joining import SESSION_PATH
+from swarmlet.wire.messages import (
+    Assignments,
+    ContainerRef,
+    DescriptionUpdate,
+    Heartbeat,
+    Hello,
+    Inventory,
+    StatusAck,
+    Welcome,
+)
+from swarmlet_agent.journal import Journal
+from swarmlet_agent.session.buffer import StatusBuffer
+from swarmlet_agent.session.identity import MANAGER_NAME, NodeIdentity, renew
+from swarmlet_agent.session.managers import ManagerList
+
+log = get_logger(__name__)
+
+CONNECT_S = 5.0
+SEND_S = 10.0
+WELCOME_S = 10.0
+#: Reports and inventory changes of a burst go out together, at most once in this time; the first goes at once.
+SPACING_S = 0.03
+#: Pings go out this often; a manager that does not answer within half of it is gone.
+PING_S = 4.0
+#: Pauses between attempts: full jitter up to 2 s, never less than 0.1 s.
+RETRY_FLOOR_S, RETRY_BASE_S, RETRY_LIMIT_S = 0.1, 0.2, 2.0
+RENEW_CHECK_S = 60.0
+_TERM = "term"
+
+
+class NodeRemoved(SwarmletError):
+    """The cluster does not know this node any more. Its tasks have been told to go."""
+
+
+class _SessionEnded(Exception):
+    """This session is over; dial again. `code` is the manager's close code, 0 = none."""
+
+    def __init__(self, reason: str, code: int = 0) -> None:
+        super().__init__(reason)
+        self.reason, self.code = reason, code
+
+
+class TaskOrders(Protocol):
+    """Who carries out what the manager orders (the task worker)."""
+
+    async def assign(
+        self, *, full: bool, tasks: Sequence[Task], removed: Sequence[str], registry_auth: Mapping[str, str]
+    ) -> None:
+        """Returns once the orders are on disk; carrying them out goes on by itself."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class NodePlace:
+    """Where this node is reached: its address, its Engine API port (mTLS), its manager if it runs one."""
+
+    addr: str
+    port: int
+    manager_addr: str = ""
+
+
+class AgentSession:
+    """One per agent. `run` it as long as the node is a member."""
+
+    def __init__(
+        self,
+        identity: NodeIdentity,
+        *,
+        data_dir: Path,
+        journal: Journal,
+        managers: ManagerList,
+        place: NodePlace,
+        describe: Callable[[], NodeDescription],
+        containers: Callable[[], Sequence[ContainerRef]],
+        statuses: StatusBuffer,
+        orders: TaskOrders,
+    ) -> None:
+        self.identity = identity
+        self.managers = managers
+        self.welcome: Welcome | None = None
+        self._data_dir = data_dir
+        self._journal = journal
+        self._place = place
+        self._describe = describe
+        self._containers = containers
+        self._statuses = statuses
+        self._orders = orders
+        self._pulse = Pulse(SPACING_S)
+        self._inventory: dict[str, ContainerRef | None] = {}
+        self._described: NodeDescription | None = None
+        self._seq = 0
+        self._term = int(dict(journal.items("meta")).get(_TERM, b"0"))
+        self._renew_share = random.random()
+        self.connected = asyncio.Event()
+
+    # For the rest of the agent
+
+    def wake(self) -> None:
+        """There are reports in the status buffer."""
+        self._pulse.beat()
+
+    def container_changed(self, ref: ContainerRef) -> None:
+        """A container was created or renamed."""
+        self._inventory[ref.id] = ref
+        self._pulse.beat()
+
+    def container_removed(self, ident: str) -> None:
+        self._inventory[ident] = None
+        self._pulse.beat()
+
+    def description_changed(self) -> None:
+        """Ask `describe` again and tell the manager if it says something new."""
+        self._described = None
+        self._pulse.beat()
+
+    # The line
+
+    async def run(self) -> None:
+        """Dial, serve, dial again, for ever. NodeRemoved once the cluster has removed this node."""
+        backoff: Backoff[str] = Backoff(RETRY_BASE_S, RETRY_LIMIT_S, floor=RETRY_FLOOR_S)
+        while True:
+            for address in self.managers.in_order() or [""]:
+                if address and await self._try(address):
+                    backoff.forget("")
+                    break
+            await self._renew_if_due()
+            await asyncio.sleep(backoff.next(""))
+
+    async def _try(self, address: str) -> bool:
+        """One session. True if it got as far as a Welcome."""
+        self.welcome = None
+        try:
+            await self._serve(address)
+        except _SessionEnded as err:
+            log.info("session ended", manager=address, reason=err.reason, code=err.code)
+            await self._after(address, err)
+        except (aiohttp.ClientError, OSError, TimeoutError) as err:
+            log.info("manager does not answer", manager=address, reason=str(err) or type(err).__name__)
+            self.managers.demote(address)
+        finally:
+            self.connected.clear()
+            self._statuses.session_lost()
+        return self.welcome is not None
+
+    async def _after(self, address: str, ended: _SessionEnded) -> None:
+        if ended.code == messages.CLOSE_REMOVED:
+            await self._orders.assign(full=True, tasks=(), removed=(), registry_auth={})
+            raise NodeRemoved(f"node {self.identity.node_id} was removed from the cluster")
+        self.managers.demote(address)
+        if ended.code == messages.CLOSE_NOT_LEADER and ended.reason and ended.reason != address:
+            self.managers.prefer(ended.reason)
+
+    async def _serve(self, address: str) -> None:
+        tls = client_context(self.identity.tls)
+        async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(ssl=tls, force_close=True)) as client:
+            socket = await self._dial(client, address, tls)
+            try:
+                description = self._describe()
+                self._described = description
+                await self._send(
+                    socket,
+                    Hello(
+                        node_id=self.identity.node_id, description=description, addr=self._place.addr,
+                        port=self._place.port, manager_addr=self._place.manager_addr,
+                    ),
+                )
+                await self._converse(socket, address)
+            finally:
+                await socket.close()
+
+    async def _dial(
+        self, client: aiohttp.ClientSession, address: str, tls: ssl.SSLContext
+    ) -> aiohttp.ClientWebSocketResponse:
+        try:
+            async with asyncio.timeout(CONNECT_S):
+                return await client.ws_connect(
+                    f"https://{address}{SESSION_PATH}", ssl=tls, server_hostname=MANAGER_NAME, compress=0,
+                    max_msg_size=messages.MAX_FRAME_BYTES, heartbeat=PING_S,
+                    timeout=aiohttp.ClientWSTimeout(ws_close=1.0),
+                )
+        except aiohttp.WSServerHandshakeError as err:
+            raise _SessionEnded(f"the manager answered with status {err.status}") from err
+
+    async def _converse(self, socket: aiohttp.ClientWebSocketResponse, address: str) -> None:
+        """Welcome, then both directions side by side until one of them ends."""
+        first = await self._receive(socket, WELCOME_S)
+        if not isinstance(first, Welcome):
+            raise _SessionEnded("expected a welcome")
+        await self._welcomed(first, address)
+        self._seq = 0
+        log.info("session established", manager=address, term=first.term)
+        reading = asyncio.create_task(self._read(socket, address), name="session read")
+        writing = asyncio.create_task(self._write(socket), name="session write")
+        self.connected.set()
+        try:
+            done, _ = await asyncio.wait([reading, writing], return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                task.result()
+        finally:
+            reading.cancel()
+            writing.cancel()
+            await asyncio.gather(reading, writing, return_exceptions=True)
+
+    async def _read(self, socket: aiohttp.ClientWebSocketResponse, address: str) -> None:
+        while True:
+            match await self._receive(socket, None):
+                case Assignments() as orders:
+                    await self._ordered(orders)
+                case StatusAck() as ack:
+                    self._statuses.acknowledge(ack.seq)
+                case Welcome() as welcome:
+                    await self._welcomed(welcome, address)
+
+    async def _ordered(self, orders: Assignments) -> None:
+        if orders.term < self._term:
+            raise _SessionEnded(f"orders of term {orders.term}, but a leader of term {self._term} was seen")
+        if orders.seq != self._seq + 1 or orders.full is not (orders.seq == 1):
+            raise _SessionEnded(f"orders {orders.seq} after {self._seq}")
+        self._seq = orders.seq
+        await self._orders.assign(
+            full=orders.full, tasks=orders.tasks, removed=orders.removed, registry_auth=orders.registry_auth
+        )
+
+    async def _welcomed(self, welcome: Welcome, address: str) -> None:
+        if welcome.cluster_id != self.identity.cluster_id:
+            raise _SessionEnded(f"this is cluster {welcome.cluster_id}, not {self.identity.cluster_id}")
+        if welcome.protocol != messages.PROTOCOL_VERSION:
+            raise _SessionEnded(f"the manager speaks protocol {welcome.protocol}, not {messages.PROTOCOL_VERSION}")
+        if welcome.term < self._term:
+            raise _SessionEnded(f"a leader of term {welcome.term}, but one of term {self._term} was seen")
+        if welcome.term > self._term:
+            await self._journal.put("meta", _TERM, str(welcome.term).encode())
+            self._term = welcome.term
+        self.welcome = welcome
+        self.managers.prefer(address)
+        await self.managers.told(welcome.managers, address)
+
+    async def _write(self, socket: aiohttp.ClientWebSocketResponse) -> None:
+        self._inventory.clear()
+        await self._send(socket, Inventory(full=True, containers=tuple(self._containers())))
+        self._pulse.beat()
+        loop = asyncio.get_running_loop()
+        beat_at = loop.time()
+        while True:
+            if (left := beat_at - loop.time()) <= 0:
+                await self._send(socket, Heartbeat())
+                beat_at = loop.time() + self._period() * random.uniform(0.9, 1.0)
+                continue
+            try:
+                async with asyncio.timeout(left):
+                    await self._pulse.wait()
+            except TimeoutError:
+                continue
+            await self._tell(socket)
+
+    async def _tell(self, socket: aiohttp.ClientWebSocketResponse) -> None:
+        while (update := self._statuses.take()) is not None:
+            await self._send(socket, update)
+        if self._inventory:
+            changed, self._inventory = self._inventory, {}
+            await self._send(
+                socket,
+                Inventory(
+                    full=False,
+                    containers=tuple(ref for ref in changed.values() if ref is not None),
+                    removed=tuple(ident for ident, ref in changed.items() if ref is None),
+                ),
+            )
+        if self._described is None:
+            self._described = self._describe()
+            await self._send(socket, DescriptionUpdate(description=self._described))
+
+    def _period(self) -> float:
+        return 1.0 if self.welcome is None else self.welcome.heartbeat_period_ns / NS
+
+    async def _receive(
+        self, socket: aiohttp.ClientWebSocketResponse, timeout: float | None
+    ) -> messages.ManagerMessage:
+        frame = await socket.receive(timeout)
+        if frame.type is aiohttp.WSMsgType.BINARY:
+            try:
+                return messages.decode_from_manager(frame.data)
+            except msgspec.DecodeError as err:
+                raise _SessionEnded(f"not a message: {err}") from err
+        code = socket.close_code or 0
+        reason = str(frame.extra or "") if frame.type is aiohttp.WSMsgType.CLOSE else ""
+        raise _SessionEnded(reason, code)
+
+    async def _send(self, socket: aiohttp.ClientWebSocketResponse, message: messages.AgentMessage) -> None:
+        async with asyncio.timeout(SEND_S):
+            await socket.send_bytes(messages.encode(message))
+
+    # The certificate
+
+    async def renew_for_ever(self) -> None:
+        """Renew the certificate when its time has come; run beside `run`."""
+        while True:
+            await asyncio.sleep(RENEW_CHECK_S)
+            await self._renew_if_due()
+
+    async def _renew_if_due(self) -> None:
+        """The next session uses the new certificate; the running one goes on with the old."""
+        due = renew_at(self.identity.tls.pair.cert_pem, self._renew_share)
+        if datetime.fromtimestamp(time.time(), UTC) < due:
+            return
+        try:
+            self.identity = await renew(
+                self._data_dir, self.identity, self.managers.in_order(), addr=self._place.addr
+            )
+        except SwarmletError as err:
+            log.warning("certificate could not be renewed", reason=err)

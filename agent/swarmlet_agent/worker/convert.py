@@ -1,0 +1,209 @@
+"""From a task to the container that runs it: pure.
+
+Follows dockerd's own conversion (daemon/cluster/executor/container/container.go): `command` replaces the whole
+invocation, `args` only the image's cmd; system labels win over the user's; limits and reservations become the
+container's resources. What this engine cannot honour is refused, never dropped.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from collections.abc import Mapping, Sequence
+
+from msgspec.structs import replace
+
+from swarmlet.errors import InvalidArgument, NotSupported
+from swarmlet.model.common import Mount
+from swarmlet.model.container import ContainerCreate, HostConfig, LogConfig, PortBinding
+from swarmlet.model.service import ContainerSpec, Limit, PortConfig, Privileges, Reservation, TaskSpec
+from swarmlet.model.task import Task
+from swarmlet_agent.worker.template import NodeFacts, expand, fields_of
+
+LABEL_PREFIX = "com.docker.swarm."
+TASK_LABEL = LABEL_PREFIX + "task.id"
+#: Networks every node has by itself.
+LOCAL_NETWORKS = ("bridge", "host", "none")
+
+
+def container_for(task: Task, node: NodeFacts) -> ContainerCreate:
+    """What to create for a task. InvalidArgument (NotSupported) tells why it cannot be."""
+    spec = container_spec(task)
+    fields = fields_of(task, node)
+    return ContainerCreate(
+        image=spec.image,
+        hostname=expand(spec.hostname, fields, "hostname"),
+        user=spec.user,
+        env=tuple(expand(entry, fields, "env") for entry in spec.env),
+        entrypoint=spec.command or None,
+        cmd=spec.args if spec.args or spec.command else None,
+        working_dir=spec.dir,
+        tty=spec.tty,
+        open_stdin=spec.open_stdin,
+        stop_signal=spec.stop_signal,
+        healthcheck=spec.healthcheck,
+        labels={**spec.labels, **system_labels(task)},
+        exposed_ports={_port_key(port): {} for port in task.ports},
+        host_config=_host_config(task, spec, fields),
+    )
+
+
+def container_spec(task: Task) -> ContainerSpec:
+    if task.spec.container_spec is None:
+        raise NotSupported("only tasks that run a container are supported")
+    return task.spec.container_spec
+
+
+def system_labels(task: Task) -> dict[str, str]:
+    """The labels by which clients find a task's container."""
+    return {
+        f"{LABEL_PREFIX}task": "",
+        TASK_LABEL: task.id,
+        f"{LABEL_PREFIX}task.name": task.name,
+        f"{LABEL_PREFIX}node.id": task.node_id,
+        f"{LABEL_PREFIX}service.id": task.service_id,
+        f"{LABEL_PREFIX}service.name": task.service_name,
+    }
+
+
+def published(
+    ports: Mapping[str, Sequence[PortBinding]], wanted: Sequence[PortConfig]
+) -> tuple[PortConfig, ...]:
+    """The task's host-mode ports as the engine really published them, in the wanted order."""
+    found: list[PortConfig] = []
+    for port in wanted:
+        for binding in ports.get(_port_key(port), ()):
+            if binding.host_port.isdigit():
+                found.append(replace(port, published_port=int(binding.host_port), publish_mode="host"))
+                break
+    return tuple(found)
+
+
+def _host_config(task: Task, spec: ContainerSpec, fields: Mapping[str, str]) -> HostConfig:
+    resources = task.spec.resources
+    limits = (resources.limits if resources else None) or Limit()
+    reservations = (resources.reservations if resources else None) or Reservation()
+    dns = spec.dns_config
+    if spec.isolation not in ("", "default"):
+        raise NotSupported(f"isolation {spec.isolation!r} is not supported on linux")
+    if spec.secrets or spec.configs:
+        raise NotSupported("secrets and configs are not supported yet")
+    if reservations.generic_resources:
+        raise NotSupported("generic resources are not supported yet")
+    return HostConfig(
+        memory=limits.memory_bytes,
+        nano_cpus=limits.nano_cpus,
+        pids_limit=limits.pids or None,
+        memory_reservation=reservations.memory_bytes,
+        mounts=tuple(_mount(mount, fields) for mount in spec.mounts),
+        group_add=spec.groups,
+        readonly_rootfs=spec.read_only,
+        init=spec.init,
+        sysctls=spec.sysctls,
+        cap_add=spec.capability_add,
+        cap_drop=spec.capability_drop,
+        ulimits=spec.ulimits,
+        oom_score_adj=spec.oom_score_adj,
+        extra_hosts=tuple(_extra_host(entry) for entry in spec.hosts),
+        dns=dns.nameservers if dns else (),
+        dns_search=dns.search if dns else (),
+        dns_options=dns.options if dns else (),
+        security_opt=_security(spec.privileges),
+        log_config=_log_config(task.spec),
+        network_mode=_network_mode(task.spec),
+        port_bindings=_bindings(task.ports),
+    )
+
+
+def _mount(mount: Mount, fields: Mapping[str, str]) -> Mount:
+    """Templates in source, target, and a volume's labels and driver options."""
+    volume = mount.volume_options
+    if volume is not None:
+        driver = volume.driver_config
+        if driver is not None:
+            options = {key: expand(value, fields, "mount") for key, value in driver.options.items()}
+            driver = replace(driver, options=options)
+        labels = {key: expand(value, fields, "mount") for key, value in volume.labels.items()}
+        volume = replace(volume, labels=labels, driver_config=driver)
+    return replace(
+        mount,
+        source=expand(mount.source, fields, "mount"),
+        target=expand(mount.target, fields, "mount"),
+        volume_options=volume,
+    )
+
+
+def _extra_host(entry: str) -> str:
+    """Services have "IP name [alias]" lines; containers "name:IP" (one name each, as dockerd makes of them)."""
+    words = entry.split()
+    if len(words) < 2:
+        raise InvalidArgument(f"invalid host entry {entry!r}: expected an address and a name")
+    return f"{words[1]}:{words[0]}"
+
+
+def _security(privileges: Privileges | None) -> tuple[str, ...]:
+    if privileges is None:
+        return ()
+    if privileges.credential_spec is not None:
+        raise NotSupported("credential specs are not supported on linux")
+    options: list[str] = []
+    if privileges.no_new_privileges:
+        options.append("no-new-privileges=true")
+    if (selinux := privileges.selinux_context) is not None:
+        if selinux.disable:
+            options.append("label=disable")
+        labels = (("user", selinux.user), ("role", selinux.role), ("type", selinux.type), ("level", selinux.level))
+        options += [f"label={name}:{value}" for name, value in labels if value]
+    if (seccomp := privileges.seccomp) is not None:
+        options += _seccomp(seccomp.mode, seccomp.profile)
+    if (apparmor := privileges.app_armor) is not None and apparmor.mode == "disabled":
+        options.append("apparmor=unconfined")
+    return tuple(options)
+
+
+def _seccomp(mode: str, profile: str) -> list[str]:
+    match mode:
+        case "" | "default":
+            return []
+        case "unconfined":
+            return ["seccomp=unconfined"]
+        case _:
+            # The API carries the profile itself, base64 of JSON; an engine option takes it as text.
+            return [f"seccomp={_decoded(profile)}"]
+
+
+def _decoded(profile: str) -> str:
+
+    try:
+        return base64.b64decode(profile, validate=True).decode()
+    except (binascii.Error, UnicodeDecodeError) as err:
+        raise InvalidArgument("the seccomp profile is not base64 of JSON") from err
+
+
+def _log_config(spec: TaskSpec) -> LogConfig:
+    driver = spec.log_driver
+    return LogConfig() if driver is None else LogConfig(type=driver.name, config=driver.options)
+
+
+def _network_mode(spec: TaskSpec) -> str:
+    """A task without networks sits on the default bridge; local networks may be named instead."""
+    targets = [network.target for network in spec.networks]
+    if not targets:
+        return "default"
+    if len(targets) > 1 or targets[0] not in LOCAL_NETWORKS:
+        raise NotSupported(f"network {targets[0]}: services can use the networks bridge, host and none so far")
+    return targets[0]
+
+
+def _bindings(ports: Sequence[PortConfig]) -> dict[str, tuple[PortBinding, ...] | None]:
+    bindings: dict[str, tuple[PortBinding, ...] | None] = {}
+    for port in ports:
+        if port.publish_mode != "host":
+            raise NotSupported("publish mode ingress needs the routing mesh, which comes later: use mode=host")
+        chosen = str(port.published_port) if port.published_port else ""
+        bindings[_port_key(port)] = (*(bindings.get(_port_key(port)) or ()), PortBinding(host_port=chosen))
+    return bindings
+
+
+def _port_key(port: PortConfig) -> str:
+    return f"{port.target_port}/{port.protocol or 'tcp'}"

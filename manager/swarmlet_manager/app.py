@@ -1,0 +1,298 @@
+"""`swarmlet-manager`: puts the manager together and runs it. The one file that knows everybody.
+
+Nothing of the cluster's truth is in this process: it may be killed at any moment, and its next start goes on from
+etcd. A failure of any part ends the process with status 1; whoever ensures it starts it again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import gc
+import grp
+import os
+import random
+import signal
+import ssl
+import sys
+from collections.abc import AsyncIterator, Iterator, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+
+from aiohttp import web
+
+from swarmlet import log as logging
+from swarmlet.config import MANAGER_SOCKET
+from swarmlet.engine_api.router import Call, Handler, Route
+from swarmlet.engine_api.server import Server
+from swarmlet.errors import Conflict, InvalidArgument, SwarmletError
+from swarmlet.log import get_logger
+from swarmlet.loops import every
+from swarmlet.model.ids import new_cluster_id
+from swarmlet.model.states import Role
+from swarmlet.pki import KeyPair, renew_at
+from swarmlet.process import identify, write_pid_file
+from swarmlet.tls import TlsIdentity, client_context, load_pair, require_role, server_context, shrink_buffers
+from swarmlet_manager.api.app import cluster_routes
+from swarmlet_manager.ca.authority import Authority
+from swarmlet_manager.ca.routes import JoinRoutes
+from swarmlet_manager.control.commands import Control
+from swarmlet_manager.control.reconcile import Reconcilers
+from swarmlet_manager.dispatch.dispatcher import Dispatcher
+from swarmlet_manager.fleet.client import Fleet
+from swarmlet_manager.leadership import Leading, Place
+from swarmlet_manager.settings import ManagerSettings, read_settings
+from swarmlet_manager.store.election import Candidate
+from swarmlet_manager.store.etcd.binary import EtcdSettings
+from swarmlet_manager.store.etcd.channels import Tls
+from swarmlet_manager.store.etcd.client import EtcdClient
+from swarmlet_manager.store.etcd.server import EtcdServer
+from swarmlet_manager.store.store import Store
+from swarmlet_manager.store.writer import Limits
+
+log = get_logger(__name__)
+
+#: How often the manager looks whether its own certificate has come of age.
+CERTIFICATE_CHECK_S = 3600.0
+#: The embedded etcd is started with room for larger transactions than others allow by default.
+EMBEDDED_LIMITS = Limits(keys=1000, hard_bytes=4_000_000)
+
+
+class Manager:
+    """One process. `run` returns after SIGTERM or SIGINT, and raises what went wrong otherwise."""
+
+    def __init__(self, settings: ManagerSettings) -> None:
+        self._settings = settings
+        self._data_dir = Path(settings.data_dir)
+        self._run_dir = Path(settings.run_dir)
+        self._stop = asyncio.Event()
+
+    async def run(self) -> None:
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._stop.set)
+        self._data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self._run_dir.mkdir(parents=True, exist_ok=True)
+        with _only_one(self._data_dir):
+            own = identify(os.getpid())
+            assert own is not None
+            write_pid_file(self._data_dir / "manager.pid", own)
+            async with self._etcd() as (client, limits, watch_etcd):
+                await self._serve(client, limits, watch_etcd)
+        log.info("manager stopped")
+
+    @contextlib.asynccontextmanager
+    async def _etcd(self) -> AsyncIterator[tuple[EtcdClient, Limits, EtcdServer | None]]:
+        """A client of the cluster's etcd: the user's own, or the embedded one, ensured here."""
+        etcd = self._settings.etcd
+        if etcd.endpoints:
+            tls = Tls(ca=Path(etcd.ca), cert=Path(etcd.cert), key=Path(etcd.key)) if etcd.ca else None
+            client = EtcdClient(etcd.endpoints, tls)
+            try:
+                yield client, Limits(), None
+            finally:
+                await client.close()
+            return
+        server = embedded_etcd(self._settings)
+        await server.start()
+        client = EtcdClient(server.endpoints)
+        try:
+            yield client, EMBEDDED_LIMITS, server
+        finally:
+            await client.close()
+            if self._settings.stop_etcd and self._stop.is_set():
+                await server.stop()
+            else:
+                await server.detach()
+
+    async def _serve(self, client: EtcdClient, limits: Limits, etcd: EtcdServer | None) -> None:
+        settings = self._settings
+        candidate = Candidate(id=_own_id(self._data_dir), addr=settings.advertised)
+        store = Store(client, candidate, limits=limits)
+        await store.start()
+
+        def leader_addr() -> str:
+            return "" if store.leader_info is None else store.leader_info.addr
+
+        authority = Authority(store)
+        dispatcher = Dispatcher(store, leader_addr=leader_addr)
+        reconcilers = Reconcilers(store)
+        control = Control(store, dispatcher)
+        leading = Leading(store, authority.ensure_cluster, (dispatcher, reconcilers))
+        try:
+            async with asyncio.TaskGroup() as group:
+                running = [
+                    group.create_task(store.wait(), name="store"),
+                    group.create_task(leading.run(), name="leading"),
+                ]
+                if etcd is not None:
+                    running.append(group.create_task(etcd.wait(), name="etcd"))
+                if await self._cluster_is_known(store):
+                    certificate = OwnCertificate(authority, candidate.id, settings.advertise_addr)
+                    running.append(group.create_task(certificate.renew_for_ever(), name="certificate"))
+                    fleet = Fleet(store.state, certificate.client)
+                    place = Place(store, settings.advertised, leader_addr)
+                    routes = cluster_routes(control, fleet, dispatcher, place, store)
+                    joins = JoinRoutes(authority, more_managers=bool(settings.etcd.endpoints))
+                    outside = Server([*guarded(routes), *joins.routes(), *dispatcher.routes()])
+                    inside = Server([*routes, *joins.local_routes()])
+                    try:
+                        await outside.listen_tcp(settings.listen_addr, settings.port, certificate.server)
+                        await self._listen_inside(inside)
+                        gc.collect()
+                        gc.freeze()  # what is there now stays: collections need not look at it again
+                        log.info("manager serves", address=settings.advertised)
+                        await self._stop.wait()
+                    finally:
+                        await dispatcher.stop()
+                        await inside.close()
+                        await outside.close()
+                        await fleet.close()
+                for task in running:
+                    task.cancel()
+        finally:
+            await store.stop()
+
+    async def _cluster_is_known(self, store: Store) -> bool:
+        """Waits for the cluster's record, which the leader (this manager or another) makes on its first start.
+        False if the manager is to stop before it is there."""
+        known = asyncio.Event()
+
+        def look(_changes: object = ()) -> None:
+            if store.state.cluster is not None or self._stop.is_set():
+                known.set()
+
+        unsubscribe = store.subscribe(look)
+        stopping = asyncio.create_task(self._stop.wait(), name="stop")
+        stopping.add_done_callback(look)
+        look()
+        try:
+            await known.wait()
+        finally:
+            unsubscribe()
+            stopping.cancel()
+            await asyncio.gather(stopping, return_exceptions=True)
+        return store.state.cluster is not None
+
+    async def _listen_inside(self, server: Server) -> None:
+        path = self._run_dir / MANAGER_SOCKET
+        await server.listen_unix(path)
+        if self._settings.socket_group:
+            try:
+                group = grp.getgrnam(self._settings.socket_group).gr_gid
+            except KeyError as err:
+                raise InvalidArgument(f"socket_group: there is no group {self._settings.socket_group!r}") from err
+            os.chown(path, -1, group)
+
+
+class OwnCertificate:
+    """The manager's TLS contexts, for listening and for dialling nodes, kept fresh in place."""
+
+    def __init__(self, authority: Authority, manager_id: str, address: str) -> None:
+        self._authority = authority
+        self._id = manager_id
+        self._addresses = list(dict.fromkeys([address, "127.0.0.1", "localhost"]))
+        self._pair = self._issue()
+        identity = TlsIdentity(self._pair, authority.ca_pem())
+        self.server: ssl.SSLContext = server_context(identity, require_client=False)
+        self.client: ssl.SSLContext = client_context(identity)
+
+    async def renew_for_ever(self) -> None:
+        await every(CERTIFICATE_CHECK_S, self._renew_if_due, name="certificate")
+
+    async def _renew_if_due(self) -> None:
+        if datetime.now(UTC) < renew_at(self._pair.cert_pem, random.random()):
+            return
+        self._pair = self._issue()
+        for context in (self.server, self.client):
+            load_pair(context, self._pair)
+
+    def _issue(self) -> KeyPair:
+        return self._authority.own_certificate(self._id, self._addresses)
+
+
+def guarded(routes: Sequence[Route]) -> list[Route]:
+    """The same routes, for managers' certificates only: on TCP, who asks must say who he is."""
+
+    def guard(handler: Handler) -> Handler:
+        async def check(call: Call) -> web.StreamResponse:
+            require_role(call.request.transport, (Role.MANAGER,))
+            return await handler(call)
+
+        return check
+
+    return [Route(route.method, route.template, guard(route.handler)) for route in routes]
+
+
+def embedded_etcd(settings: ManagerSettings) -> EtcdServer:
+    folder = Path(settings.data_dir).absolute()
+    return EtcdServer(EtcdSettings(data_dir=folder / "etcd", name=_own_id(folder)))
+
+
+async def stop_embedded_etcd(settings: ManagerSettings) -> None:
+    """End an etcd that an earlier manager left running; its data stays."""
+    if not (Path(settings.data_dir) / "etcd").is_dir():
+        return
+    server = embedded_etcd(settings)
+    await server.start()  # takes over what runs: only then is it ours to end
+    await server.stop()
+
+
+def _own_id(data_dir: Path) -> str:
+    """This manager's id, made on its first start."""
+    path = data_dir / "manager-id"
+    try:
+        return path.read_text().strip()
+    except FileNotFoundError:
+        data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+        draft = path.with_suffix(".new")
+        draft.write_text(new_cluster_id())
+        draft.replace(path)
+        return path.read_text().strip()
+
+
+@contextlib.contextmanager
+def _only_one(data_dir: Path) -> Iterator[None]:
+    handle = os.open(data_dir / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as err:
+            raise Conflict(f"another manager runs with {data_dir}") from err
+        yield
+    finally:
+        os.close(handle)
+
+
+def main() -> None:
+    """Entry point: exit status 0 after SIGTERM, 1 for a failure, 2 for bad settings."""
+    try:
+        settings, only_stop_etcd = read_settings(sys.argv[1:])
+    except InvalidArgument as err:
+        sys.exit(f"swarmlet-manager: {err}")
+    logging.set_up(settings.log_level)
+    shrink_buffers()
+    try:
+        asyncio.run(_run(settings, only_stop_etcd))
+    except* SwarmletError as group:
+        sys.exit("swarmlet-manager: " + "; ".join(str(err) for err in _leaves(group)))
+
+
+async def _run(settings: ManagerSettings, only_stop_etcd: bool) -> None:
+    if only_stop_etcd:
+        await stop_embedded_etcd(settings)
+    else:
+        await Manager(settings).run()
+
+
+def _leaves(error: BaseException) -> Iterator[BaseException]:
+    if isinstance(error, BaseExceptionGroup):
+        for inner in error.exceptions:
+            yield from _leaves(inner)
+    else:
+        yield error
+
+
+if __name__ == "__main__":
+    main()

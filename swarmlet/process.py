@@ -1,0 +1,101 @@
+"""Processes that outlive whoever started them: found again by pid and start time, waited for by pidfd.
+
+Also the way to signal one without ever reaching another that was given its pid.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True, slots=True)
+class ProcessId:
+    """A pid and when its process started (clock ticks since boot): together they name one process for good."""
+
+    pid: int
+    started: int
+
+
+def identify(pid: int) -> ProcessId | None:
+    """None if there is no such process any more (a zombie counts as gone)."""
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    # proc(5): the command's name stands in parentheses and may hold any character, parentheses too.
+    state, *rest = text[text.rindex(")") + 1 :].split()
+    return None if state in ("Z", "X") else ProcessId(pid, int(rest[18]))
+
+
+def read_pid_file(path: Path) -> ProcessId | None:
+    """The process that the file names, if it is still that one."""
+    try:
+        words = path.read_text().split()
+        named = ProcessId(int(words[0]), int(words[1]))
+    except (FileNotFoundError, ValueError, IndexError):
+        return None
+    return named if identify(named.pid) == named else None
+
+
+def write_pid_file(path: Path, process: ProcessId) -> None:
+    draft = path.with_name(f"{path.name}.new")
+    draft.write_text(f"{process.pid} {process.started}\n")
+    draft.replace(path)
+
+
+class Held:
+    """A running process, our child or not, held by a pidfd until `close`."""
+
+    def __init__(self, process: ProcessId) -> None:
+        """ProcessLookupError if it has ended."""
+        self.process = process
+        self._handle = os.pidfd_open(process.pid)
+        if identify(process.pid) != process:
+            os.close(self._handle)
+            raise ProcessLookupError(process.pid)
+        self._over = asyncio.Event()
+        self._loop = asyncio.get_running_loop()
+        self._loop.add_reader(self._handle, self._ended)
+
+    @property
+    def over(self) -> bool:
+        return self._over.is_set()
+
+    async def wait(self) -> None:
+        """Until it has ended."""
+        await self._over.wait()
+
+    async def end(self, patience_s: float) -> None:
+        """SIGTERM, then SIGKILL if it takes longer than `patience_s`; returns once it is gone."""
+        self._signal(signal.SIGTERM)
+        try:
+            async with asyncio.timeout(patience_s):
+                await self.wait()
+        except TimeoutError:
+            self._signal(signal.SIGKILL)
+            await self.wait()
+
+    def close(self) -> None:
+        """Let go of it; it runs on."""
+        if self._handle >= 0:
+            self._loop.remove_reader(self._handle)
+            os.close(self._handle)
+            self._handle = -1
+
+    def _signal(self, number: signal.Signals) -> None:
+        try:
+            signal.pidfd_send_signal(self._handle, number)
+        except ProcessLookupError:
+            return  # ended meanwhile: what was wanted
+
+    def _ended(self) -> None:
+        self._loop.remove_reader(self._handle)
+        self._over.set()
+        try:
+            os.waitpid(self.process.pid, os.WNOHANG)
+        except ChildProcessError:
+            return  # not our child: its parent reaps it
