@@ -7,6 +7,7 @@ and puts a registry's refusals into the words Docker's users know.
 from __future__ import annotations
 
 import asyncio
+import os
 import ssl
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
@@ -94,6 +95,20 @@ class Registries:
         ]
 
 
+    async def fetch_url(self, url: str) -> AsyncIterator[bytes]:
+        """The body behind a plain URL (docker import URL). InvalidArgument, RegistryUnreachable."""
+        if urlsplit(url).scheme not in ("http", "https") or not urlsplit(url).hostname:
+            raise InvalidArgument(f"invalid URL {url!r}: expected http://… or https://…")
+        try:
+            async with self.http.get(url) as answer:
+                if answer.status >= 400:
+                    raise RegistryUnreachable(f'Get "{url}": got HTTP status code >= 400: {answer.status}')
+                async for piece in answer.content.iter_any():
+                    yield piece
+        except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as err:
+            raise unreachable("Get", url, err) from err
+
+
 class Repository:
     """One repository at one endpoint."""
 
@@ -163,8 +178,8 @@ class Repository:
                 except msgspec.DecodeError as err:
                     raise RegistryUnreachable(f"the registry's list of tags makes no sense: {err}") from err
                 found += page.tags or []
-                following = answer.links.get("next", {}).get("url")
-                path = _same_repository(str(following), f"/v2/{self._ref.path}/") if following else None
+                link = answer.links.get("next")
+                path = _same_repository(str(link["url"]), f"/v2/{self._ref.path}/") if link else None
         return found
 
     @asynccontextmanager
@@ -332,8 +347,6 @@ def _reason(url: str, err: BaseException) -> str:
 
 def _plain(err: OSError | None, otherwise: str) -> str:
     """asyncio words connection errors in its own way; the kernel's text is what people search for."""
-    import os
-
     if err is not None and err.errno is not None and err.errno > 0:
         return os.strerror(err.errno).lower()
     return otherwise.lower()

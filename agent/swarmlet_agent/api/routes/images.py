@@ -1,0 +1,225 @@
+"""Engine API: /images/* of the node view."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import aclosing
+from typing import Any, Protocol
+
+import msgspec
+from aiohttp import web
+
+from swarmlet.engine_api.filters import Filters
+from swarmlet.engine_api.router import Call, Route
+from swarmlet.engine_api.streams import JsonStream
+from swarmlet.errors import InvalidArgument, NotSupported, SwarmletError
+from swarmlet.log import get_logger
+from swarmlet_agent.images.auth import decode_auth
+from swarmlet_agent.images.manifests import Platform
+from swarmlet_agent.images.progress import Listener
+from swarmlet_agent.images.reference import parse_reference
+from swarmlet_agent.images.types import Image, RegistryAuth
+
+log = get_logger(__name__)
+
+
+class ImageBackend(Protocol):
+    """What these routes use of the image store."""
+
+    def list_images(
+        self, filters: Filters, version: tuple[int, int], *, shared_size: bool = False
+    ) -> list[dict[str, Any]]: ...
+    def inspect(self, ref: str, version: tuple[int, int], wanted: str = "") -> dict[str, Any]: ...
+    def history(self, ref: str, wanted: str = "") -> list[dict[str, Any]]: ...
+    async def pull(
+        self, ref: str, *, auth: RegistryAuth | None = None, platform: str = "", progress: Listener | None = None
+    ) -> Image: ...
+    async def pull_all_tags(
+        self, name: str, *, auth: RegistryAuth | None = None, platform: str = "", progress: Listener | None = None
+    ) -> list[Image]: ...
+    async def load(
+        self, chunks: AsyncIterator[bytes], *, platform: str = "", quiet: bool = False,
+        progress: Listener | None = None,
+    ) -> list[Image]: ...
+    async def import_tar(
+        self, chunks: AsyncIterator[bytes], *, repo: str = "", tag: str = "", message: str = "",
+        changes: Sequence[str] = (), platform: str = "", source: str = "-",
+    ) -> Image: ...
+    def fetch_url(self, url: str) -> AsyncIterator[bytes]: ...
+    def save(self, refs: Sequence[str]) -> AsyncGenerator[bytes, None]: ...
+    async def tag(self, ref: str, repo: str, tag: str = "") -> None: ...
+    async def remove(self, ref: str, *, force: bool = False) -> list[dict[str, str]]: ...
+    async def prune(self, filters: Filters) -> tuple[list[dict[str, str]], int]: ...
+
+
+class ImageRoutes:
+    def __init__(self, images: ImageBackend) -> None:
+        self._images = images
+
+    def routes(self) -> list[Route]:
+        return [
+            Route("GET", "/images/json", self._list),
+            Route("POST", "/images/create", self._create),
+            Route("POST", "/images/load", self._load),
+            Route("GET", "/images/get", self._save_many),
+            Route("POST", "/images/prune", self._prune),
+            Route("GET", "/images/{name:path}/json", self._inspect),
+            Route("GET", "/images/{name:path}/history", self._history),
+            Route("GET", "/images/{name:path}/get", self._save_one),
+            Route("POST", "/images/{name:path}/tag", self._tag),
+            Route("DELETE", "/images/{name:path}", self._remove),
+        ]
+
+    async def _list(self, call: Call) -> web.StreamResponse:
+        """ImageList: 200; 400 for a bad filter. Clients before 1.25 had `filter=` for a name."""
+        if call.flag("manifests"):
+            raise NotSupported("manifests is not supported: this engine keeps one platform of an image")
+        filters = call.filters()
+        if call.version < (1, 41) and call.text("filter"):
+            filters = Filters({
+                **{key: filters.get(key) for key in filters.keys()},  # noqa: SIM118 - Filters is no mapping
+                "reference": (*filters.get("reference"), call.text("filter")),
+            })
+        shown = self._images.list_images(filters, call.version, shared_size=call.flag("shared-size"))
+        return web.json_response(shown, dumps=_dumps)
+
+    async def _create(self, call: Call) -> web.StreamResponse:
+        """ImageCreate: pull with fromImage, import with fromSrc. 200 and progress; errors before it have a status."""
+        image, source = call.text("fromImage"), call.text("fromSrc")
+        if image:
+            auth = decode_auth(call.request.headers.get("X-Registry-Auth", ""))
+            ref, all_tags = pull_reference(image, call.text("tag"))
+            platform = call.text("platform")
+            if all_tags:
+                return await _with_progress(call, lambda listener: self._images.pull_all_tags(
+                    ref, auth=auth, platform=platform, progress=listener
+                ))
+            return await _with_progress(call, lambda listener: self._images.pull(
+                ref, auth=auth, platform=platform, progress=listener
+            ))
+        if not source:
+            raise InvalidArgument("either fromImage or fromSrc is required")
+        return await self._import(call, source)
+
+    async def _import(self, call: Call, source: str) -> web.StreamResponse:
+        stream = JsonStream(call)
+        if source == "-":
+            chunks: AsyncIterator[bytes] = call.request.content.iter_any()
+        else:
+            url = source if "://" in source else f"http://{source}"
+            chunks = self._images.fetch_url(url)
+        image = await self._images.import_tar(
+            chunks, repo=call.text("repo"), tag=call.text("tag"), message=call.text("message"),
+            changes=call.texts("changes"), platform=call.text("platform"), source=source,
+        )
+        await stream.send({"status": image.id})
+        return await stream.end()
+
+    async def _load(self, call: Call) -> web.StreamResponse:
+        """ImageLoad: 200 and progress; 400 for what is no image archive."""
+        quiet, platform = call.flag("quiet", default=True), _platform(call)
+        return await _with_progress(call, lambda listener: self._images.load(
+            call.request.content.iter_any(), platform=platform, quiet=quiet, progress=listener
+        ))
+
+    async def _save_one(self, call: Call) -> web.StreamResponse:
+        return await self._save(call, [call.params["name"]])
+
+    async def _save_many(self, call: Call) -> web.StreamResponse:
+        names = call.texts("names")
+        if not names:
+            raise InvalidArgument("no image names given")
+        return await self._save(call, names)
+
+    async def _save(self, call: Call, names: Sequence[str]) -> web.StreamResponse:
+        """ImageGet: a tar stream; 404 before it begins. A layer found damaged in the middle breaks the transfer."""
+        platform = _platform(call)
+        for name in names:
+            self._images.inspect(name, call.version, platform)
+        response: web.StreamResponse | None = None
+        async with aclosing(self._images.save(names)) as chunks:
+            try:
+                async for chunk in chunks:
+                    if response is None:
+                        response = web.StreamResponse(headers={"Content-Type": "application/x-tar"})
+                        await response.prepare(call.request)
+                    await response.write(chunk)
+            except SwarmletError as err:
+                if response is None:
+                    raise
+                # Half an archive must not look like a whole one: the only way left to say so is to hang up.
+                log.error("a saved image was broken off", reason=str(err))
+                if call.request.transport is not None:
+                    call.request.transport.abort()
+                return response
+        assert response is not None
+        await response.write_eof()
+        return response
+
+    async def _inspect(self, call: Call) -> web.StreamResponse:
+        """ImageInspect: 200; 404."""
+        if call.flag("manifests"):
+            raise NotSupported("manifests is not supported: this engine keeps one platform of an image")
+        return web.json_response(
+            self._images.inspect(call.params["name"], call.version, _platform(call)), dumps=_dumps
+        )
+
+    async def _history(self, call: Call) -> web.StreamResponse:
+        """ImageHistory: 200; 404."""
+        return web.json_response(self._images.history(call.params["name"], _platform(call)), dumps=_dumps)
+
+    async def _tag(self, call: Call) -> web.StreamResponse:
+        """ImageTag: 201; 400 for a bad name; 404."""
+        await self._images.tag(call.params["name"], call.text("repo"), call.text("tag"))
+        return web.Response(status=201)
+
+    async def _remove(self, call: Call) -> web.StreamResponse:
+        """ImageDelete: 200 with what was untagged and deleted; 404; 409 while it is in use."""
+        if call.texts("platforms"):
+            raise NotSupported("platforms is not supported: this engine keeps one platform of an image")
+        done = await self._images.remove(call.params["name"], force=call.flag("force"))
+        return web.json_response(done, dumps=_dumps)
+
+    async def _prune(self, call: Call) -> web.StreamResponse:
+        """ImagePrune: 200."""
+        deleted, freed = await self._images.prune(call.filters())
+        return web.json_response({"ImagesDeleted": deleted or None, "SpaceReclaimed": freed}, dumps=_dumps)
+
+
+def pull_reference(image: str, tag: str) -> tuple[str, bool]:
+    """(reference, whether all tags are meant) from fromImage and tag. A tag may be a digest, and then wins."""
+    parsed = parse_reference(image)
+    if tag:
+        # dockerd: what `tag` says replaces what the name says.
+        changed = parsed.with_digest(tag) if tag.startswith("sha256:") else parsed.with_tag(tag)
+        return changed.full, False
+    return parsed.full, not parsed.version
+
+
+def _platform(call: Call) -> str:
+    """The `platform` parameter of image calls since API 1.48: a JSON object. "" if it is not given."""
+    text = call.text("platform")
+    if not text:
+        return ""
+    if not text.startswith("{"):
+        return text
+    try:
+        return str(msgspec.json.decode(text, type=Platform))
+    except msgspec.DecodeError as err:
+        raise InvalidArgument(f"invalid platform: {err}") from err
+
+
+async def _with_progress(call: Call, work: Callable[[Listener], Awaitable[object]]) -> web.StreamResponse:
+    """Run it with progress sent as it comes. Before the first line an error is a status, later a line."""
+    stream = JsonStream(call)
+    try:
+        await work(stream.send)
+    except SwarmletError as err:
+        if not stream.started:
+            raise
+        await stream.fail(str(err))
+    return await stream.end()
+
+
+def _dumps(value: Any) -> str:
+    return msgspec.json.encode(value).decode()

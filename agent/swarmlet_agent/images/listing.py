@@ -1,0 +1,102 @@
+"""Which images a list or prune call means: the filters of GET /images/json and POST /images/prune. Pure."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+
+from swarmlet.engine_api.filters import Filters
+from swarmlet.errors import InvalidArgument
+from swarmlet.model.times import parse_timestamp
+from swarmlet_agent.images.durations import parse_duration
+from swarmlet_agent.images.reference import parse_reference
+from swarmlet_agent.images.types import Image
+
+LIST_FILTERS = ("dangling", "label", "before", "since", "reference", "until")
+PRUNE_FILTERS = ("dangling", "label", "label!", "until")
+
+
+def select(images: Sequence[Image], filters: Filters, find: Callable[[str], Image], now: int) -> list[Image]:
+    """Those that fit, newest first. find looks an image up by reference (NotFound comes through); now in ns."""
+    filters.check(*LIST_FILTERS)
+    dangling = filters.flag("dangling")
+    before = [find(ref) for ref in filters.get("before")]
+    since = [find(ref) for ref in filters.get("since")]
+    until = min((until_ns(text, now) for text in filters.get("until")), default=None)
+    found = [
+        image for image in images
+        if (dangling is None or _fits_dangling(image, dangling))
+        and filters.matches_labels(image.config.labels)
+        and all(image.created < other.created for other in before)
+        and all(image.created > other.created for other in since)
+        and (until is None or image.created < until)
+        and ("reference" not in filters or matching_names(image, filters.get("reference")))
+    ]
+    return sorted(found, key=lambda image: (-image.created, image.id))
+
+
+def is_dangling(image: Image) -> bool:
+    """Without a tag. A digest does not count: it stays behind when a tag moves on."""
+    return not image.repo_tags
+
+
+def _fits_dangling(image: Image, wanted: bool) -> bool:
+    """dockerd's list: "false" still shows what was pulled by digest alone."""
+    return is_dangling(image) if wanted else bool(image.repo_tags or image.repo_digests)
+
+
+def matching_names(image: Image, patterns: Sequence[str]) -> tuple[str, ...]:
+    """The image's tags and digests that one of the patterns fits."""
+    return tuple(
+        name for name in (*image.repo_tags, *image.repo_digests)
+        if any(matches_reference(pattern, name) for pattern in patterns)
+    )
+
+
+def matches_reference(pattern: str, name: str) -> bool:
+    """A pattern (Go's path.Match) against "name:tag" or the repository's name alone."""
+    ref = parse_reference(name)
+    matcher = _glob(pattern)
+    return matcher.fullmatch(ref.familiar) is not None or matcher.fullmatch(ref.familiar_name) is not None
+
+
+def until_ns(text: str, now: int) -> int:
+    """A time, or a duration before now. InvalidArgument if it is neither."""
+    try:
+        return now - parse_duration(text)
+    except ValueError:
+        try:
+            return parse_timestamp(text)
+        except (ValueError, OverflowError) as err:
+            raise InvalidArgument(f"invalid filter 'until={text}': expected a time or a duration") from err
+
+
+@lru_cache(maxsize=64)
+def _glob(pattern: str) -> re.Pattern[str]:
+    """path.Match: * and ? stop at slashes, [a-z] and [^a-z] are classes, a backslash quotes."""
+    parts, at = [], 0
+    while at < len(pattern):
+        char = pattern[at]
+        at += 1
+        if char == "*":
+            parts.append("[^/]*")
+        elif char == "?":
+            parts.append("[^/]")
+        elif char == "\\" and at < len(pattern):
+            parts.append(re.escape(pattern[at]))
+            at += 1
+        elif char == "[" and (end := pattern.find("]", at + 1)) > 0:
+            inside = pattern[at:end]
+            negated = inside.startswith("^")
+            escaped = "".join("-" if part == "-" else re.escape(part) for part in inside.removeprefix("^"))
+            parts.append(f"[{'^' if negated else ''}{escaped}]")
+            at = end + 1
+        elif char in "[\\":
+            raise InvalidArgument(f"invalid filter 'reference={pattern}': syntax error in pattern")
+        else:
+            parts.append(re.escape(char))
+    try:
+        return re.compile("".join(parts))
+    except re.error as err:
+        raise InvalidArgument(f"invalid filter 'reference={pattern}': syntax error in pattern") from err

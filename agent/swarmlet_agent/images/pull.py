@@ -1,0 +1,209 @@
+"""Pulling an image: manifest, configuration, layers; nothing becomes an image before all of it is verified."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import secrets
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+from swarmlet.errors import Internal, InvalidArgument, NotFound, SwarmletError
+from swarmlet.log import get_logger
+from swarmlet_agent.images.catalogue import Catalogue
+from swarmlet_agent.images.layers import Blob, LayerStore
+from swarmlet_agent.images.manifests import (
+    OCI_INDEX,
+    Configuration,
+    Descriptor,
+    Index,
+    Manifest,
+    Platform,
+    choose,
+    matches,
+    parse_config,
+    parse_manifest,
+)
+from swarmlet_agent.images.progress import Hub, Throttle
+from swarmlet_agent.images.reference import Reference
+from swarmlet_agent.images.registry import Fetched, Registries, Repository
+from swarmlet_agent.images.transfer import fetch_blob
+from swarmlet_agent.images.types import RegistryAuth
+
+log = get_logger(__name__)
+
+#: Blobs fetched at once over all pulls (dockerd: max-concurrent-downloads).
+MAX_DOWNLOADS = 3
+
+
+class Puller:
+    def __init__(self, registries: Registries, layers: LayerStore, catalogue: Catalogue) -> None:
+        self._registries, self._layers, self._catalogue = registries, layers, catalogue
+        self._downloads = asyncio.Semaphore(MAX_DOWNLOADS)
+
+    async def resolve(
+        self, ref: Reference, auth: RegistryAuth | None, known_digest: str = ""
+    ) -> tuple[Repository, Fetched | None]:
+        """The manifest or list behind a reference; None if it still is the one with `known_digest`.
+
+        A mirror that does not have it is no reason to give up: the registry itself is asked then.
+        """
+        repositories = await self._registries.open(ref, auth)
+        error: SwarmletError | None = None
+        for repository in repositories:
+            try:
+                await repository.connect()
+                if known_digest and await repository.manifest_digest(ref.version) == known_digest:
+                    return repository, None
+                return repository, await repository.manifest(ref.version)
+            except SwarmletError as err:
+                if repository is not repositories[-1]:
+                    log.warning("mirror is passed over", reason=str(err))
+                error = err
+        assert error is not None
+        raise error
+
+    async def tags(self, ref: Reference, auth: RegistryAuth | None) -> list[str]:
+        """All tags of a repository; the registry itself is asked, mirrors may know only some."""
+        repository = (await self._registries.open(ref, auth))[-1]
+        await repository.connect()
+        return await repository.tags()
+
+    async def manifest_for(
+        self, repository: Repository, top: Fetched, ref: Reference, wanted: Platform
+    ) -> Manifest:
+        """The manifest for a platform, through a list if there is one."""
+        found = parse_manifest(top.raw, top.media_type)
+        if isinstance(found, Index):
+            entry = choose(found.manifests, wanted, ref.familiar)
+            fetched = await repository.manifest(entry.digest)
+            found = parse_manifest(fetched.raw, fetched.media_type or entry.media_type)
+            if isinstance(found, Index):
+                raise InvalidArgument(f"the manifest list of {ref.familiar} lists a list where an image should be")
+        return found
+
+    async def configuration(self, repository: Repository, blob: Descriptor) -> Configuration:
+        """The image's configuration, verified; from the catalogue if it is there."""
+        if blob.digest in self._catalogue:
+            return self._catalogue.configuration(blob.digest)
+        raw = b""
+        async with repository.blob(blob.digest, 0) as (answer, _start):
+            async for piece in answer.content.iter_any():
+                raw += piece
+                if len(raw) > blob.size:
+                    break
+        if f"sha256:{hashlib.sha256(raw).hexdigest()}" != blob.digest:
+            raise InvalidArgument(f"image config verification failed for digest {blob.digest}")
+        return parse_config(raw)
+
+    def check_platform(self, have: Platform, wanted: Platform | None, ref: Reference) -> None:
+        """A single manifest may be for another platform; only a platform asked for by name must match (dockerd)."""
+        if have.os != "linux":
+            raise InvalidArgument(f'image operating system "{have.os}" cannot be used on this platform')
+        if wanted is not None and not matches(have, wanted):
+            raise NotFound(
+                "image", ref.familiar,
+                f"image with reference {ref.familiar} was found but does not provide the specified platform ({wanted})",
+            )
+
+    async def install(
+        self, repository: Repository, manifest: Manifest, config: Configuration, hub: Hub
+    ) -> None:
+        """Fetch and unpack what is missing. Call with the chain pinned."""
+        if len(manifest.layers) != len(config.diff_ids):
+            raise InvalidArgument(
+                f"the image has {len(manifest.layers)} layers but its configuration names {len(config.diff_ids)}"
+            )
+        parts = _FromRegistry(repository, manifest.layers, self._layers, self._downloads, hub)
+        for layer in manifest.layers:
+            hub.emit(_layer("Pulling fs layer", layer))
+        await self._layers.install(config.diff_ids, parts)
+
+    async def distribution(self, ref: Reference, auth: RegistryAuth | None) -> dict[str, Any]:
+        """What GET /distribution/{name}/json answers (Engine API: DistributionInspect)."""
+        repository, top = await self.resolve(ref, auth)
+        assert top is not None
+        found = parse_manifest(top.raw, top.media_type)
+        media_type = found.media_type or top.media_type.partition(";")[0]
+        if isinstance(found, Index):
+            media_type = media_type or OCI_INDEX
+            platforms = [entry.platform for entry in found.manifests if entry.platform is not None]
+        else:
+            platforms = [(await self.configuration(repository, found.config)).platform]
+        return {
+            "Descriptor": {"mediaType": media_type, "digest": top.digest, "size": len(top.raw)},
+            "Platforms": [_platform(platform) for platform in platforms],
+        }
+
+
+def _platform(platform: Platform) -> dict[str, Any]:
+    shown: dict[str, Any] = {"architecture": platform.architecture, "os": platform.os}
+    if platform.variant:
+        shown["variant"] = platform.variant
+    if platform.os_version:
+        shown["os.version"] = platform.os_version
+    if platform.os_features:
+        shown["os.features"] = list(platform.os_features)
+    return shown
+
+
+class _FromRegistry:
+    """Installation (see layers.py) of a manifest's layers."""
+
+    def __init__(
+        self, repository: Repository, layers: Sequence[Descriptor], store: LayerStore,
+        downloads: asyncio.Semaphore, hub: Hub,
+    ) -> None:
+        self._repository, self._layers, self._store, self._downloads = repository, layers, store, downloads
+        self._hub = hub
+        self._throttles = [Throttle() for _ in layers]
+
+    @asynccontextmanager
+    async def blob(self, number: int) -> AsyncIterator[Blob]:
+        layer = self._layers[number]
+        target = self._store.tmp / f"blob-{secrets.token_hex(8)}"
+        try:
+            if self._downloads.locked():
+                self._hub.emit(_layer("Waiting", layer))
+            async with self._downloads:
+                await self._fetch(number, layer, target)
+            yield Blob(target, 0, layer.size)
+        finally:
+            with contextlib.suppress(FileNotFoundError):
+                target.unlink()
+
+    async def _fetch(self, number: int, layer: Descriptor, target: Path) -> None:
+        async def progress(size: int) -> None:
+            self._bytes("Downloading", number, size, layer.size)
+
+        async def retrying(seconds: float) -> None:
+            self._hub.emit(_layer(f"Retrying in {max(1, round(seconds))} seconds", layer))
+
+        try:
+            await fetch_blob(self._repository, layer, target, progress=progress, retrying=retrying)
+        except OSError as err:
+            raise Internal(f"blob {layer.digest} cannot be stored: {err.strerror}") from err
+        self._hub.emit(_layer("Verifying Checksum", layer))
+        self._hub.emit(_layer("Download complete", layer))
+
+    async def exists(self, number: int) -> None:
+        self._hub.emit(_layer("Already exists", self._layers[number]))
+
+    async def extracting(self, number: int, consumed: int, total: int) -> None:
+        self._bytes("Extracting", number, consumed, total)
+
+    async def complete(self, number: int) -> None:
+        self._hub.emit(_layer("Pull complete", self._layers[number]))
+
+    def _bytes(self, status: str, number: int, current: int, total: int) -> None:
+        now = asyncio.get_running_loop().time()
+        if self._throttles[number].passes(now, last=current >= total):
+            self._hub.emit(_layer(status, self._layers[number], current, total))
+
+
+def _layer(status: str, layer: Descriptor, current: int | None = None, total: int | None = None) -> dict[str, Any]:
+    detail = {} if current is None else {"current": current, "total": total}
+    return {"status": status, "progressDetail": detail, "id": layer.digest.removeprefix("sha256:")[:12]}

@@ -1,0 +1,137 @@
+"""Fetching one blob: streamed to a file, hashed on the way, resumed after a broken connection."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import random
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AbstractAsyncContextManager
+from pathlib import Path
+from typing import BinaryIO, Protocol
+
+from swarmlet.errors import Internal, InvalidArgument
+from swarmlet_agent.images.manifests import Descriptor
+from swarmlet_agent.images.registry import RegistryUnreachable
+
+#: Attempts in a row that bring no byte before a blob is given up (Docker: 5).
+MAX_ATTEMPTS = 5
+_BACKOFF_S = 0.5
+_BACKOFF_MAX_S = 10.0
+#: Bytes gathered before a thread hashes and writes them.
+_GATHER = 1 << 20
+
+
+class Body(Protocol):
+    """The part of an HTTP response that is used."""
+
+    @property
+    def content(self) -> Content: ...
+
+
+class Content(Protocol):
+    def iter_any(self) -> AsyncIterator[bytes]: ...
+
+
+class BlobSource(Protocol):
+    def blob(self, digest: str, offset: int) -> AbstractAsyncContextManager[tuple[Body, int]]: ...
+
+
+async def fetch_blob(
+    source: BlobSource, blob: Descriptor, target: Path, *,
+    progress: Callable[[int], Awaitable[None]], retrying: Callable[[float], Awaitable[None]],
+) -> None:
+    """The blob's bytes into the new file `target`, exactly those its digest names.
+
+    progress is told the bytes so far, retrying the seconds until the next attempt. RegistryUnreachable once attempts
+    are used up; InvalidArgument if the content is not what the manifest promised; Internal for the disk's errors.
+    """
+    download = _Download(blob, await asyncio.to_thread(target.open, "xb"))
+    try:
+        failures = 0
+        while True:
+            before = download.size
+            try:
+                await download.attempt(source, progress)
+            except RegistryUnreachable:
+                failures = 1 if download.size > before else failures + 1
+                if failures >= MAX_ATTEMPTS:
+                    raise
+            else:
+                if await download.verify():
+                    return
+                continue
+            delay = min(_BACKOFF_MAX_S, _BACKOFF_S * 2 ** (failures - 1)) * random.uniform(0.5, 1.0)
+            await retrying(delay)
+            await asyncio.sleep(delay)
+    finally:
+        await asyncio.to_thread(download.file.close)
+
+
+class _Download:
+    def __init__(self, blob: Descriptor, file: BinaryIO) -> None:
+        self._blob = blob
+        self.file = file
+        self.size = 0
+        self._hash = hashlib.sha256()
+        self._resumed = False
+
+    async def attempt(self, source: BlobSource, progress: Callable[[int], Awaitable[None]]) -> None:
+        """From where the last attempt ended. Returns once all bytes are there."""
+        if self.size == self._blob.size:
+            return
+        async with source.blob(self._blob.digest, self.size) as (answer, start):
+            if start != self.size:
+                await self._start_over()
+            elif start:
+                self._resumed = True
+            waiting: list[bytes] = []
+            gathered = 0
+            try:
+                async for piece in answer.content.iter_any():
+                    waiting.append(piece)
+                    gathered += len(piece)
+                    if self.size + gathered > self._blob.size:
+                        raise InvalidArgument(
+                            f"blob {self._blob.digest} is larger than the {self._blob.size} bytes of its manifest"
+                        )
+                    if gathered >= _GATHER:
+                        await self._write(waiting)
+                        waiting, gathered = [], 0
+                        await progress(self.size)
+            finally:
+                if waiting and self.size + gathered <= self._blob.size:
+                    await self._write(waiting)  # what arrived before a break need not come again
+        await progress(self.size)
+        if self.size < self._blob.size:
+            raise RegistryUnreachable(f"blob {self._blob.digest}: unexpected EOF")
+
+    async def verify(self) -> bool:
+        """False if it must be fetched anew: a wrong digest after a resumed transfer may be a mixture's."""
+        if f"sha256:{self._hash.hexdigest()}" == self._blob.digest:
+            await asyncio.to_thread(self.file.flush)
+            return True
+        if self._resumed:
+            await self._start_over()
+            return False
+        raise InvalidArgument(f"filesystem layer verification failed for digest {self._blob.digest}")
+
+    async def _start_over(self) -> None:
+        await asyncio.to_thread(self._truncate)
+        self.size, self._hash, self._resumed = 0, hashlib.sha256(), False
+
+    def _truncate(self) -> None:
+        self.file.seek(0)
+        self.file.truncate()
+
+    async def _write(self, pieces: list[bytes]) -> None:
+        data = b"".join(pieces)
+        try:
+            await asyncio.to_thread(self._hash_and_write, data)
+        except OSError as err:
+            raise Internal(f"blob {self._blob.digest} cannot be stored: {err.strerror}") from err
+        self.size += len(data)
+
+    def _hash_and_write(self, data: bytes) -> None:
+        self._hash.update(data)
+        self.file.write(data)
