@@ -31,10 +31,9 @@ LONGEST_PAUSE_S = 0.5
 _OPTIONS = (
     ("grpc.max_receive_message_length", -1),
     ("grpc.max_send_message_length", -1),
-    # etcd answers GOAWAY to pings more often than every 5 s.
+    # etcd answers GOAWAY to pings more often than every 5 s, and to any while no call is open.
     ("grpc.keepalive_time_ms", 10_000),
     ("grpc.keepalive_timeout_ms", 3_000),
-    ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.http2.max_pings_without_data", 0),
     # A local etcd is back within a second; the default would wait for up to two minutes.
     ("grpc.initial_reconnect_backoff_ms", 100),

@@ -67,9 +67,10 @@ MemberPromoteResponse header:ResponseHeader=1 members:*Member=2
 TARGET_CREATE, TARGET_MOD, TARGET_VALUE = 1, 2, 3
 #: Event.type
 EVENT_DELETE = 1
-#: AlarmRequest.action and AlarmMember.alarm
+#: AlarmRequest.action
 ALARM_GET, ALARM_DEACTIVATE = 0, 2
-ALARM_NAMES = {1: "NOSPACE", 2: "CORRUPT"}
+#: As they appear in StatusResponse.errors.
+ALARM_NAMES = ("NOSPACE", "CORRUPT")
 
 _PACKAGE = "etcdserverpb"
 _FIELD = descriptor_pb2.FieldDescriptorProto

@@ -22,6 +22,8 @@ import secrets
 import subprocess
 from pathlib import Path
 
+import msgspec
+
 from swarmlet.errors import Conflict, Internal
 from swarmlet.log import get_logger
 from swarmlet_manager.store.etcd import binary, process
@@ -135,6 +137,8 @@ class EtcdServer:
             environment["ETCD_UNSUPPORTED_ARCH"] = "arm64"  # 3.4 insists on being told
         if self._log_file.exists() and self._log_file.stat().st_size > LOG_MAX_BYTES:
             self._log_file.replace(self._log_file.with_suffix(".log.1"))
+        for leftover in ("etcd:0", "peer:0"):  # a killed one leaves them, and its successor will not bind over them
+            (self._dir / leftover).unlink(missing_ok=True)
         with self._log_file.open("ab") as output:
             child = subprocess.Popen(
                 self._command,
@@ -248,11 +252,17 @@ class EtcdServer:
 
 
 def _tail(path: Path) -> str:
-    """The last line of a log, shortened; for error messages."""
+    """What the last line of a log says, shortened; for error messages."""
     try:
         with path.open("rb") as file:
-            file.seek(max(0, path.stat().st_size - 4096))
+            file.seek(max(0, path.stat().st_size - 16384))
             lines = file.read().decode(errors="replace").strip().splitlines()
     except FileNotFoundError:
         return "(no log)"
-    return lines[-1][:500] if lines else "(nothing was logged)"
+    if not lines:
+        return "(nothing was logged)"
+    try:
+        fields = msgspec.json.decode(lines[-1], type=dict[str, object])
+    except msgspec.MsgspecError:
+        return lines[-1][:500]
+    return ": ".join(str(fields[name]) for name in ("msg", "error") if name in fields)[:500]
