@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from store_tls import free_port, make_tls
 
 from swarmlet_manager.store.etcd.binary import EtcdSettings
 from swarmlet_manager.store.etcd.client import EtcdClient
@@ -72,3 +73,25 @@ async def kv(request: pytest.FixtureRequest) -> AsyncIterator[KV]:
 def prefix() -> bytes:
     """A part of the key space that no other test uses."""
     return b"/test/%d/" % next(_numbers)
+
+
+@pytest.fixture
+def three_members(etcd_dir: Path) -> list[EtcdSettings]:
+    """Members of one new cluster, to be started together."""
+    etcd_dir.mkdir()
+    tls = make_tls(etcd_dir / "tls")
+    ports = [(free_port(), free_port()) for _ in range(3)]
+    urls = [(f"m{number}", f"https://127.0.0.1:{peer}") for number, (_, peer) in enumerate(ports)]
+    return [
+        EtcdSettings(
+            data_dir=etcd_dir / f"m{number}",
+            name=f"m{number}",
+            host="127.0.0.1",
+            client_port=client,
+            peer_port=peer,
+            tls=tls,
+            peers=tuple(url for url in urls if url[0] != f"m{number}"),
+            bootstrap_token="three-members",
+        )
+        for number, (client, peer) in enumerate(ports)
+    ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from swarmlet.errors import Internal, InvalidArgument
@@ -27,7 +27,8 @@ class EtcdSettings:
     manager and needs no network; with it also on host:client_port and host:peer_port (host: an IP address),
     certificates required of everyone, so that further members can join.
 
-    peers: (name, peer URL) of the other members, when this one joins a cluster that has it on its list.
+    peers: (name, peer URL) of the other members, when this one joins a cluster that has it on its list; or,
+    with a bootstrap_token that all share, when they all start together as a new cluster.
     """
 
     data_dir: Path
@@ -37,7 +38,8 @@ class EtcdSettings:
     client_port: int = 2379
     peer_port: int = 2380
     tls: Tls | None = None
-    peers: tuple[tuple[str, str], ...] = field(default=())
+    peers: tuple[tuple[str, str], ...] = ()
+    bootstrap_token: str = ""
     heartbeat_ms: int = 50
     election_ms: int = 500
 
@@ -70,6 +72,7 @@ def command_line(settings: EtcdSettings, binary: str, token: str) -> list[str]:
             tls_flags += [f"--{stem}cert-file={tls.cert}", f"--{stem}key-file={tls.key}"]
             tls_flags += [f"--{stem}trusted-ca-file={tls.ca}", f"--{stem}client-cert-auth=true"]
     members = [*settings.peers, (settings.name, settings.peer_url)]
+    joins = bool(settings.peers) and not settings.bootstrap_token
     return [
         binary,
         f"--name={settings.name}",
@@ -79,8 +82,8 @@ def command_line(settings: EtcdSettings, binary: str, token: str) -> list[str]:
         f"--listen-peer-urls={settings.peer_url}",
         f"--initial-advertise-peer-urls={settings.peer_url}",
         f"--initial-cluster={','.join(f'{name}={url}' for name, url in members)}",
-        f"--initial-cluster-state={'existing' if settings.peers else 'new'}",
-        f"--initial-cluster-token={token}",
+        f"--initial-cluster-state={'existing' if joins else 'new'}",
+        f"--initial-cluster-token={settings.bootstrap_token or token}",
         *tls_flags,
         f"--heartbeat-interval={settings.heartbeat_ms}",
         f"--election-timeout={settings.election_ms}",

@@ -1,0 +1,229 @@
+"""The store on a real etcd that is killed, frozen and refused under load."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from swarmlet.errors import SwarmletError, Unavailable
+from swarmlet.model.node import Node
+from swarmlet.model.service import ContainerSpec, TaskSpec
+from swarmlet.model.task import Task
+from swarmlet_manager.state import Put, StoredRecord
+from swarmlet_manager.store.election import Candidate
+from swarmlet_manager.store.etcd.binary import MAX_TXN_OPS, EtcdSettings
+from swarmlet_manager.store.etcd.client import EtcdClient
+from swarmlet_manager.store.etcd.server import EtcdServer
+from swarmlet_manager.store.store import Store
+from swarmlet_manager.store.writer import Limits
+
+pytestmark = pytest.mark.etcd
+
+SPEC = TaskSpec(container_spec=ContainerSpec(image="busybox"))
+LIMITS = Limits(keys=MAX_TXN_OPS - 2, hard_bytes=7 << 20)
+
+
+@asynccontextmanager
+async def running(endpoints: tuple[str, ...], name: str = "m1") -> AsyncIterator[Store]:
+    async with AsyncExitStack() as stack:
+        client = EtcdClient(endpoints)
+        stack.push_async_callback(client.close)
+        store = Store(client, Candidate(id=name, addr=f"{name}:2377"), limits=LIMITS)
+        await store.start()
+        stack.push_async_callback(store.stop)
+        yield store
+
+
+@pytest.fixture
+async def server(etcd_dir: Path) -> AsyncIterator[EtcdServer]:
+    server = EtcdServer(EtcdSettings(data_dir=etcd_dir, name="m1"))
+    await server.start()
+    yield server
+    await server.stop()
+
+
+class Load:
+    """Writers that commit until told to stop, and remember what was acknowledged."""
+
+    def __init__(self, store: Store, writers: int = 16) -> None:
+        self._store = store
+        self._stop = False
+        self.acknowledged: dict[str, int] = {}
+        self.attempted: dict[str, int] = {}
+        self.refused = 0
+        self._tasks = [asyncio.create_task(self._write(f"w{number}")) for number in range(writers)]
+
+    async def finish(self) -> None:
+        self._stop = True
+        await asyncio.gather(*self._tasks)
+
+    async def _write(self, name: str) -> None:
+        """One record, counted up: `created_at` holds the count."""
+        while not self._stop:
+            current = self._store.state.nodes.get(name) or Node(id=name)
+            count = current.created_at + 1
+            self.attempted[name] = count
+            try:
+                await self._store.commit([Put(msgspec.structs.replace(current, created_at=count))])
+                self.acknowledged[name] = count
+            except SwarmletError:
+                self.refused += 1
+                await asyncio.sleep(0.02)
+
+
+async def stored(endpoints: tuple[str, ...]) -> dict[str, int]:
+    """What a manager that starts now would read."""
+    client = EtcdClient(endpoints)
+    store = Store(client, Candidate(id="reader"))
+    await store.start()
+    found = {node.id: node.created_at for node in store.state.nodes.values()}
+    await store.stop()
+    await client.close()
+    return found
+
+
+async def test_kill_9_of_etcd_under_load_loses_nothing_acknowledged(server: EtcdServer) -> None:
+    async with running(server.endpoints) as store:
+        await store.wait_for_leadership()
+        load = Load(store)
+        for _ in range(3):
+            await asyncio.sleep(0.5)
+            assert server.pid
+            os.kill(server.pid, signal.SIGKILL)
+            before = dict(load.acknowledged)
+            async with asyncio.timeout(30):
+                while load.acknowledged == before:  # noqa: ASYNC110 (any writer may be the first)
+                    await asyncio.sleep(0.05)
+        await load.finish()
+        mirrored = {node.id: node.created_at for node in store.state.nodes.values()}
+    found = await stored(server.endpoints)
+    assert sum(load.acknowledged.values()) > 100
+    for name, count in load.acknowledged.items():
+        assert count <= found[name] <= load.attempted[name]
+    assert mirrored == found
+
+
+async def test_a_frozen_etcd_delays_writes_and_loses_none(server: EtcdServer) -> None:
+    async with running(server.endpoints) as store:
+        await store.wait_for_leadership()
+        load = Load(store)
+        await asyncio.sleep(0.3)
+        assert server.pid
+        os.kill(server.pid, signal.SIGSTOP)
+        await asyncio.sleep(5)
+        assert not store.leader
+        with pytest.raises(Unavailable):
+            await store.commit([Put(Node(id="x"))])
+        os.kill(server.pid, signal.SIGCONT)
+        async with asyncio.timeout(20):
+            await store.wait_for_leadership()
+        before = sum(load.acknowledged.values())
+        await asyncio.sleep(0.3)
+        await load.finish()
+        assert sum(load.acknowledged.values()) > before
+        assert store.healthy()
+    found = await stored(server.endpoints)
+    for name, count in load.acknowledged.items():
+        assert count <= found[name] <= load.attempted[name]
+
+
+async def test_a_manager_takes_over_at_once_and_a_deposed_leader_is_fenced(server: EtcdServer) -> None:
+    loop = asyncio.get_running_loop()
+    async with running(server.endpoints, "m1") as first, running(server.endpoints, "m2") as second:
+        await asyncio.wait(
+            {asyncio.create_task(store.wait_for_leadership()) for store in (first, second)},
+            return_when=asyncio.FIRST_COMPLETED,
+        )
+        assert first.leader != second.leader
+        leader, follower = (first, second) if first.leader else (second, first)
+        (node,) = await leader.commit([Put(Node(id="n1"))])
+        writer = leader._writer
+        assert writer is not None
+        # Its lease ends behind its back; what it still sends must not be written.
+        lease = leader._election.leadership
+        assert lease is not None
+        since = loop.time()
+        await follower._kv.lease_revoke(lease.lease)
+        stale = asyncio.create_task(writer.commit([Put(msgspec.structs.replace(node, message="old"))], 5))
+        await follower.wait_for_leadership()
+        assert loop.time() - since < 0.5
+        assert follower.term > lease.term
+        with pytest.raises(Unavailable):
+            await stale
+        await follower.commit([Put(msgspec.structs.replace(follower.state.nodes["n1"], message="new"))])
+        async with asyncio.timeout(5):
+            while leader.state.nodes["n1"].message != "new":  # noqa: ASYNC110 (a test's wait)
+                await asyncio.sleep(0.01)
+        assert not leader.leader
+
+
+async def test_ten_thousand_tasks_are_written_followed_and_loaded(server: EtcdServer) -> None:
+    async with running(server.endpoints, "m1") as leader, running(server.endpoints, "m2") as follower:
+        await asyncio.sleep(0.2)
+        if follower.leader:
+            leader, follower = follower, leader
+        await leader.wait_for_leadership()
+        made: list[StoredRecord] = []
+        for service in range(10):
+            tasks = [
+                Task(id=f"t{service}.{slot}", service_id=f"s{service}", slot=slot, spec=SPEC, node_id=f"n{slot % 50}")
+                for slot in range(1, 1001)
+            ]
+            made += await leader.commit([Put(task) for task in tasks])
+        assert len(made) == 10_000
+        async with asyncio.timeout(10):
+            while follower.state.revision < leader.state.revision:  # noqa: ASYNC110 (a test's wait)
+                await asyncio.sleep(0.01)
+        assert dict(follower.state.tasks) == dict(leader.state.tasks)
+    async with running(server.endpoints, "m3") as third:
+        assert {task.id: task for task in third.state.tasks.values()} == {record.id: record for record in made}
+        assert len({id(task.spec) for task in third.state.tasks.values()}) == 1
+
+
+@pytest.fixture
+async def trio(three_members: list[EtcdSettings]) -> AsyncIterator[list[EtcdServer]]:
+    """Three members of one cluster, each reachable through its own socket."""
+    servers = [EtcdServer(each) for each in three_members]
+    # None serves before two are there.
+    await asyncio.gather(*(server.start() for server in servers))
+    yield servers
+    for server in servers:
+        if server.pid:
+            os.kill(server.pid, signal.SIGCONT)
+    await asyncio.gather(*(server.stop() for server in servers))
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
+async def test_the_loss_of_the_member_that_serves_us_is_bridged(trio: list[EtcdServer], number: signal.Signals) -> None:
+    endpoints = tuple(endpoint for server in trio for endpoint in server.endpoints)
+    loop = asyncio.get_running_loop()
+    async with running(endpoints) as store:
+        async with asyncio.timeout(20):
+            await store.wait_for_leadership()
+        load = Load(store)
+        await asyncio.sleep(0.5)
+        client = store._kv
+        assert isinstance(client, EtcdClient)
+        serving = trio[client._channels._current]
+        assert serving.pid
+        os.kill(serving.pid, number)
+        since = loop.time()
+        before = dict(load.acknowledged)
+        async with asyncio.timeout(15):
+            while any(load.acknowledged.get(name) == count for name, count in before.items()):  # noqa: ASYNC110
+                await asyncio.sleep(0.02)
+        gap = loop.time() - since
+        if number is signal.SIGSTOP:
+            os.kill(serving.pid, signal.SIGCONT)
+        await load.finish()
+        assert gap < 8
+    found = await stored(endpoints)
+    for name, count in load.acknowledged.items():
+        assert count <= found[name] <= load.attempted[name]
