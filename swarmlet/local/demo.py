@@ -53,13 +53,13 @@ def _serving(cluster: ClusterLayout) -> list[str] | None:
             urls.append(f"{addresses[task['NodeID']]}:{ports[0]['PublishedPort']}")
     if len(urls) < wanted or not all(_answers(url) for url in urls):
         return None
-    return sorted(f"http://{url}/" for url in urls)
+    return sorted(f"http://{url}/cgi-bin/index.cgi" for url in urls)
 
 
 def _answers(authority: str) -> bool:
     connection = http.client.HTTPConnection(authority, timeout=2)
     try:
-        connection.request("GET", "/")
+        connection.request("GET", "/cgi-bin/index.cgi")
         return connection.getresponse().status == 200
     except (OSError, http.client.HTTPException, SwarmletError):
         return False

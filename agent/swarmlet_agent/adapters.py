@@ -1,0 +1,89 @@
+"""Small pieces between the agent's parts, each too particular for either side.
+
+The parts declare what they need of each other as Protocols; where the shapes differ, it is put right here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from swarmlet.engine_api.filters import Filters
+from swarmlet.engine_api.versions import NEWEST
+from swarmlet_agent.api.routes.volumes import volume_json
+from swarmlet_agent.engine.engine import Engine
+from swarmlet_agent.engine.events import EventBus
+from swarmlet_agent.images.store import ImageStore
+from swarmlet_agent.membership import Member
+from swarmlet_agent.net.records import NetworkRecord
+from swarmlet_agent.volumes.store import VolumeStore
+
+
+class DiskUsage:
+    """What `docker system df` asks for."""
+
+    def __init__(self, images: ImageStore, volumes: VolumeStore, engine: Engine) -> None:
+        self._images = images
+        self._volumes = volumes
+        self._engine = engine
+
+    async def images(self) -> tuple[int, Sequence[Mapping[str, Any]]]:
+        listed = self._images.list_images(Filters(), NEWEST, shared_size=True)
+        counted = [image | {"Containers": len(self._engine.users_of(image["Id"]))} for image in listed]
+        return sum(layer.size_bytes for layer in self._images.layers()), counted
+
+    async def volumes(self) -> Sequence[Mapping[str, Any]]:
+        answer = []
+        for volume in self._volumes.select(Filters()):
+            size = await self._volumes.size(volume.name)
+            usage = {"UsageData": {"Size": size, "RefCount": len(volume.users)}}
+            answer.append(volume_json(volume, self._volumes.path(volume.name)) | usage)
+        return answer
+
+
+class ImageCount:
+    def __init__(self, images: ImageStore) -> None:
+        self._images = images
+
+    def count(self) -> int:
+        return len(self._images.all())
+
+
+class SwarmFacts:
+    """The Swarm section of /info and the `Swarm` header of `_ping`."""
+
+    def __init__(self) -> None:
+        self.member: Member | None = None  # made after the routes that show it
+
+    def ping_state(self) -> str:
+        status = None if self.member is None else self.member.status()
+        if status is None or status.state == "inactive":
+            return "inactive"
+        return f"{status.state}/{'manager' if status.manager else 'worker'}"
+
+    async def info(self) -> Mapping[str, Any]:
+        if self.member is None:
+            return {"LocalNodeState": "inactive"}
+        status = self.member.status()
+        return {
+            "NodeID": status.node_id,
+            "NodeAddr": self.member.address if status.node_id else "",
+            "LocalNodeState": status.state,
+            "ControlAvailable": status.manager and status.state == "active",
+            "Error": status.error,
+            "RemoteManagers": [{"NodeID": "", "Addr": address} for address in status.managers] or None,
+        }
+
+
+def publish_image_event(events: EventBus, action: str, image: str, attributes: dict[str, str]) -> None:
+    events.publish("image", action, image, attributes)
+
+
+def publish_volume_event(events: EventBus, action: str, name: str, attributes: dict[str, str]) -> None:
+    events.publish("volume", action, name, attributes)
+
+
+def publish_network_event(
+    events: EventBus, action: str, network: NetworkRecord, attributes: Mapping[str, str]
+) -> None:
+    events.publish("network", action, network.id, {"name": network.name, "type": network.driver, **attributes})

@@ -1,0 +1,203 @@
+"""`swarmlet-agent`: the one file that knows every part of the agent and puts them together.
+
+Starting is recovering: images, networks and containers are taken up as the last agent left them, in that order;
+then the socket is opened, and last this host takes its place in its cluster again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import functools
+import gc
+import grp
+import os
+import signal
+import sys
+import time
+from collections.abc import AsyncIterator, Iterator, Sequence
+from importlib.metadata import version
+from pathlib import Path
+
+import click
+
+from swarmlet import log as logs
+from swarmlet.config import AGENT_SOCKET, DEFAULT_CONFIG, MANAGER_SOCKET, AgentSettings, load
+from swarmlet.engine_api.router import Route
+from swarmlet.engine_api.server import Server
+from swarmlet.errors import Internal, SwarmletError
+from swarmlet.log import get_logger
+from swarmlet.model.ids import new_hex_id
+from swarmlet.tls import shrink_buffers
+from swarmlet_agent import adapters
+from swarmlet_agent.api.routes.images import ImageRoutes
+from swarmlet_agent.api.routes.networks import NetworkRoutes
+from swarmlet_agent.api.routes.swarm import SwarmRoutes
+from swarmlet_agent.api.routes.system import SystemRoutes
+from swarmlet_agent.api.routes.volumes import VolumeRoutes
+from swarmlet_agent.api.server import RouteGroup, node_routes
+from swarmlet_agent.api.shapes.info import NodeFacts, read_host_facts
+from swarmlet_agent.api.tunnel import TunnelRoutes
+from swarmlet_agent.engine.engine import Engine
+from swarmlet_agent.engine.events import EventBus
+from swarmlet_agent.images.store import ImageStore
+from swarmlet_agent.journal import Journal
+from swarmlet_agent.line import ClusterLine, default_address
+from swarmlet_agent.logs.reader import LogReader
+from swarmlet_agent.manager_process import ManagerProcess
+from swarmlet_agent.membership import Member
+from swarmlet_agent.net.bridge import BridgeNetworks
+from swarmlet_agent.runtime.conmon_runtime import ConmonRuntime
+from swarmlet_agent.volumes.store import VolumeStore
+
+log = get_logger(__name__)
+
+RELEASE = version("swarmlet")
+#: The socket is for root, and for the configured group.
+SOCKET_MODE = 0o660
+
+
+@click.command()
+@click.option("--config", type=click.Path(path_type=Path, dir_okay=False), help=f"TOML settings [{DEFAULT_CONFIG}]")
+@click.version_option(RELEASE, prog_name="swarmlet-agent")
+def main(config: Path | None) -> None:
+    """The Swarmlet agent: runs containers on this host."""
+    try:
+        settings = load(AgentSettings, config or (DEFAULT_CONFIG if DEFAULT_CONFIG.exists() else None), os.environ)
+        logs.set_up(settings.log_level)
+        with _only_one(Path(settings.data_dir)):
+            asyncio.run(_run(settings))
+    except SwarmletError as err:
+        raise click.ClickException(str(err)) from err
+
+
+async def _run(settings: AgentSettings) -> None:
+    """Until SIGTERM or SIGINT."""
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    async with agent(settings):
+        # What start-up made stays for the life of the process: the collector need not look at it again.
+        gc.collect()
+        gc.freeze()
+        log.info("agent is ready", release=RELEASE, socket=f"{settings.run_dir}/{AGENT_SOCKET}")
+        await stop.wait()
+    log.info("agent ends; containers live on")
+
+
+@contextlib.asynccontextmanager
+async def agent(settings: AgentSettings) -> AsyncIterator[None]:
+    """A whole agent, serving inside the block."""
+    shrink_buffers()
+    data_dir, run_dir = Path(settings.data_dir), Path(settings.run_dir)
+    hostname = settings.hostname or os.uname().nodename
+    async with contextlib.AsyncExitStack() as stack:
+        journal = Journal(data_dir / "journal.db")
+        stack.callback(journal.close)
+        events = EventBus()
+        images = ImageStore(
+            data_dir, journal, insecure_registries=settings.insecure_registries,
+            registry_mirrors=settings.registry_mirrors,
+            on_event=functools.partial(adapters.publish_image_event, events),
+        )
+        volumes = VolumeStore(data_dir, journal, on_event=functools.partial(adapters.publish_volume_event, events))
+        networks = BridgeNetworks(
+            run_dir, data_dir, journal, bridge_name=settings.bridge_name, default_subnet=settings.bridge_subnet,
+        )
+        runtime = ConmonRuntime(
+            run_dir, data_dir=data_dir, cgroup_parent=settings.cgroup_parent, runtime=settings.runtime,
+            seccomp_profile=Path(settings.seccomp_profile) if settings.seccomp_profile else None,
+        )
+        engine = Engine(
+            images, runtime, networks, volumes, journal, data_dir=data_dir, run_dir=run_dir,
+            cgroup_parent=settings.cgroup_parent, events=events,
+        )
+        images.users = engine
+        networks.bind(engine, functools.partial(adapters.publish_network_event, events))
+        # Networks before the runtime, which takes a copy of the mount namespace; containers last.
+        await images.start()
+        stack.push_async_callback(images.close)
+        await volumes.start()
+        stack.push_async_callback(volumes.close)
+        await networks.start()
+        stack.push_async_callback(networks.close)
+        await runtime.open()
+        stack.push_async_callback(runtime.close)
+        await engine.start()
+        stack.push_async_callback(engine.close)
+
+        reader = LogReader()
+        stack.callback(reader.close)
+        socket = run_dir / AGENT_SOCKET
+        manager_socket = run_dir / MANAGER_SOCKET
+        swarm = adapters.SwarmFacts()
+        system = SystemRoutes(
+            engine, events, runtime, adapters.ImageCount(images), adapters.DiskUsage(images, volumes, engine), swarm,
+            host=await asyncio.to_thread(read_host_facts),
+            node=NodeFacts(
+                await _engine_id(journal), data_dir, RELEASE, time.time_ns(),
+                tuple(f"{name}={value}" for name, value in settings.labels.items()),
+            ),
+        )
+
+        def own_routes() -> Sequence[Route]:
+            groups: list[RouteGroup] = [
+                ImageRoutes(images), NetworkRoutes(networks), VolumeRoutes(volumes), SwarmRoutes(member, manager_socket)
+            ]
+            return node_routes(engine, images, reader, system, groups)
+
+        manager = ManagerProcess(settings, lambda: member.address)
+        stack.push_async_callback(manager.close)
+        line = ClusterLine(
+            engine, images, journal, settings, hostname=hostname, release=RELEASE,
+            node_routes=lambda: [*own_routes(), *TunnelRoutes(socket).routes()], address=lambda: member.address,
+        )
+        member = Member(
+            data_dir, manager_socket, manager, line, hostname=hostname,
+            default_address=lambda: default_address(settings), ping_manager=manager.answers,
+            manager_port=settings.manager_port,
+        )
+        swarm.member = member
+        server = Server(own_routes())
+        stack.push_async_callback(server.close)
+        await member.start()
+        stack.push_async_callback(member.close)
+        await server.listen_unix(socket, mode=SOCKET_MODE)
+        if settings.socket_group:
+            await asyncio.to_thread(_give_to_group, socket, settings.socket_group)
+        yield
+
+
+async def _engine_id(journal: Journal) -> str:
+    """This engine's own id (Engine API SystemInfo.ID), kept for ever."""
+    known = dict(journal.items("meta")).get("engine_id")
+    if known is not None:
+        return known.decode()
+    ident = new_hex_id()
+    await journal.put("meta", "engine_id", ident.encode())
+    return ident
+
+
+@contextlib.contextmanager
+def _only_one(data_dir: Path) -> Iterator[None]:
+    """Two agents on one data folder would fight over every container. Internal if there is one already."""
+    data_dir.mkdir(parents=True, exist_ok=True, mode=0o711)
+    with (data_dir / "agent.lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as err:
+            raise Internal(f"another agent is running with the data folder {data_dir}") from err
+        yield
+
+
+def _give_to_group(socket: Path, group: str) -> None:
+    try:
+        os.chown(socket, -1, grp.getgrnam(group).gr_gid)
+    except KeyError as err:
+        raise Internal(f"socket_group: there is no group {group!r} on this host") from err
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

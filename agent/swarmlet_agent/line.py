@@ -1,0 +1,209 @@
+"""What runs while this host is a member of a cluster: the node port, the session, and the task worker.
+
+The worker is started with the agent, also while no manager answers: tasks it knows from the journal go on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import os
+import platform
+import socket
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from aiohttp import web
+
+from swarmlet.config import AgentSettings
+from swarmlet.engine_api.filters import Filters
+from swarmlet.engine_api.router import Call, Handler, Route
+from swarmlet.engine_api.server import Server
+from swarmlet.errors import SwarmletError
+from swarmlet.log import get_logger
+from swarmlet.model.common import Platform
+from swarmlet.model.node import EngineDescription, EnginePlugin, NodeDescription, NodeResources, TLSInfo
+from swarmlet.model.states import Role
+from swarmlet.model.task import TaskStatus
+from swarmlet.pki import subject_and_key
+from swarmlet.tls import require_role, server_context
+from swarmlet.wire.messages import ContainerRef
+from swarmlet_agent.engine.engine import Engine
+from swarmlet_agent.images.store import ImageStore
+from swarmlet_agent.journal import Journal
+from swarmlet_agent.session.buffer import StatusBuffer
+from swarmlet_agent.session.identity import NodeIdentity
+from swarmlet_agent.session.managers import ManagerList
+from swarmlet_agent.session.session import AgentSession, NodePlace, NodeRemoved
+from swarmlet_agent.worker.template import NodeFacts
+from swarmlet_agent.worker.worker import TaskWorker
+
+log = get_logger(__name__)
+
+#: Leaving waits this long for the cluster's containers to end.
+LEAVE_S = 60.0
+
+_PLUGINS = (
+    ("Log", "json-file"), ("Log", "local"), ("Log", "none"),
+    ("Network", "bridge"), ("Network", "host"), ("Network", "null"), ("Volume", "local"),
+)
+
+
+class ClusterLine:
+    """One per agent; `start` when the host becomes a member, `stop` when it leaves or the agent ends."""
+
+    def __init__(
+        self, engine: Engine, images: ImageStore, journal: Journal, settings: AgentSettings, *,
+        hostname: str, release: str, node_routes: Callable[[], Sequence[Route]], address: Callable[[], str],
+    ) -> None:
+        self._engine = engine
+        self._images = images
+        self._journal = journal
+        self._settings = settings
+        self._hostname = hostname
+        self._version = release
+        self._node_routes = node_routes
+        self._address = address
+        self._server: Server | None = None
+        self._session: AgentSession | None = None
+        self._worker: TaskWorker | None = None
+        self._tasks: list[asyncio.Task[None]] = []
+        self._error = ""
+
+    @property
+    def error(self) -> str:
+        return self._error
+
+    async def start(self, identity: NodeIdentity, managers: Sequence[str], *, is_manager: bool) -> None:
+        settings, statuses = self._settings, StatusBuffer()
+        self._error = ""
+        tls = server_context(identity.tls, require_client=True)
+        guarded = (Route(route.method, route.template, _for_managers(route.handler)) for route in self._node_routes())
+        server = self._server = Server(guarded)
+        await server.listen_tcp(self._address() or "0.0.0.0", settings.node_port, tls)
+        session: AgentSession
+
+        def report(task_id: str, status: TaskStatus) -> None:
+            statuses.report(task_id, status)
+            session.wake()
+
+        facts = NodeFacts(identity.node_id, self._hostname, "linux", platform.machine())
+        worker = TaskWorker(
+            self._engine, self._images, self._journal, node=lambda: facts, report=report, forget=statuses.forget
+        )
+        manager_addr = f"{self._address()}:{settings.manager_port}" if is_manager else ""
+        session = AgentSession(
+            identity, data_dir=Path(settings.data_dir), journal=self._journal,
+            managers=ManagerList(self._journal, managers),
+            place=NodePlace(self._address(), settings.node_port, manager_addr),
+            describe=lambda: describe(settings, self._hostname, self._version, identity),
+            containers=self._containers, statuses=statuses, orders=worker,
+        )
+        self._session, self._worker = session, worker
+        await worker.start()
+        self._tasks = [
+            asyncio.create_task(self._run(session), name="session"),
+            asyncio.create_task(session.renew_for_ever(), name="certificate"),
+            asyncio.create_task(self._inventory(session), name="inventory"),
+        ]
+
+    async def stop(self, *, forget: bool) -> None:
+        for task in self._tasks:
+            task.cancel()
+        if self._tasks:
+            await asyncio.wait(self._tasks)
+        self._tasks = []
+        if self._server is not None:
+            await self._server.close()
+        if self._worker is not None:
+            if forget:
+                await self._release(self._worker)
+            await self._worker.close()
+        if forget and self._session is not None:
+            await self._session.managers.forget()
+        self._server = self._session = self._worker = None
+
+    async def _release(self, worker: TaskWorker) -> None:
+        """Every task of the cluster ends here."""
+        await worker.assign(full=True, tasks=(), removed=(), registry_auth={})
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + LEAVE_S
+        while worker.tasks:
+            if loop.time() > deadline:
+                log.warning("tasks are left over", tasks=len(worker.tasks))
+                return
+            await asyncio.sleep(0.05)
+
+    async def _run(self, session: AgentSession) -> None:
+        try:
+            await session.run()
+        except NodeRemoved as err:
+            self._error = str(err)
+            log.error("no longer a member of the cluster: leave it to join again", reason=err)
+
+    async def _inventory(self, session: AgentSession) -> None:
+        """Tell the session of containers that come, go, or change their name."""
+        with self._engine.events.subscribe(filters=Filters({"type": ("container",)})) as events:
+            async for event in events:
+                match event.action:
+                    case "create" | "rename":
+                        try:
+                            container = self._engine.get(event.actor_id)
+                        except SwarmletError:  # gone already: its destroy event follows
+                            continue
+                        session.container_changed(ContainerRef(id=container.id, name=container.name))
+                    case "destroy":
+                        session.container_removed(event.actor_id)
+
+    def _containers(self) -> list[ContainerRef]:
+        return [ContainerRef(id=container.id, name=container.name) for container in self._engine.list()]
+
+
+def describe(settings: AgentSettings, hostname: str, release: str, identity: NodeIdentity) -> NodeDescription:
+    """This host as the scheduler and `docker node inspect` see it."""
+    machine = {"amd64": "x86_64", "arm64": "aarch64"}.get(platform.machine(), platform.machine())
+    subject, key = subject_and_key(identity.tls.ca_pem)
+    return NodeDescription(
+        hostname=hostname,
+        platform=Platform(architecture=machine, os="linux"),
+        resources=NodeResources(nano_cpus=len(os.sched_getaffinity(0)) * 1_000_000_000, memory_bytes=memory_total()),
+        engine=EngineDescription(
+            engine_version=release, labels=dict(settings.labels),
+            plugins=tuple(EnginePlugin(type=kind, name=name) for kind, name in _PLUGINS),
+        ),
+        tls_info=TLSInfo(
+            trust_root=identity.tls.ca_pem, cert_issuer_subject=_base64(subject), cert_issuer_public_key=_base64(key)
+        ),
+    )
+
+
+def memory_total() -> int:
+    """The host's memory in bytes (proc(5), meminfo)."""
+    with open("/proc/meminfo") as file:
+        return int(next(line for line in file if line.startswith("MemTotal:")).split()[1]) * 1024
+
+
+def default_address(settings: AgentSettings) -> str:
+    """The configured address, else that of the interface with the default route; "" if there is none."""
+    if settings.advertise_addr:
+        return settings.advertise_addr
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect(("192.0.2.1", 9))  # a documentation address: connecting a UDP socket sends nothing
+        except OSError:
+            return ""
+        return str(probe.getsockname()[0])
+
+
+def _for_managers(handler: Handler) -> Handler:
+    """The node port is open to managers of this cluster and no one else."""
+
+    async def guarded(call: Call) -> web.StreamResponse:
+        require_role(call.request.transport, (Role.MANAGER,))
+        return await handler(call)
+
+    return guarded
+
+
+def _base64(data: bytes) -> str:
+    return base64.b64encode(data).decode()
