@@ -5,6 +5,7 @@ from __future__ import annotations
 from aiohttp import web
 
 from swarmlet import errors
+from swarmlet.engine_api.answers import json_answer
 
 #: A subclass inherits its parent's status.
 STATUS: dict[type[errors.SwarmletError], int] = {
@@ -33,4 +34,4 @@ def answer(error: errors.SwarmletError) -> web.Response:
     status = status_of(error)
     if status == 304:
         return web.Response(status=304)
-    return web.json_response({"message": str(error)}, status=status)
+    return json_answer({"message": str(error)}, status=status)

@@ -16,6 +16,7 @@ from aiohttp import web
 from swarmlet import errors
 from swarmlet.engine_api import versions
 from swarmlet.engine_api.connection import Connection
+from swarmlet.engine_api.answers import json_answer
 from swarmlet.engine_api.errors import answer
 from swarmlet.engine_api.router import Call, Route, Router
 from swarmlet.log import get_logger
@@ -51,7 +52,7 @@ def make_app(routes: Iterable[Route]) -> web.Application:
             raise
         except Exception as err:
             log.exception("request failed", method=request.method, path=request.path)
-            return web.json_response({"message": f"internal error: {type(err).__name__}: {err}"}, status=500)
+            return json_answer({"message": f"internal error: {type(err).__name__}: {err}"}, status=500)
         finally:
             _release(request)
 
@@ -70,7 +71,7 @@ async def _dispatch(router: Router, request: web.Request) -> web.StreamResponse:
     version, path = versions.split_version(raw)
     found = router.find(request.method, path)
     if found is None:
-        return web.json_response({"message": "page not found"}, status=404)
+        return json_answer({"message": "page not found"}, status=404)
     handler, params = found
     return await handler(Call(request, version, path, {name: unquote(value) for name, value in params.items()}))
 
