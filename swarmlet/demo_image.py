@@ -67,6 +67,35 @@ def busybox_archive(
     ])
 
 
+#: "/" and "/cgi-bin/whoami" of the demo service: which replica answered, and what its environment greets with.
+_PAGE = b"""#!/bin/sh
+printf 'Content-Type: text/html\\r\\n\\r\\n'
+cat <<END
+<!doctype html><title>Swarmlet demo</title>
+<h1>${GREETING:-Hello from Swarmlet}</h1>
+<p>Answered by <b>$(hostname)</b> at $(date -u +%H:%M:%S) UTC.</p>
+END
+"""
+_WHOAMI = b"""#!/bin/sh
+printf 'Content-Type: text/plain\\r\\n\\r\\n'
+hostname
+"""
+#: As process 1 httpd would not notice SIGTERM; a shell that traps it ends at once.
+_SERVE = "trap 'exit 0' TERM INT; httpd -f -p 80 -h /var/www & wait"
+
+
+def demo_archive(busybox: Path, name: str) -> bytes:
+    """The demo web service: busybox httpd on port 80, whose page names the container that answered."""
+    return busybox_archive(
+        busybox, name,
+        config={
+            "Cmd": ["sh", "-c", _SERVE], "ExposedPorts": {"80/tcp": {}},
+            "Labels": {"org.opencontainers.image.title": "Swarmlet demo"},
+        },
+        files={"var/www/cgi-bin/index.cgi": _PAGE, "var/www/cgi-bin/whoami": _WHOAMI},
+    )
+
+
 _Member = tuple[tarfile.TarInfo, bytes]
 
 

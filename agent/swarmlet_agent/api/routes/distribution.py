@@ -6,6 +6,7 @@ from typing import Any, Protocol
 
 from aiohttp import web
 
+from swarmlet.engine_api.answers import json_answer
 from swarmlet.engine_api.router import Call, Route
 from swarmlet.errors import SwarmletError, Unauthorized
 from swarmlet_agent.images.auth import decode_auth
@@ -28,7 +29,7 @@ class DistributionRoutes:
         """DistributionInspect: 200; 400 bad name; 401 denied; 404 unknown; 500 unreachable."""
         auth = decode_auth(call.request.headers.get("X-Registry-Auth", ""))
         try:
-            return web.json_response(await self._images.distribution(call.params["name"], auth))
+            return json_answer(await self._images.distribution(call.params["name"], auth))
         except RegistryDenied as err:
             # Here, unlike for a pull, dockerd passes the registry's 401 on.
             raise _plain(err) from err

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import msgspec
 from aiohttp import web
 
+from swarmlet.engine_api.answers import json_answer
 from swarmlet.engine_api.filters import Filters
 from swarmlet.engine_api.router import Call, Route
 from swarmlet.engine_api.streams import JsonStream
@@ -81,7 +82,7 @@ class ImageRoutes:
                 "reference": (*filters.get("reference"), call.text("filter")),
             })
         shown = self._images.list_images(filters, call.version, shared_size=call.flag("shared-size"))
-        return web.json_response(shown, dumps=_dumps)
+        return json_answer(shown)
 
     async def _create(self, call: Call) -> web.StreamResponse:
         """ImageCreate: pull with fromImage, import with fromSrc. 200 and progress; errors before it have a status."""
@@ -160,13 +161,11 @@ class ImageRoutes:
         """ImageInspect: 200; 404."""
         if call.flag("manifests"):
             raise NotSupported("manifests is not supported: this engine keeps one platform of an image")
-        return web.json_response(
-            self._images.inspect(call.params["name"], call.version, _platform(call)), dumps=_dumps
-        )
+        return json_answer(self._images.inspect(call.params["name"], call.version, _platform(call)))
 
     async def _history(self, call: Call) -> web.StreamResponse:
         """ImageHistory: 200; 404."""
-        return web.json_response(self._images.history(call.params["name"], _platform(call)), dumps=_dumps)
+        return json_answer(self._images.history(call.params["name"], _platform(call)))
 
     async def _tag(self, call: Call) -> web.StreamResponse:
         """ImageTag: 201; 400 for a bad name; 404."""
@@ -178,12 +177,12 @@ class ImageRoutes:
         if call.texts("platforms"):
             raise NotSupported("platforms is not supported: this engine keeps one platform of an image")
         done = await self._images.remove(call.params["name"], force=call.flag("force"))
-        return web.json_response(done, dumps=_dumps)
+        return json_answer(done)
 
     async def _prune(self, call: Call) -> web.StreamResponse:
         """ImagePrune: 200."""
         deleted, freed = await self._images.prune(call.filters())
-        return web.json_response({"ImagesDeleted": deleted or None, "SpaceReclaimed": freed}, dumps=_dumps)
+        return json_answer({"ImagesDeleted": deleted or None, "SpaceReclaimed": freed})
 
 
 def pull_reference(image: str, tag: str) -> tuple[str, bool]:
@@ -219,7 +218,3 @@ async def _with_progress(call: Call, work: Callable[[Listener], Awaitable[object
             raise
         await stream.fail(str(err))
     return await stream.end()
-
-
-def _dumps(value: Any) -> str:
-    return msgspec.json.encode(value).decode()
