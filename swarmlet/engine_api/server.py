@@ -15,8 +15,8 @@ from aiohttp import web
 
 from swarmlet import errors
 from swarmlet.engine_api import versions
-from swarmlet.engine_api.connection import Connection
 from swarmlet.engine_api.answers import json_answer
+from swarmlet.engine_api.connection import Connection
 from swarmlet.engine_api.errors import answer
 from swarmlet.engine_api.router import Call, Route, Router
 from swarmlet.log import get_logger

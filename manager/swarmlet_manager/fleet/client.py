@@ -11,7 +11,6 @@ from typing import Any
 
 import aiohttp
 import msgspec
-from aiohttp import web
 
 from swarmlet.errors import NotFound, SwarmletError, Unavailable
 from swarmlet.log import get_logger
@@ -194,5 +193,3 @@ def first_found(answers: Iterable[Answer], kind: str, ref: str) -> Answer:
     raise NotFound(kind, ref, refusals[0].body if refusals else None)
 
 
-def status_response(status: int, body: Any) -> web.Response:
-    return web.json_response(body, status=status)

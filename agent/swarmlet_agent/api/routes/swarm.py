@@ -14,6 +14,7 @@ from typing import Any, Protocol
 import aiohttp
 from aiohttp import web
 
+from swarmlet.engine_api.answers import json_answer
 from swarmlet.engine_api.connection import WhileConnected
 from swarmlet.engine_api.router import Call, Route
 from swarmlet.errors import InvalidArgument, NotAManager, Unavailable
@@ -65,7 +66,7 @@ class SwarmRoutes:
 
     async def init(self, call: Call) -> web.Response:
         """SwarmInit: the node's id; 400 bad request, 503 already a member."""
-        return web.json_response(await self._member.init(await _body(call)))
+        return json_answer(await self._member.init(await _body(call)))
 
     async def join(self, call: Call) -> web.Response:
         """SwarmJoin; 400 bad request, 403 wrong token, 503 already a member or no manager answers."""

@@ -7,6 +7,7 @@ from urllib.parse import quote
 
 from aiohttp import web
 
+from swarmlet.engine_api.answers import json_answer
 from swarmlet.engine_api.router import Call, Route
 from swarmlet.errors import Conflict, NotFound, Unavailable
 from swarmlet.model.node import Node
@@ -70,7 +71,7 @@ class ContainerRoutes:
             if answer.status < 400:
                 found += [container | {"Node": node_of(answer.node)} for container in answer.body]
         found.sort(key=lambda container: container.get("Created", 0), reverse=True)
-        return web.json_response(found[:limit] if limit > 0 else found)
+        return json_answer(found[:limit] if limit > 0 else found)
 
     async def create(self, call: Call) -> web.Response:
         """Placed on the best fitting node that has the image; 404 if no node has it (the client then pulls)."""
@@ -87,7 +88,7 @@ class ContainerRoutes:
         self._recent.note(answer["Id"], node.id)
         if name:
             self._recent.note(name.removeprefix("/"), node.id)
-        return web.json_response(answer, status=201)
+        return json_answer(answer, status=201)
 
     async def _create_on(self, nodes: list[Node], call: Call, body: dict[str, Any]) -> tuple[Node, dict[str, Any]]:
         path = call.request.rel_url.raw_path_qs
@@ -133,7 +134,7 @@ class ContainerRoutes:
     async def prune(self, call: Call) -> web.Response:
         path = call.request.rel_url.raw_path_qs
         answers = await self._fleet.ask_all(self._fleet.ready(), "POST", path, timeout_s=120)
-        return web.json_response(
+        return json_answer(
             {
                 "ContainersDeleted": [i for a in answers if a.status < 400 for i in a.body["ContainersDeleted"] or []],
                 "SpaceReclaimed": sum(a.body["SpaceReclaimed"] for a in answers if a.status < 400),
@@ -145,7 +146,7 @@ class ContainerRoutes:
         path = call.request.rel_url.raw_path_qs
         answer = await self._fleet.call(node, "POST", path, json=await call.raw_json() or {})
         self._execs.note(answer["Id"], node.id)
-        return web.json_response(answer, status=201)
+        return json_answer(answer, status=201)
 
     async def exec_start(self, call: Call) -> web.StreamResponse:
         return await forward_stream(call, self._fleet, await self._locate_exec(call.params["id"]))

@@ -13,6 +13,7 @@ from urllib.parse import quote
 import aiohttp
 from aiohttp import web
 
+from swarmlet.engine_api.answers import json_answer
 from swarmlet.engine_api.router import Call, Route
 from swarmlet.engine_api.streams import JsonStream
 from swarmlet.errors import NotFound, SwarmletError, Unavailable
@@ -61,7 +62,7 @@ class ImageRoutes:
                 for field in ("RepoTags", "RepoDigests"):
                     known[field] = sorted({*(known.get(field) or ()), *(image.get(field) or ())})
                 known["Containers"] = max(known.get("Containers", -1), image.get("Containers", -1))
-        return web.json_response(sorted(merged.values(), key=lambda image: image.get("Created", 0), reverse=True))
+        return json_answer(sorted(merged.values(), key=lambda image: image.get("Created", 0), reverse=True))
 
     async def create(self, call: Call) -> web.StreamResponse:
         """Pull on every node at once, progress per node; an import goes to every node too."""
@@ -195,7 +196,7 @@ class ImageRoutes:
         for answer in answers:
             for line in answer.body if answer.status < 400 else ():
                 lines.setdefault(repr(sorted(line.items())), line)
-        return web.json_response(list(lines.values()))
+        return json_answer(list(lines.values()))
 
     async def prune(self, call: Call) -> web.Response:
         path = call.request.rel_url.raw_path_qs
@@ -203,7 +204,7 @@ class ImageRoutes:
         good = [answer.body for answer in answers if answer.status < 400]
         lines = {repr(sorted(line.items())): line for body in good for line in body["ImagesDeleted"] or []}
         reclaimed = sum(body["SpaceReclaimed"] for body in good)
-        return web.json_response({"ImagesDeleted": list(lines.values()), "SpaceReclaimed": reclaimed})
+        return json_answer({"ImagesDeleted": list(lines.values()), "SpaceReclaimed": reclaimed})
 
     async def any_node(self, call: Call) -> web.StreamResponse:
         """What every node answers alike: registry look-ups."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from aiohttp import web
 
+from swarmlet.engine_api.answers import json_answer
 from swarmlet.engine_api.router import Call, Route
 from swarmlet.errors import NotFound, NotSupported
 
@@ -26,7 +27,7 @@ class LaterRoutes:
         ] + [Route("GET", "/plugins", self.nothing)]
 
     async def nothing(self, call: Call) -> web.Response:
-        return web.json_response([])
+        return json_answer([])
 
     async def refuse(self, call: Call) -> web.Response:
         kind = call.path.split("/")[1]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from aiohttp import web
 
+from swarmlet.engine_api.answers import json_answer
 from swarmlet.engine_api.router import Call, Route
 from swarmlet.errors import InvalidArgument
 from swarmlet.model.node import Node, NodeSpec
@@ -42,11 +43,11 @@ class NodeRoutes:
             )
 
         nodes = sorted(filter(wanted, self._commands.nodes()), key=lambda node: (node.description.hostname, node.id))
-        return web.json_response([encode.node(node, leader_id=self._place.leader_node_id) for node in nodes])
+        return json_answer([encode.node(node, leader_id=self._place.leader_node_id) for node in nodes])
 
     async def inspect(self, call: Call) -> web.Response:
         node = self._commands.node(call.params["id"])
-        return web.json_response(encode.node(node, leader_id=self._place.leader_node_id))
+        return json_answer(encode.node(node, leader_id=self._place.leader_node_id))
 
     async def update(self, call: Call) -> web.Response:
         """NodeUpdate: the whole spec, at the version it was read."""

@@ -11,6 +11,7 @@ from urllib.parse import quote
 
 from aiohttp import web
 
+from swarmlet.engine_api.answers import json_answer
 from swarmlet.engine_api.router import Call, Route
 from swarmlet.errors import NotSupported, Unavailable
 from swarmlet_manager.fleet.client import Answer, Fleet, NodeError, first_found
@@ -47,7 +48,7 @@ class ObjectRoutes:
             for volume in answer.body.get("Volumes") or []:
                 known = merged.setdefault(volume["Name"], volume | {"Nodes": []})
                 known["Nodes"].append(answer.node.description.hostname)
-        return web.json_response({"Volumes": list(merged.values()), "Warnings": warnings})
+        return json_answer({"Volumes": list(merged.values()), "Warnings": warnings})
 
     async def networks(self, call: Call) -> web.Response:
         """Predefined networks once; the others once by name, with the names of the nodes that have them."""
@@ -56,7 +57,7 @@ class ObjectRoutes:
             for network in answer.body:
                 known = merged.setdefault(network["Name"], network | {"Nodes": []})
                 known["Nodes"].append(answer.node.description.hostname)
-        return web.json_response(list(merged.values()))
+        return json_answer(list(merged.values()))
 
     async def create_network(self, call: Call) -> web.Response:
         body = await call.raw_json()
@@ -82,13 +83,13 @@ class ObjectRoutes:
             raise NodeError(refused[0].status, f"{refused[0].node.description.hostname}: {refused[0].body}")
         if not made:
             raise Unavailable("no node is ready and active")
-        return web.json_response(made[0].body, status=201)
+        return json_answer(made[0].body, status=201)
 
     async def one(self, call: Call) -> web.Response:
         """From the first node that has it."""
         answers = await self._fleet.ask_all(self._fleet.ready(), "GET", call.request.rel_url.raw_path_qs)
         kind = "network" if call.path.startswith("/networks") else "volume"
-        return web.json_response(first_found(answers, kind, call.params["id"]).body)
+        return json_answer(first_found(answers, kind, call.params["id"]).body)
 
     async def remove_everywhere(self, call: Call) -> web.Response:
         await self._change(call, "volume")
@@ -116,12 +117,12 @@ class ObjectRoutes:
         answers = await self._ask(call, "POST")
         deleted = {name for answer in answers for name in answer.body.get("VolumesDeleted") or []}
         reclaimed = sum(answer.body.get("SpaceReclaimed", 0) for answer in answers)
-        return web.json_response({"VolumesDeleted": sorted(deleted), "SpaceReclaimed": reclaimed})
+        return json_answer({"VolumesDeleted": sorted(deleted), "SpaceReclaimed": reclaimed})
 
     async def prune_networks(self, call: Call) -> web.Response:
         answers = await self._ask(call, "POST")
         deleted = {name for answer in answers for name in answer.body.get("NetworksDeleted") or []}
-        return web.json_response({"NetworksDeleted": sorted(deleted)})
+        return json_answer({"NetworksDeleted": sorted(deleted)})
 
     async def _ask(self, call: Call, method: str) -> list[Answer]:
         """The client's own question to every node; a refusal of the question itself is the client's."""

@@ -6,6 +6,7 @@ from typing import Any
 
 from aiohttp import web
 
+from swarmlet.engine_api.answers import json_answer
 from swarmlet.engine_api.router import Call, Route, convert
 from swarmlet.errors import InvalidArgument
 from swarmlet.model import defaults
@@ -33,7 +34,7 @@ class ServiceRoutes:
         """ServiceCreate: 201; 400 bad spec, 409 name taken, 503 no leader."""
         spec = await _spec(call)
         service = await self._commands.create_service(spec, call.request.headers.get("X-Registry-Auth", ""))
-        return web.json_response({"ID": service.id, "Warnings": []}, status=201)
+        return json_answer({"ID": service.id, "Warnings": []}, status=201)
 
     async def index(self, call: Call) -> web.Response:
         """ServiceList: filters id, name, label, mode, runtime; status=true adds running and desired counts."""
@@ -50,11 +51,11 @@ class ServiceRoutes:
             and filters.matches("mode", mode_of(service.spec))
             and filters.matches("runtime", service.spec.task_template.runtime or "container")
         ]
-        return web.json_response(answer)
+        return json_answer(answer)
 
     async def inspect(self, call: Call) -> web.Response:
         service = self._commands.service(call.params["id"])
-        return web.json_response(encode.service(service, insert_defaults=call.flag("insertDefaults")))
+        return json_answer(encode.service(service, insert_defaults=call.flag("insertDefaults")))
 
     async def update(self, call: Call) -> web.Response:
         """ServiceUpdate: the whole spec at the version it was read; rollback=previous goes back one spec."""
@@ -72,7 +73,7 @@ class ServiceRoutes:
             registry_auth=call.request.headers.get("X-Registry-Auth", ""),
             registry_auth_from=auth_from,
         )
-        return web.json_response({"Warnings": None})
+        return json_answer({"Warnings": None})
 
     async def remove(self, call: Call) -> web.Response:
         await self._commands.remove_service(call.params["id"])

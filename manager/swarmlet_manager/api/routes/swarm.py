@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from aiohttp import web
 
+from swarmlet.engine_api.answers import json_answer
 from swarmlet.engine_api.router import Call, Route
 from swarmlet.errors import InvalidArgument, NotSupported, Unavailable
 from swarmlet.model.cluster import SwarmSpec
@@ -32,7 +33,7 @@ class SwarmRoutes:
         cluster, tokens = self._commands.cluster(), self._commands.join_tokens()
         answer = encode.cluster_info(cluster)
         answer["JoinTokens"] = {"Worker": tokens.worker, "Manager": tokens.manager}
-        return web.json_response(answer)
+        return json_answer(answer)
 
     async def update(self, call: Call) -> web.Response:
         """SwarmUpdate: the whole spec at the version it was read, and rotation of the join tokens."""
@@ -54,7 +55,7 @@ class SwarmRoutes:
         return web.Response()
 
     async def unlock_key(self, call: Call) -> web.Response:
-        return web.json_response({"UnlockKey": ""})
+        return json_answer({"UnlockKey": ""})
 
     async def unlock(self, call: Call) -> web.Response:
         raise Unavailable("swarm is not locked")

@@ -11,6 +11,7 @@ from typing import Any
 from aiohttp import web
 
 from swarmlet.engine_api import versions
+from swarmlet.engine_api.answers import json_answer
 from swarmlet.engine_api.router import Call, Route
 from swarmlet.model.node import Node
 from swarmlet.model.states import NodeState, Role
@@ -62,7 +63,7 @@ class SystemRoutes:
         }
         components = [{"Name": "Engine", "Version": release, "Details": details}]
         components.append({"Name": "Swarmlet manager", "Version": release, "Details": {"View": "cluster"}})
-        return web.json_response(
+        return json_answer(
             {
                 "Platform": {"Name": "Swarmlet cluster"}, "Components": components, "Version": release,
                 "ApiVersion": str(versions.NEWEST), "MinAPIVersion": str(versions.OLDEST), "GitCommit": "",
@@ -93,7 +94,7 @@ class SystemRoutes:
             "SystemTime": rfc3339(time.time_ns()),
             "Labels": [],
         }
-        return web.json_response(base)
+        return json_answer(base)
 
     async def disk_usage(self, call: Call) -> web.Response:
         path = call.request.rel_url.raw_path_qs
@@ -102,7 +103,7 @@ class SystemRoutes:
         merged: Json = {"LayersSize": sum(int(body.get("LayersSize") or 0) for body in good)}
         for field in ("Images", "Containers", "Volumes", "BuildCache"):
             merged[field] = [entry for body in good for entry in body.get(field) or []]
-        return web.json_response(merged)
+        return json_answer(merged)
 
     async def _node_infos(self) -> list[Answer]:
         async with self._asking:  # many clients at once share one round

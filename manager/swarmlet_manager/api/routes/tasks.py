@@ -6,6 +6,7 @@ from collections.abc import Iterable
 
 from aiohttp import web
 
+from swarmlet.engine_api.answers import json_answer
 from swarmlet.engine_api.filters import Filters
 from swarmlet.engine_api.router import Call, Route
 from swarmlet.errors import InvalidArgument, NotFound
@@ -39,7 +40,7 @@ class TaskRoutes:
         return web.Response(body=self._encoder.encode(tasks), content_type="application/json")
 
     async def inspect(self, call: Call) -> web.Response:
-        return web.json_response(encode.task(self._commands.task(call.params["id"])))
+        return json_answer(encode.task(self._commands.task(call.params["id"])))
 
     def _select(self, filters: Filters) -> Iterable[Task]:
         desired = {_desired(word) for word in filters.get("desired-state")}
