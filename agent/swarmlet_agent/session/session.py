@@ -123,7 +123,7 @@ class AgentSession:
         self._inventory: dict[str, ContainerRef | None] = {}
         self._described: NodeDescription | None = None
         self._seq = 0
-        self._term = int(dict(journal.items("meta")).get(_TERM, b"0"))
+        self._term = _stored_term(journal, identity.cluster_id)
         self._renew_share = random.random()
         self.connected = asyncio.Event()
 
@@ -263,7 +263,7 @@ class AgentSession:
         if welcome.term < self._term:
             raise _SessionEnded(f"a leader of term {welcome.term}, but one of term {self._term} was seen")
         if welcome.term > self._term:
-            await self._journal.put("meta", _TERM, str(welcome.term).encode())
+            await self._journal.put("meta", _TERM, f"{welcome.cluster_id} {welcome.term}".encode())
             self._term = welcome.term
         self.welcome = welcome
         self.managers.prefer(address)
@@ -343,3 +343,9 @@ class AgentSession:
             )
         except SwarmletError as err:
             log.warning("certificate could not be renewed", reason=err)
+
+
+def _stored_term(journal: Journal, cluster_id: str) -> int:
+    """The highest term seen of this very cluster: another one counts its own."""
+    cluster, _, term = dict(journal.items("meta")).get(_TERM, b"").decode().partition(" ")
+    return int(term) if cluster == cluster_id else 0

@@ -6,6 +6,7 @@ Errors are answers: NotFound, Conflict, InvalidArgument (NotSupported), OutOfSeq
 
 from __future__ import annotations
 
+import random
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from swarmlet.model.task import Task
 from swarmlet.pki import new_join_token
 from swarmlet_manager.ca.seal import seal
 from swarmlet_manager.control import edits
+from swarmlet_manager.control.naming import new_name
 from swarmlet_manager.control.ports import StorePort
 from swarmlet_manager.decide import allocate, validate
 from swarmlet_manager.state import Delete, Op, Put, State
@@ -61,11 +63,13 @@ class Control:
         *,
         now: Callable[[], int] = time.time_ns,
         new_id: Callable[[], str] = new_cluster_id,
+        rng: random.Random | None = None,
     ) -> None:
         self._store = store
         self._nodes = nodes
         self._now = now
         self._new_id = new_id
+        self._rng = rng or random.Random()
         self._names: KeyedLocks[str] = KeyedLocks()
 
     @property
@@ -76,7 +80,10 @@ class Control:
     # Services
 
     async def create_service(self, spec: ServiceSpec, registry_auth: str = "") -> Service:
-        """registry_auth: the X-Registry-Auth value agents pull with. Conflict if the name is taken."""
+        """registry_auth: the X-Registry-Auth value agents pull with. A service without a name gets one.
+        Conflict if the name is taken."""
+        if not spec.name:
+            spec = replace(spec, name=new_name(lambda name: self.state.service_named(name) is not None, self._rng))
         validate.check_service_spec(spec)
         ident = self._new_id()
         sealed = seal(self.cluster().seal_key, registry_auth, ident)
