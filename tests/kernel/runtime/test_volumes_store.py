@@ -244,7 +244,7 @@ async def test_a_bind_volume_shows_the_other_folder_read_only(store: VolumeStore
 async def test_a_bind_of_a_missing_folder_names_it_and_mounts_nothing(store: VolumeStore, tmp_path: Path) -> None:
     driver = Driver(options={"type": "none", "device": str(tmp_path / "missing"), "o": "bind"})
 
-    with pytest.raises(InvalidArgument, match="missing.*no such file or directory"):
+    with pytest.raises(InvalidArgument, match=r"missing.*no such file or directory"):
         await store.ensure("bound", driver, {})
 
     assert not mounting.is_mounted(store.path("bound"))
