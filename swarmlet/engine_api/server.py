@@ -29,8 +29,8 @@ SERVER_HEADERS = {
     "Ostype": "linux",
     "Server": "Swarmlet (linux)",
 }
-#: How long a stopping server lets running requests finish.
-SHUTDOWN_S = 2.0
+#: How long a stopping server lets running requests finish, and then again how long those it cancels may take.
+SHUTDOWN_S = 1.0
 #: Connections the kernel queues before they are accepted.
 BACKLOG = 1024
 #: Longest request line and header field: filters, build arguments and registry credentials travel in them.
