@@ -8,6 +8,8 @@ peer has half-closed, so the transport is handed to a protocol of our own (see c
 from __future__ import annotations
 
 import asyncio
+import select
+import socket
 import struct
 from collections import deque
 from typing import Any
@@ -23,6 +25,8 @@ RAW_STREAM = "application/vnd.docker.raw-stream"
 MULTIPLEXED_STREAM = "application/vnd.docker.multiplexed-stream"
 #: Bytes of a client's input held before its socket is no longer read.
 INPUT_LIMIT = 256 << 10
+#: How often a client that has ended its input is looked for.
+PEER_CHECK_S = 1.0
 
 _HEADER = struct.Struct(">BxxxL")
 
@@ -96,7 +100,21 @@ class HijackedStream(asyncio.Protocol):
     def eof_received(self) -> bool:
         self._ended = True
         self._readable.set()
+        self._look_for_peer()
         return True  # keep the sending side open
+
+    def _look_for_peer(self) -> None:
+        """asyncio no longer watches a socket whose input has ended, and a client that is gone altogether would be
+        noticed only by the next write. The kernel tells the two apart for unix sockets (poll(2): POLLHUP)."""
+        peer = self._transport.get_extra_info("socket")
+        if self.closed.is_set() or self._transport.is_closing() or peer is None or peer.family != socket.AF_UNIX:
+            return
+        poll = select.poll()
+        poll.register(peer.fileno(), 0)
+        if any(event & select.POLLHUP for _, event in poll.poll(0)):
+            self._transport.abort()
+            return
+        asyncio.get_running_loop().call_later(PEER_CHECK_S, self._look_for_peer)
 
     def pause_writing(self) -> None:
         self._writable.clear()

@@ -6,6 +6,7 @@ import asyncio
 import os
 import struct
 import time
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -43,7 +44,9 @@ def text_of(data: bytes, stream: int) -> bytes:
 pieces = st.lists(
     st.tuples(
         st.sampled_from(["stdout", "stderr"]), st.sampled_from(["F", "F", "P"]),
-        st.one_of(st.text(st.characters(codec="utf-8", exclude_characters="\n\r"), max_size=12), st.just("x stdout P y")),
+        st.one_of(
+            st.text(st.characters(codec="utf-8", exclude_characters="\n\r"), max_size=12), st.just("x stdout P y")
+        ),
     ),
     max_size=40,
 )
@@ -55,7 +58,7 @@ def test_each_streams_bytes_come_out_whole_and_in_order(entries: list[tuple[str,
     renderer = Renderer(LogQuery())
     borders = sorted({0, len(lines), *(min(cut, len(lines)) for cut in cuts)})
     data = b"".join(
-        renderer.render(b"".join(lines[a:b])) for a, b in zip(borders, borders[1:], strict=False) if b > a
+        renderer.render(b"".join(lines[a:b])) for a, b in pairwise(borders) if b > a
     )
 
     for number, name in ((1, "stdout"), (2, "stderr")):

@@ -1,0 +1,229 @@
+"""Containers over HTTP: creating, listing, inspecting, and steering them, with dockerd's answers."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+from urllib.parse import quote
+
+import pytest
+from node_lab import IMAGE_ID, Node
+
+
+def filters(**values: Any) -> str:
+    return "filters=" + quote(json.dumps({key.replace("_", "-"): value for key, value in values.items()}))
+
+
+async def test_a_container_is_created_started_and_inspected(node: Node) -> None:
+    ident = await node.make(
+        "sleep", "60", name="web", Env=["A=b"], Labels={"l": "1"}, ExposedPorts={"80/tcp": {}},
+        HostConfig={
+            "PortBindings": {"80/tcp": [{"HostIp": "", "HostPort": "8080"}]}, "Memory": 64 << 20,
+            "RestartPolicy": {"Name": "on-failure", "MaximumRetryCount": 3},
+            "Binds": None, "Dns": [], "Ulimits": [{"Name": "nofile", "Soft": 10, "Hard": 20}],
+            "Mounts": [{"Type": "tmpfs", "Target": "/t"}],
+        },
+        NetworkingConfig={"EndpointsConfig": {"bridge": None}},
+    )
+
+    status, shown = await node.call("GET", "/containers/web/json?size=1")
+
+    assert status == 200
+    assert shown["Id"] == ident
+    assert shown["Name"] == "/web"
+    assert (shown["Path"], shown["Args"]) == ("sleep", ["60"])
+    assert shown["State"]["Status"] == "running"
+    assert shown["State"]["Running"] is True
+    assert shown["State"]["FinishedAt"] == "0001-01-01T00:00:00Z"
+    assert shown["Image"] == IMAGE_ID
+    assert shown["HostConfig"]["Memory"] == 64 << 20
+    assert shown["HostConfig"]["RestartPolicy"] == {"Name": "on-failure", "MaximumRetryCount": 3}
+    assert shown["HostConfig"]["PortBindings"] == {"80/tcp": [{"HostIp": "", "HostPort": "8080"}]}
+    assert shown["HostConfig"]["Ulimits"] == [{"Name": "nofile", "Soft": 10, "Hard": 20}]
+    assert shown["HostConfig"]["Mounts"] == [{"Type": "tmpfs", "Target": "/t"}]
+    assert shown["Config"]["Labels"] == {"l": "1"}
+    assert "A=b" in shown["Config"]["Env"]
+    assert "HostConfig" not in shown["Config"]
+    assert shown["NetworkSettings"]["Ports"] == {"80/tcp": [{"HostIp": "0.0.0.0", "HostPort": "8080"}]}
+    assert shown["NetworkSettings"]["IPAddress"] == "172.17.0.2"
+    assert shown["NetworkSettings"]["Networks"]["bridge"]["IPPrefixLen"] == 16
+    assert (shown["SizeRw"], shown["SizeRootFs"]) == (234, 1234)
+
+
+async def test_a_summary_is_what_docker_ps_prints(node: Node) -> None:
+    ident = await node.make("sleep", "a b", name="web", HostConfig={"PortBindings": {"80/tcp": [{"HostPort": "81"}]}})
+
+    _, (shown,) = await node.call("GET", "/containers/json?size=1")
+
+    assert shown["Id"] == ident
+    assert shown["Names"] == ["/web"]
+    assert shown["Image"] == "busybox"
+    assert shown["Command"] == "sleep 'a b'"
+    assert shown["State"] == "running"
+    assert shown["Status"] in ("Up Less than a second", "Up 1 second", "Up 2 seconds")
+    assert shown["Ports"] == [{"IP": "0.0.0.0", "PrivatePort": 80, "PublicPort": 81, "Type": "tcp"}]
+    assert shown["HostConfig"]["NetworkMode"] in ("bridge", "default")
+    assert shown["NetworkSettings"]["Networks"]["bridge"]["IPAddress"] == "172.17.0.2"
+    assert (shown["SizeRw"], shown["SizeRootFs"]) == (234, 1234)
+
+
+async def names(node: Node, query: str) -> list[str]:
+    status, shown = await node.call("GET", f"/containers/json?{query}")
+    assert status == 200, shown
+    return [each["Names"][0] for each in shown]
+
+
+async def test_lists_are_filtered_as_docker_filters_them(node: Node) -> None:
+    one = await node.make("sleep", name="one", Labels={"a": "1"}, Volumes={"/data": {}})
+    await node.make("exit", "3", name="two", Labels={"a": "2"})
+    await node.call("POST", "/containers/two/wait")
+    await node.make("sleep", name="three", start=False, HostConfig={"NetworkMode": "none"}, ExposedPorts={"53/udp": {}})
+
+    assert await names(node, "") == ["/one"]
+    assert await names(node, "all=1") == ["/three", "/two", "/one"]
+    assert await names(node, "limit=2") == ["/three", "/two"]
+    assert await names(node, "all=1&" + filters(label=["a"])) == ["/two", "/one"]
+    assert await names(node, "all=1&" + filters(label=["a=2"])) == ["/two"]
+    assert await names(node, filters(status=["exited"])) == ["/two"]
+    assert await names(node, "all=1&" + filters(exited=["3"])) == ["/two"]
+    assert await names(node, "all=1&" + filters(exited={"4": True})) == []
+    assert await names(node, "all=1&" + filters(name=["^/t"])) == ["/three", "/two"]
+    assert await names(node, "all=1&" + filters(name=["ne"])) == ["/one"]
+    assert await names(node, "all=1&" + filters(id=[one[:8]])) == ["/one"]
+    assert await names(node, "all=1&" + filters(before=["two"])) == ["/one"]
+    assert await names(node, "all=1&" + filters(since=["one"])) == ["/three", "/two"]
+    assert await names(node, "all=1&" + filters(network=["none"])) == ["/three"]
+    assert await names(node, "all=1&" + filters(expose=["50-60/udp"])) == ["/three"]
+    assert await names(node, "all=1&" + filters(publish=["80"])) == []
+    assert await names(node, "all=1&" + filters(volume=["/data"])) == ["/one"]
+    assert await names(node, "all=1&" + filters(ancestor=["busybox"])) == ["/three", "/two", "/one"]
+    assert await names(node, "all=1&" + filters(ancestor=["nothing"])) == []
+    assert await names(node, "all=1&" + filters(health=["none"])) == ["/three", "/two", "/one"]
+    assert await names(node, "all=1&" + filters(is_task=["true"])) == []
+
+
+@pytest.mark.parametrize(
+    ("query", "message"),
+    [
+        (filters(colour=["red"]), "invalid filter 'colour'"),
+        (filters(status=["happy"]), "invalid filter 'status=happy'"),
+        (filters(exited=["x"]), "invalid filter 'exited=x'"),
+        (filters(publish=["x"]), "invalid filter 'publish=x'"),
+        (filters(is_task=["maybe"]), "invalid filter 'is-task=[maybe]'"),
+        ("filters=notjson", "invalid filter"),
+        ("limit=x", "invalid value 'x' for parameter limit"),
+    ],
+)
+async def test_filters_that_cannot_be_are_refused(node: Node, query: str, message: str) -> None:
+    status, answer = await node.call("GET", f"/containers/json?{query}")
+
+    assert status == 400
+    assert message in answer["message"]
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ({"Image": "busybox", "HostConfig": {"Memory": "lots"}}, "`$.HostConfig.Memory`"),
+        ({"Image": "busybox", "Env": {"A": "b"}}, "`$.Env`"),
+        ({"Image": "busybox", "Cmd": 5}, "`$.Cmd`"),
+        ([1, 2], "Expected `object`"),
+        (None, "the request has no body"),
+    ],
+)
+async def test_bodies_of_wrong_types_name_the_field(node: Node, body: Any, message: str) -> None:
+    status, answer = await node.call("POST", "/containers/create", body)
+
+    assert status == 400
+    assert message in answer["message"]
+
+
+async def test_broken_json_is_refused(node: Node) -> None:
+    async with node.session.post("http://d/containers/create", data=b'{"Image": ') as answer:
+        assert answer.status == 400
+        assert "invalid JSON" in (await answer.json())["message"]
+
+
+async def test_a_command_may_be_one_string(node: Node) -> None:
+    body = {"Image": "busybox", "Cmd": "echo", "Entrypoint": None}
+    status, answer = await node.call("POST", "/containers/create", body)
+    _, shown = await node.call("GET", f"/containers/{answer['Id']}/json")
+
+    assert status == 201
+    assert shown["Path"] == "echo"
+
+
+async def test_what_is_unknown_or_taken_is_answered_in_dockerds_words(node: Node) -> None:
+    ident = await node.make("sleep", name="web")
+
+    assert await node.call("GET", "/containers/nope/json") == (404, {"message": "No such container: nope"})
+    status, answer = await node.call("POST", "/containers/create?name=web", {"Image": "busybox"})
+    assert status == 409
+    assert answer["message"].startswith(
+        f'Conflict. The container name "/web" is already in use by container "{ident}"'
+    )
+    status, answer = await node.call("POST", "/containers/create", {"Image": "gone"})
+    assert (status, answer) == (404, {"message": "No such image: gone"})
+    status, answer = await node.call("DELETE", "/containers/web")
+    assert status == 409
+    status, answer = await node.call("POST", "/containers/web/resize?h=a&w=2")
+    assert (status, "parameter h" in answer["message"]) == (400, True)
+
+
+async def test_starting_and_stopping_twice_changes_nothing(node: Node) -> None:
+    await node.make("sleep", name="web")
+
+    assert (await node.call("POST", "/containers/web/start"))[0] == 304
+    assert (await node.call("POST", "/containers/web/stop?t=1"))[0] == 204
+    assert (await node.call("POST", "/containers/web/stop"))[0] == 304
+    _, shown = await node.call("GET", "/containers/web/json")
+    assert shown["State"]["Status"] == "exited"
+    assert shown["State"]["ExitCode"] == 143
+
+
+async def test_a_containers_life_from_pause_to_removal(node: Node) -> None:
+    await node.make("sleep", name="web")
+
+    assert (await node.call("POST", "/containers/web/pause"))[0] == 204
+    _, (shown,) = await node.call("GET", "/containers/json")
+    assert shown["Status"].endswith("(Paused)")
+    status, answer = await node.call("POST", "/containers/web/attach?stream=1&stdout=1")
+    assert status == 409
+    assert answer["message"].endswith("is paused, unpause the container before attach")
+    assert (await node.call("POST", "/containers/web/unpause"))[0] == 204
+    assert (await node.call("POST", "/containers/web/rename?name=new"))[0] == 204
+    assert (await node.call("POST", "/containers/web/rename?name=other"))[0] == 404
+    assert (await node.call("POST", "/containers/new/rename"))[0] == 400
+    assert (await node.call("POST", "/containers/new/restart?t=0"))[0] == 204
+    assert await node.call("POST", "/containers/new/update", {"Memory": 128 << 20}) == (200, {"Warnings": []})
+    assert (await node.call("POST", "/containers/new/resize?h=40&w=100"))[0] == 200
+    status, top = await node.call("GET", "/containers/new/top")
+    assert status == 200
+    assert top["Titles"][:2] == ["UID", "PID"]
+    assert (await node.call("POST", "/containers/new/kill?signal=SIGKILL"))[0] == 204
+    await node.call("POST", "/containers/new/wait")
+    assert (await node.call("POST", "/containers/new/kill"))[0] == 409
+    status, report = await node.call("POST", "/containers/prune")
+    assert status == 200
+    assert len(report["ContainersDeleted"]) == 1
+    assert report["SpaceReclaimed"] == 234
+    assert await node.call("GET", "/containers/json?all=1") == (200, [])
+
+
+async def test_a_program_that_is_not_there_fails_the_start(node: Node) -> None:
+    ident = await node.make("missing", start=False)
+
+    status, answer = await node.call("POST", f"/containers/{ident}/start")
+    _, shown = await node.call("GET", f"/containers/{ident}/json")
+
+    assert status in (400, 500)
+    assert "executable file not found" in answer["message"]
+    assert shown["State"]["ExitCode"] == 127
+
+
+async def test_what_is_not_supported_yet_says_so(node: Node) -> None:
+    await node.make("sleep", name="web")
+    for method, path in (("GET", "/containers/web/archive?path=/"), ("POST", "/commit"), ("POST", "/build")):
+        status, answer = await node.call(method, path)
+        assert status == 501
+        assert answer["message"].endswith("is not supported yet by this engine")
