@@ -16,7 +16,7 @@ from pathlib import Path
 
 from swarmlet.errors import Conflict, InvalidArgument, NotFound
 from swarmlet.model.common import Driver
-from swarmlet.model.container import ContainerConfig, EndpointSettings, ImageConfig, PortBinding
+from swarmlet.model.container import EndpointSettings, ImageConfig, PortBinding
 from swarmlet.model.ids import new_hex_id
 from swarmlet_agent.images.types import Image
 from swarmlet_agent.journal import Write
@@ -51,6 +51,7 @@ class World:
         self.images = {"busybox:latest": BUSYBOX}
         self.processes: dict[str, Process] = {}
         self.exits: dict[str, Exit] = {}
+        self.exit_codes: dict[int, int] = {}
         self.exit_waiters: dict[str, list[asyncio.Future[Exit]]] = {}
         self.networks: dict[str, NetworkWish] = {}
         self.network_names = {"bridge", "host", "none", "web"}
@@ -125,6 +126,7 @@ class World:
         for streams in process.streams:
             streams.finish()
         self.exits[ident] = exit = Exit(code, self.now, oom)
+        self.exit_codes[process.pid] = code
         for waiter in self.exit_waiters.pop(ident, []):
             if not waiter.done():
                 waiter.set_result(exit)
@@ -355,10 +357,10 @@ class FakeNetworks(_Port):
         for name in names:
             if name not in world.network_names:
                 raise NotFound("network", name, f"network {name} not found")
-        taken = {b.host_port for w in world.networks.values() for ports in w.ports.values() for b in ports if b.host_port}
-        wanted = {b.host_port for ports in wish.ports.values() for b in ports if b.host_port}
-        if wish.container_id not in world.networks and taken & wanted:
-            raise Conflict(f"Bind for 0.0.0.0:{min(taken & wanted)} failed: port is already allocated")
+        others = [other for other in world.networks.values() if other.container_id != wish.container_id]
+        clashing = _host_ports(wish) & set().union(*map(_host_ports, others))
+        if clashing:
+            raise Conflict(f"Bind for 0.0.0.0:{min(clashing)} failed: port is already allocated")
         world.networks[wish.container_id] = wish
         self.leave()
         return Attachment(
@@ -450,5 +452,5 @@ def image(name: str, **config: object) -> Image:
     )  # fmt: skip
 
 
-def config_of(process: Process) -> ContainerConfig:
-    return process.plan.config
+def _host_ports(wish: NetworkWish) -> set[str]:
+    return {binding.host_port for bindings in wish.ports.values() for binding in bindings if binding.host_port}

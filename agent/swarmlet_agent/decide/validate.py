@@ -192,15 +192,12 @@ def parse_size(text: str) -> int:
 def _check_modes(request: ContainerCreate) -> None:
     host = request.host_config
     for name, mode, known in (
-        ("IPC", host.ipc_mode, ("", "private", "host", "none")),
+        ("IPC", host.ipc_mode, ("", "private", "shareable", "host", "none")),
         ("PID", host.pid_mode, ("", "host")),
         ("UTS", host.uts_mode, ("", "host")),
     ):
-        if mode in known:
-            continue
-        if name == "IPC" and (mode == "shareable" or mode.startswith("container:")):
-            raise NotSupported(f'ipc mode "{mode}" is not supported: containers do not share /dev/shm')
-        if not (name == "PID" and mode.startswith("container:") and mode != "container:"):
+        shares = name != "UTS" and mode.startswith("container:") and mode != "container:"
+        if mode not in known and not shares:
             raise InvalidArgument(f"invalid {name} mode: {mode}")
     if host.uts_mode == "host" and request.hostname:
         raise InvalidArgument("conflicting options: hostname and the UTS mode")

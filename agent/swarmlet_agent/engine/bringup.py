@@ -134,15 +134,17 @@ class Bringup:
         """Namespaces that are not made: "" = the host's."""
         joined: dict[str, str] = {}
         host = record.host
-        if host.uts_mode == "host":
-            joined["uts"] = ""
-        if host.ipc_mode == "host":
-            joined["ipc"] = ""
-        if host.pid_mode == "host":
-            joined["pid"] = ""
-        elif other := mode_of(host.pid_mode):
-            self._sharing(host.pid_mode, "PID")
-            joined["pid"] = f"/proc/{self._core.find(other).record.state.pid}/ns/pid"
+        for kind, mode in (("uts", host.uts_mode), ("ipc", host.ipc_mode), ("pid", host.pid_mode)):
+            if mode == "host":
+                joined[kind] = ""
+            elif mode_of(mode):
+                owner = self._core.find(self._sharing(mode, kind.upper())).record
+                if kind == "ipc" and owner.host.ipc_mode not in ("shareable", "host"):
+                    raise Conflict(
+                        f"cannot join IPC namespace of container {owner.id}: non-shareable IPC "
+                        "(hint: use IpcMode:shareable for the donor container)"
+                    )
+                joined[kind] = f"/proc/{owner.state.pid}/ns/{kind}"
         return joined
 
     def _sharing(self, mode: str, what: str) -> str:
@@ -190,9 +192,10 @@ async def _both(first: Awaitable[First], second: Awaitable[Second]) -> tuple[Fir
 
 def _first(failures: list[BaseException]) -> BaseException:
     """The one to answer with; the others are logged. What is not ours becomes Internal, with its cause."""
-    for other in failures[1:]:
-        log.warning("another step failed too", error=str(other))
-    error = failures[0]
+    error, *others = sorted(failures, key=lambda failure: not isinstance(failure, asyncio.CancelledError))
+    for other in others:
+        if not isinstance(other, asyncio.CancelledError):
+            log.warning("another step failed too", error=str(other))
     if isinstance(error, OSError):
         wrapped = Internal(str(error))
         wrapped.__cause__ = error

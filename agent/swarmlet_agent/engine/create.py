@@ -135,8 +135,8 @@ class Creator:
     def _complete(self, request: ContainerCreate) -> ContainerCreate:
         """References to other containers become full ids, so that renaming those changes nothing."""
         host = request.host_config
-        for field, mode in (("network_mode", host.network_mode), ("pid_mode", host.pid_mode)):
-            if other := mode_of(mode):
+        for field in ("network_mode", "pid_mode", "ipc_mode"):
+            if other := mode_of(getattr(host, field)):
                 host = replace(host, **{field: f"container:{self._core.find(other).id}"})
         return replace(request, host_config=host)
 

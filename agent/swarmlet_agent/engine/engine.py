@@ -18,9 +18,9 @@ import msgspec
 from msgspec.structs import replace
 
 from swarmlet.engine_api.filters import Filters
-from swarmlet.errors import Conflict, InvalidArgument, NotSupported, SwarmletError
+from swarmlet.errors import Conflict, InvalidArgument, NotFound, NotSupported, SwarmletError
 from swarmlet.log import get_logger
-from swarmlet.model.container import ContainerCreate, EndpointSettings, HostConfig, PortBinding
+from swarmlet.model.container import ContainerCreate, EndpointSettings, HostConfig
 from swarmlet_agent.decide.names import check_name, taken_message
 from swarmlet_agent.decide.prune import to_prune
 from swarmlet_agent.decide.update import apply_update
@@ -32,6 +32,7 @@ from swarmlet_agent.engine.events import EventBus
 from swarmlet_agent.engine.execs import Execs
 from swarmlet_agent.engine.health import HealthChecks
 from swarmlet_agent.engine.lifecycle import Lifecycle
+from swarmlet_agent.engine.plan import wish_of
 from swarmlet_agent.engine.ports import Images, Networks, Runtime, Streams, Volumes
 from swarmlet_agent.engine.removal import Removal
 from swarmlet_agent.engine.signals import Signals
@@ -39,7 +40,7 @@ from swarmlet_agent.engine.streams import PendingStreams
 from swarmlet_agent.engine.top import processes
 from swarmlet_agent.engine.waiters import Waiter
 from swarmlet_agent.journal import Journal
-from swarmlet_agent.net.types import InterfaceCounters
+from swarmlet_agent.net.types import ContainerView, InterfaceCounters
 from swarmlet_agent.runtime.types import Usage
 
 log = get_logger(__name__)
@@ -182,7 +183,7 @@ class Engine:
         deleted, freed = [], 0
         for record in to_prune(self.list(), filters, now=self._core.now()):
             try:
-                size = await self._core.images.rootfs_size(record.id)
+                size = await self.size(record.id)
                 await self.remove(record.id)
             except SwarmletError as err:  # started or removed meanwhile
                 log.debug("not pruned", container_id=record.id, error=str(err))
@@ -319,8 +320,12 @@ class Engine:
         return usage, counters
 
     async def size(self, ref: str) -> int:
-        """Bytes in its own writable layer (inspect's SizeRw)."""
-        return await self._core.images.rootfs_size(self._core.find(ref).id)
+        """Bytes in its own writable layer (inspect's SizeRw); 0 while it has none."""
+        ident = self._core.find(ref).id
+        try:
+            return await self._core.images.rootfs_size(ident)
+        except NotFound:  # never started
+            return 0
 
     # Changing
 
@@ -367,32 +372,35 @@ class Engine:
             core.emit(after, "update")
         return []
 
-    async def set_endpoints(
-        self,
-        ref: str,
-        endpoints: Mapping[str, EndpointSettings],
-        ports: Mapping[str, tuple[PortBinding, ...]] | None = None,
-        *,
-        wishes: Mapping[str, EndpointSettings] | None = None,
-    ) -> None:
-        """The networks have connected or disconnected it: what inspect shows, and (wishes) what the next start asks."""
-        await self._core.run(self._set_endpoints(self._core.find(ref), endpoints, ports, wishes), f"endpoints {ref}")
+    # For the networks, which connect and disconnect
 
-    async def _set_endpoints(
-        self,
-        unit: Unit,
-        endpoints: Mapping[str, EndpointSettings],
-        ports: Mapping[str, tuple[PortBinding, ...]] | None,
-        wishes: Mapping[str, EndpointSettings] | None,
-    ) -> None:
+    def view(self, ref: str) -> ContainerView:
+        """What the networks need of a container. NotFound."""
+        record = self._core.find(ref).record
+        return ContainerView(record.id, record.name, record.host.network_mode, record.wishes)
+
+    async def endpoint_changed(self, container_id: str, network: str, settings: EndpointSettings | None) -> None:
+        """The networks have connected it (settings as attached, or as wished while it does not run) or disconnected
+        it (None): from now on inspect shows that and every start asks for it."""
+        await self._core.run(self._endpoint_changed(container_id, network, settings), f"endpoint {container_id[:12]}")
+
+    async def _endpoint_changed(self, container_id: str, network: str, settings: EndpointSettings | None) -> None:
+        unit = self._core.find(container_id)
         async with unit.lock:
             record = unit.record
             await self._core.save(
                 unit,
                 replace(
                     record,
-                    endpoints=dict(endpoints),
-                    ports=record.ports if ports is None else dict(ports),
-                    wishes=record.wishes if wishes is None else dict(wishes),
+                    wishes=_changed(record.wishes, network, settings and wish_of(settings)),
+                    endpoints=_changed(record.endpoints, network, settings),
                 ),
             )
+
+
+def _changed(
+    known: Mapping[str, EndpointSettings], network: str, settings: EndpointSettings | None
+) -> dict[str, EndpointSettings]:
+    """With the network's entry set, or (None) without it."""
+    rest = {name: item for name, item in known.items() if name != network}
+    return rest if settings is None else {**rest, network: settings}

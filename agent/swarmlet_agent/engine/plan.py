@@ -6,6 +6,7 @@ import posixpath
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+from swarmlet.model.container import EndpointSettings
 from swarmlet_agent.decide.merge import override_env, process_env
 from swarmlet_agent.decide.points import MountPoint
 from swarmlet_agent.decide.ports import wanted_ports
@@ -38,6 +39,19 @@ def network_wish(record: Container, share_with: str) -> NetworkWish:
         dns_options=host.dns_options,
         links=host.links,
         share_with=share_with,
+    )
+
+
+def wish_of(endpoint: EndpointSettings) -> EndpointSettings:
+    """What was asked for, without what was given. A MAC address counts as asked for only where nothing was given."""
+    return EndpointSettings(
+        ipam_config=endpoint.ipam_config,
+        links=endpoint.links,
+        aliases=endpoint.aliases,
+        driver_opts=endpoint.driver_opts,
+        gw_priority=endpoint.gw_priority,
+        network_id=endpoint.network_id,
+        mac_address="" if endpoint.endpoint_id else endpoint.mac_address,
     )
 
 

@@ -10,7 +10,15 @@ from msgspec.structs import replace
 
 from swarmlet.errors import Conflict, Internal, InvalidArgument, NotFound, NotModified, NotSupported
 from swarmlet.model.common import Mount
-from swarmlet.model.container import ContainerCreate, HostConfig, NetworkingConfig, PortBinding, RestartPolicy
+from swarmlet.model.container import (
+    ContainerCreate,
+    EndpointSettings,
+    HostConfig,
+    LogConfig,
+    NetworkingConfig,
+    PortBinding,
+    RestartPolicy,
+)
 from swarmlet_agent.runtime.types import StartFailed
 
 LONG = ("sleep", "1000")
@@ -201,7 +209,8 @@ async def test_stop_sends_the_images_signal_and_kills_who_does_not_listen(node):
 
     await node.engine.stop(record.id, timeout_s=0)
 
-    assert [call for call in node.world.calls if call.startswith("runtime.kill")] == ["runtime.kill 3", "runtime.kill 9"]
+    kills = [call for call in node.world.calls if call.startswith("runtime.kill")]
+    assert kills == ["runtime.kill 3", "runtime.kill 9"]
     assert node.engine.get(record.id).state.exit_code == 137
     with pytest.raises(NotModified):
         await node.engine.stop(record.id)
@@ -349,7 +358,8 @@ async def test_a_detached_exec_runs_by_itself(node):
     assert await node.engine.exec_start(run, detach=True) is None
     await node.settle()
     assert node.engine.exec_inspect(run).exit_code == 4
-    assert [e.action for e in node.engine.events._ring][-3:] == ["exec_create: exit 4", "exec_start: exit 4", "exec_die"]
+    told = [event.action for event in node.engine.events._ring]
+    assert told[-3:] == ["exec_create: exit 4", "exec_start: exit 4", "exec_die"]
 
 
 async def test_an_exec_that_cannot_start_has_its_code_too(node):
@@ -454,7 +464,7 @@ async def test_options_that_are_not_honoured_are_refused_by_name(node):
         ({"userns_mode": "private"}, "userns"),
         ({"storage_opt": {"size": "1g"}}, "storage-opt"),
         ({"isolation": "hyperv"}, "isolation"),
-        ({"ipc_mode": "shareable"}, "ipc mode"),
+        ({"log_config": LogConfig(type="syslog")}, "log driver"),
     ):
         with pytest.raises(NotSupported, match=name):
             await node.engine.create("", request(**option))
@@ -521,6 +531,32 @@ async def test_every_network_asked_for_is_wished(node):
     ident = await node.run(*LONG, networking_config=wishes)
 
     assert sorted(node.engine.get(ident).endpoints) == ["bridge", "web"]
+
+
+async def test_a_connected_network_is_shown_at_once_and_asked_for_at_each_start(node):
+    ident = await node.run(*LONG)
+    given = EndpointSettings(aliases=("me",), endpoint_id="e", ip_address="10.0.0.9", mac_address="02:42:0a:00:00:09")
+    await node.engine.endpoint_changed(ident, "web", given)
+    assert node.engine.get(ident).endpoints["web"] == given
+
+    await node.engine.stop(ident)
+    await node.again()
+    assert node.engine.view(ident).endpoints["web"] == EndpointSettings(aliases=("me",))
+    await node.engine.start_container(ident)
+    assert node.engine.get(ident).endpoints["web"].ip_address == "172.17.0.2"
+    await node.engine.endpoint_changed(ident, "web", None)
+    assert sorted(node.engine.get(ident).endpoints) == ["bridge"]
+
+
+async def test_a_shared_ipc_namespace_needs_a_donor_that_shares(node):
+    await node.run(*LONG, name="closed")
+    open_id = await node.run(*LONG, name="open", host=HostConfig(ipc_mode="shareable"))
+    with pytest.raises(Conflict, match="non-shareable IPC"):
+        await node.run(*LONG, host=HostConfig(ipc_mode="container:closed"))
+    guest = await node.run(*LONG, host=HostConfig(ipc_mode="container:open"))
+
+    pid = node.engine.get(open_id).state.pid
+    assert node.world.processes[guest].plan.joined == {"ipc": f"/proc/{pid}/ns/ipc"}
 
 
 async def test_prune_takes_only_what_does_not_run(node):
