@@ -29,7 +29,8 @@ HOUR, DAY = 3600, 86400
     ("seconds", "text"),
     [
         (0.9, "Less than a second"), (1, "1 second"), (45, "45 seconds"), (60, "About a minute"),
-        (119, "About a minute"), (150, "2 minutes"), (50 * 60, "50 minutes"), (HOUR, "About an hour"), (1.4 * HOUR, "About an hour"),
+        (119, "About a minute"), (150, "2 minutes"), (50 * 60, "50 minutes"), (HOUR, "About an hour"),
+        (1.4 * HOUR, "About an hour"),
         (1.6 * HOUR, "2 hours"), (47 * HOUR, "47 hours"), (3 * DAY, "3 days"), (20 * DAY, "2 weeks"),
         (70 * DAY, "2 months"), (800 * DAY, "2 years"),
     ],
