@@ -9,6 +9,7 @@ import errno
 import os
 import socket
 from collections.abc import Callable, Iterable
+from itertools import chain
 
 from swarmlet_agent.net.plan_ports import ANY, EPHEMERAL, HostPort, PortWish, candidates, is_taken
 from swarmlet_agent.net.records import NetworkFailure, PortRecord, PortTaken
@@ -112,7 +113,7 @@ class PortBook:
             and (wish.first == 0 or wish.first <= record.host_port <= wish.last)
         ]
         reason: Exception | None = None
-        for number in (*previous, *candidates(wish, self._next)):
+        for number in chain(previous, candidates(wish, self._next)):
             port = HostPort(wish.host_ip, wish.protocol, number)
             if is_taken(port, self._sockets):
                 reason = PortTaken(f"Bind for {wish.host_ip}:{number} failed: port is already allocated")

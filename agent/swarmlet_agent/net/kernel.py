@@ -196,9 +196,21 @@ class KernelNet:
         return self._dns.pop(container_id, None)
 
     def open_dns(self, sandbox: SandboxRecord) -> int:
-        """DNS sockets in a living namespace (adopted or newly in need), on the recorded port if it is free."""
+        """DNS sockets, and the rules that lead to them, in a living namespace that had none."""
         with netns.inside(self.path(sandbox.container_id)):
             return self._open_dns(sandbox)
+
+    def reopen_dns(self, sandbox: SandboxRecord) -> int:
+        """DNS sockets for a container that outlived the agent: its rules lead to the recorded port.
+
+        Where another process has taken that port meanwhile, another one and other rules.
+        """
+        with netns.inside(self.path(sandbox.container_id)):
+            sockets = _bind_dns(sandbox.dns_port)
+            self._dns[sandbox.container_id] = sockets
+            if sockets.port != sandbox.dns_port:
+                _change_rules_here(f"delete table {TABLE}\n" + dns_ruleset(sockets.port))
+            return sockets.port
 
     def open_socket(self, container_id: str, kind: int) -> socket.socket:
         """A non-blocking IPv4 socket that sends from inside the container's namespace."""
@@ -313,20 +325,21 @@ class KernelNet:
     def _open_dns(self, sandbox: SandboxRecord) -> int:
         """In the container's namespace: sockets, and the rules that lead port 53 to them."""
         sockets = _bind_dns(sandbox.dns_port)
-        rules = Nft()
-        try:
-            rules.run(f"table {TABLE} {{}}\ndelete table {TABLE}\n" + dns_ruleset(sockets.port))
-        except BaseException:
-            sockets.close()
-            raise
-        finally:
-            rules.close()
         self._dns[sandbox.container_id] = sockets
+        _change_rules_here(dns_ruleset(sockets.port))
         return sockets.port
 
 
-#: dns_port of a sandbox that wants embedded DNS on whatever port is free.
-ANY_DNS_PORT = -1
+def _change_rules_here(text: str) -> None:
+    """Rules of the namespace this thread is in.
+
+    Only add where that will do: closing the context after a deletion waits some 10 ms for the kernel.
+    """
+    rules = Nft()
+    try:
+        rules.run(text)
+    finally:
+        rules.close()
 
 
 def _bind_dns(wanted: int) -> DnsSockets:
@@ -336,7 +349,7 @@ def _bind_dns(wanted: int) -> DnsSockets:
         tcp = socket.socket(socket.AF_INET, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
         try:
             tcp.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            udp.bind((DNS_ADDRESS, wanted if attempt == 0 and wanted > 0 else 0))
+            udp.bind((DNS_ADDRESS, wanted if attempt == 0 else 0))
             port = udp.getsockname()[1]
             tcp.bind((DNS_ADDRESS, port))
             tcp.listen(16)

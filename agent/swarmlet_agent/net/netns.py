@@ -125,7 +125,10 @@ def _is_mount_point(folder: Path) -> bool:
 def write_sysctl(name: str, value: str) -> None:
     """`net/ipv4/ip_forward` and the like, in the calling thread's namespace. Internal if the kernel refuses."""
     try:
-        with open(f"/proc/sys/{name}", "w", encoding="ascii") as file:
-            file.write(value)
+        descriptor = os.open(f"/proc/sys/{name}", os.O_WRONLY | os.O_CLOEXEC)
+        try:
+            os.write(descriptor, value.encode())
+        finally:
+            os.close(descriptor)
     except OSError as err:
         raise Internal(f"setting sysctl {name} to {value}: {os.strerror(err.errno or 0)}") from err

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Coroutine, Sequence
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -130,8 +131,12 @@ class Sandboxes:
         """The journal entry, the files and the kernel's part; undone if any of it fails or is cancelled."""
         ground = self._ground
         try:
-            texts = self._files.texts(sandbox)
-            await asyncio.gather(ground.save(sandbox), ground.run(self._make_in_kernel, sandbox, texts))
+            folder, texts = self._files.folder(sandbox.container_id), self._files.texts(sandbox)
+            results = await asyncio.gather(
+                ground.save(sandbox), ground.run(self._make_here, sandbox, folder, texts), return_exceptions=True,
+            )
+            if (failure := next((r for r in results if isinstance(r, BaseException)), None)) is not None:
+                raise failure
         except BaseException:
             await _to_the_end(self._detach(sandbox, made=False))
             raise
@@ -140,9 +145,10 @@ class Sandboxes:
             ground.tell("connect", sandbox, endpoint)
         self._serve_dns(sandbox)
 
-    def _make_in_kernel(self, sandbox: SandboxRecord, texts: dict[str, str]) -> None:
+    def _make_here(self, sandbox: SandboxRecord, folder: Path, texts: dict[str, str]) -> None:
+        """In the net thread: a third thread would cost more in changes of thread than it saves."""
         ground = self._ground
-        files.write_files(self._files.folder(sandbox.container_id), texts)
+        files.write_files(folder, texts)
         if sandbox.kind in (HOST, "shared"):
             return
         gateway = self._leasing.gateway(sandbox)
@@ -334,7 +340,7 @@ class Sandboxes:
             for trouble in ground.ports.adopt(ident, sandbox.ports):
                 log.warning("a published port is held by another process", container_id=ident, reason=str(trouble))
             if sandbox.dns_port:
-                port = await ground.run(ground.kernel.open_dns, sandbox)
+                port = await ground.run(ground.kernel.reopen_dns, sandbox)
                 if port != sandbox.dns_port:
                     sandbox = replace(sandbox, dns_port=port)
                     ground.sandboxes[ident] = sandbox

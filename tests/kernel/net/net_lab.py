@@ -61,8 +61,10 @@ class Lab:
         (self.root / "resolv.conf").write_text(f"nameserver {OUTSIDE}\nsearch lab.example\n")
         (self.root / "hosts").write_text("127.0.0.1 localhost\n")
         settings: dict[str, object] = {
-            "host_resolv_conf": self.root / "resolv.conf", "host_hosts": self.root / "hosts",
-            "on_event": lambda action, network, attributes: self.events.append((action, network.name)), **options,
+            "host_resolv_conf": self.root / "resolv.conf",
+            "host_hosts": self.root / "hosts",
+            "on_event": lambda action, network, attributes: self.events.append((action, network.name)),
+            **options,
         }
         return BridgeNetworks(self.root / "run", self.root / "data", self._journal, **settings)  # type: ignore[arg-type]
 
@@ -161,8 +163,7 @@ class Lab:
             channel.close()
 
     async def ask_udp(
-        self, where: Path | str | None, host: str, port: int, channel: socket.socket | None = None,
-        data: bytes = b"?",
+        self, where: Path | str | None, host: str, port: int, channel: socket.socket | None = None, data: bytes = b"?"
     ) -> bytes:
         loop, own = asyncio.get_running_loop(), channel is None
         channel = channel or await self.socket(where, socket.SOCK_DGRAM)
@@ -207,14 +208,22 @@ def _build_world(lab: Lab) -> None:
         bridge = netlink.new_bridge("uplink", mac="02:42:cb:00:71:01", mtu=1500, group=0)
         host.send([netlink.set_up(1), bridge])
         index = host.link("uplink").index  # type: ignore[union-attr]
-        host.send([
-            netlink.add_address(index, IPv4Interface(f"{HOST}/24")), netlink.set_up(index),
-            netlink.new_veth(
-                "out0", bridge=index, mtu=1500, group=0, peer_name="eth0", peer_mac="02:42:cb:00:71:09",
-                peer_netns_fd=descriptor,
-            ),
-            netlink.default_route(index, IPv4Address(OUTSIDE)),
-        ])
+        host.send(
+            [
+                netlink.add_address(index, IPv4Interface(f"{HOST}/24")),
+                netlink.set_up(index),
+                netlink.new_veth(
+                    "out0",
+                    bridge=index,
+                    mtu=1500,
+                    group=0,
+                    peer_name="eth0",
+                    peer_mac="02:42:cb:00:71:09",
+                    peer_netns_fd=descriptor,
+                ),
+                netlink.default_route(index, IPv4Address(OUTSIDE)),
+            ]
+        )
         eth0 = inner.link("eth0").index  # type: ignore[union-attr]
         inner.send([netlink.add_address(eth0, IPv4Interface(f"{OUTSIDE}/24")), netlink.set_up(eth0)])
         inner.close()

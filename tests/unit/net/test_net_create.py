@@ -1,0 +1,133 @@
+"""Requests to create networks."""
+
+from __future__ import annotations
+
+from ipaddress import IPv4Network
+
+import pytest
+
+from swarmlet.errors import Conflict, Forbidden, InvalidArgument, NotFound, NotSupported, SwarmletError
+from swarmlet_agent.net.plan_create import default_network, plan_network
+from swarmlet_agent.net.records import NetworkRecord, PoolOverlap
+from swarmlet_agent.net.requests import ConfigReference, Ipam, IpamConfig, NetworkCreate
+
+BRIDGE = default_network(network_id="b" * 64, now=1, bridge="swl0", subnet="172.17.0.0/16")
+
+
+def plan(request: NetworkCreate, *, routes: tuple[str, ...] = (), links: tuple[str, ...] = ()) -> NetworkRecord:
+    return plan_network(
+        request,
+        network_id="a" * 64,
+        now=7,
+        existing={BRIDGE.id: BRIDGE},
+        host_routes=[IPv4Network(route) for route in routes],
+        links=links,
+    )
+
+
+def ipam(**config: object) -> Ipam:
+    return Ipam(config=(IpamConfig(**config),))  # type: ignore[arg-type]
+
+
+def test_without_wishes_a_network_gets_the_next_free_pool() -> None:
+    network = plan(NetworkCreate(name="app"), routes=("172.18.3.0/24",))
+
+    assert (network.subnet, network.gateway, network.bridge) == ("172.19.0.0/16", "172.19.0.1", "sw-" + "a" * 12)
+    assert (network.masquerade, network.inter_container, network.chosen_subnet, network.mtu) == (
+        True,
+        True,
+        False,
+        1500,
+    )
+
+
+def test_wishes_are_honoured() -> None:
+    network = plan(
+        NetworkCreate(
+            name="app",
+            internal=True,
+            labels={"a": "b"},
+            ipam=ipam(
+                subnet="10.1.0.0/24",
+                gateway="10.1.0.254",
+                ip_range="10.1.0.128/25",
+                auxiliary_addresses={"x": "10.1.0.7"},
+            ),
+            options={
+                "com.docker.network.bridge.name": "mybr",
+                "com.docker.network.bridge.enable_icc": "false",
+                "com.docker.network.bridge.enable_ip_masquerade": "0",
+                "com.docker.network.bridge.host_binding_ipv4": "127.0.0.1",
+                "com.docker.network.driver.mtu": "1400",
+            },
+        )
+    )
+
+    assert (network.bridge, network.gateway, network.ip_range, network.mtu) == (
+        "mybr",
+        "10.1.0.254",
+        "10.1.0.128/25",
+        1400,
+    )
+    assert (network.inter_container, network.masquerade, network.host_binding) == (False, False, "127.0.0.1")
+    assert network.internal and network.chosen_subnet and network.auxiliary == {"x": "10.1.0.7"}
+
+
+def test_a_gateway_that_nobody_named_spares_auxiliary_addresses() -> None:
+    network = plan(NetworkCreate(name="app", ipam=ipam(subnet="10.1.0.0/24", auxiliary_addresses={"x": "10.1.0.1"})))
+
+    assert network.gateway == "10.1.0.2"
+
+
+@pytest.mark.parametrize(
+    ("request_", "error", "words"),
+    [
+        (NetworkCreate(name=""), InvalidArgument, "name is empty"),
+        (NetworkCreate(name="a/b"), InvalidArgument, "invalid network name"),
+        (NetworkCreate(name="bridge"), Forbidden, "operation is not permitted on predefined bridge network"),
+        (NetworkCreate(name="x", driver="overlay"), NotSupported, "overlay networks are not supported yet"),
+        (NetworkCreate(name="x", driver="macvlan"), NotSupported, "macvlan"),
+        (NetworkCreate(name="x", driver="host"), Forbidden, 'only one instance of "host" network is allowed'),
+        (NetworkCreate(name="x", driver="weave"), NotFound, 'plugin "weave" not found'),
+        (NetworkCreate(name="x", enable_ipv6=True), NotSupported, "IPv6"),
+        (NetworkCreate(name="x", enable_ipv4=False), NotSupported, "IPv4"),
+        (NetworkCreate(name="x", config_only=True), NotSupported, "config-only"),
+        (NetworkCreate(name="x", config_from=ConfigReference(network="y")), NotSupported, "config-from"),
+        (NetworkCreate(name="x", ipam=Ipam(driver="dhcp")), NotSupported, "IPAM driver dhcp"),
+        (NetworkCreate(name="x", ipam=ipam(subnet="172.17.4.0/24")), PoolOverlap, "Pool overlaps with other one"),
+        (NetworkCreate(name="x", ipam=ipam(subnet="10.0.0.1/24")), InvalidArgument, "invalid subnet"),
+        (NetworkCreate(name="x", ipam=ipam(subnet="10.0.0.0/31")), InvalidArgument, "at least a /30"),
+        (NetworkCreate(name="x", ipam=ipam(subnet="fd00::/64")), NotSupported, "IPv6"),
+        (NetworkCreate(name="x", ipam=ipam(gateway="10.0.0.1")), InvalidArgument, "needs a subnet"),
+        (NetworkCreate(name="x", ipam=ipam(subnet="10.0.0.0/24", gateway="10.1.0.1")), InvalidArgument, "gateway"),
+        (NetworkCreate(name="x", ipam=ipam(subnet="10.0.0.0/24", ip_range="10.1.0.0/25")), InvalidArgument, "IP range"),
+        (NetworkCreate(name="x", options={"com.docker.network.driver.mtu": "12"}), InvalidArgument, "mtu"),
+        (
+            NetworkCreate(name="x", options={"com.docker.network.bridge.enable_icc": "so"}),
+            InvalidArgument,
+            "enable_icc",
+        ),
+        (
+            NetworkCreate(name="x", options={"com.docker.network.bridge.inhibit_ipv4": "true"}),
+            NotSupported,
+            "inhibit_ipv4",
+        ),
+        (
+            NetworkCreate(name="x", options={"com.docker.network.bridge.name": "much-too-long-name"}),
+            InvalidArgument,
+            "name",
+        ),
+        (NetworkCreate(name="x", options={"com.docker.network.bridge.name": "eth0"}), Conflict, "eth0 already"),
+    ],
+)
+def test_what_cannot_be_is_refused_and_says_why(
+    request_: NetworkCreate, error: type[SwarmletError], words: str
+) -> None:
+    with pytest.raises(error, match=words.replace("(", r"\(")):
+        plan(request_, links=("eth0",))
+
+
+def test_a_name_exists_once() -> None:
+    taken = {"x": NetworkRecord(id="x", name="app")}
+    with pytest.raises(Conflict, match="network with name app already exists"):
+        plan_network(NetworkCreate(name="app"), network_id="n", now=1, existing=taken, host_routes=[], links=[])
