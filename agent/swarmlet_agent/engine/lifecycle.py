@@ -125,7 +125,8 @@ class Lifecycle:
         self._checks.begin(unit)
 
     async def _start_failed(self, unit: Unit, record: Container, error: SwarmletError) -> None:
-        """A client's start did not work: keep the reason, or remove what was to be removed anyway."""
+        """It could not be started: keep the reason, or remove what was to be removed anyway. Who waits for the next
+        exit goes on waiting, as with dockerd: there was no run, and a client may try again."""
         code = exit_code_of(error)
         status = "exited" if record.state.started_at else "created"
         state = replace(record.state, status=status, pid=0, exit_code=code, error=str(error))
@@ -135,11 +136,9 @@ class Lifecycle:
         self._core.emit(record, "die", exitCode=str(code))
         if record.host.auto_remove and not unit.keep:
             unit.record = record
-            unit.waiters.stopped(WaitResult(exit_code=code, error=str(error)))
             await self._removal.destroy(unit, volumes=True)
         else:
             await self._core.save(unit, record)
-            unit.waiters.stopped(WaitResult(exit_code=code, error=str(error)))
 
     async def _watch(self, unit: Unit) -> None:
         """Wait for the end of a run, and handle it."""
@@ -233,6 +232,7 @@ class Lifecycle:
         )  # fmt: skip
         if again is None:
             await self._start_failed(unit, record, error)
+            unit.waiters.stopped(WaitResult(exit_code=code, error=str(error)))
             return
         state = replace(record.state, exit_code=code, error=str(error))
         await self._core.save(unit, replace(record, state=state, restart_count=record.restart_count + 1))

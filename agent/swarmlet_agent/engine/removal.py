@@ -52,7 +52,7 @@ class Removal:
         for pending in tuple(unit.pending):
             pending.end()
         core.emit(record, "destroy")
-        unit.waiters.removed(WaitResult(exit_code=record.state.exit_code, error=record.state.error))
+        unit.waiters.removed(WaitResult(exit_code=record.state.exit_code))
         core.spawn(self.delete_files(unit.id), f"delete {unit.id[:12]}")
 
     async def delete_files(self, ident: str) -> None:

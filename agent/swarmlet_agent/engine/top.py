@@ -90,6 +90,16 @@ async def _from_ps(pids: Collection[int], ps_args: str) -> tuple[list[str], list
     program = shutil.which("ps")
     if program is None:
         raise NotSupported("ps arguments other than -ef need the ps program on the host (package procps)")
+    # Not every form of ps takes a list of processes: then all are listed and the container's are picked.
+    code, output, errors = await _run(program, *words, "-q", ",".join(map(str, sorted(pids))))
+    if code:
+        code, output, errors = await _run(program, *words)
+    if code:
+        raise InvalidArgument(f"Error running ps: {errors.strip()}")
+    return parse_ps(output, pids)
+
+
+async def _run(program: str, *words: str) -> tuple[int, str, str]:
     process = await asyncio.create_subprocess_exec(
         program, *words, stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
@@ -101,9 +111,7 @@ async def _from_ps(pids: Collection[int], ps_args: str) -> tuple[list[str], list
         process.kill()
         await process.wait()
         raise Internal("ps did not end in time") from err
-    if process.returncode:
-        raise InvalidArgument(f"Error running ps: {errors.decode('utf-8', 'replace').strip()}")
-    return parse_ps(output.decode("utf-8", "replace"), pids)
+    return process.returncode or 0, output.decode("utf-8", "replace"), errors.decode("utf-8", "replace")
 
 
 def parse_ps(output: str, pids: Collection[int]) -> tuple[list[str], list[list[str]]]:

@@ -183,8 +183,8 @@ async def _apply(node: Node, action: str, name: str, *rest: str) -> None:
         node.world.end(engine.get(name).id, 7)
     elif action == "together":
         results = await asyncio.gather(
-            engine.restart(name, 0), engine.stop(name, 0), engine.start_container(name), engine.remove(name, force=True),
-            return_exceptions=True,
+            engine.restart(name, 0), engine.stop(name, 0), engine.start_container(name),
+            engine.remove(name, force=True), return_exceptions=True,
         )  # fmt: skip
         for result in results:
             if isinstance(result, BaseException):
