@@ -50,10 +50,12 @@ class Mirror:
 
     def load(self, records: Sequence[StoredRecord], revision: int) -> Resync:
         """Replace everything. Equal records stay the objects they are: nothing changed for them."""
-        wanted = {identity(record): record for record in records}
-        gone = [record for record in self._everything() if identity(record) not in wanted]
-        changes = [self.state.apply(Delete(record)) for record in gone]
-        changes += [self.state.apply(Put(record)) for record in records if self.state.get(record) != record]
+        state, changes = self.state, []
+        if existing := self._everything():
+            wanted = {identity(record) for record in records}
+            changes = [state.apply(Delete(record)) for record in existing if identity(record) not in wanted]
+            records = [record for record in records if state.get(record) != record]
+        changes += [state.apply(Put(record)) for record in records]
         self.blocks = {}
         for task in self.state.tasks.values():
             self.blocks.setdefault(block_of(task), {})[task.id] = task

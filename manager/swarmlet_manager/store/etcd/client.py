@@ -71,6 +71,7 @@ class EtcdClient:
     loop that uses it."""
 
     def __init__(self, endpoints: Sequence[str], tls: Tls | None = None) -> None:
+        self.endpoints = tuple(endpoints)
         self._channels = Channels(endpoints, tls)
 
     async def close(self) -> None:
