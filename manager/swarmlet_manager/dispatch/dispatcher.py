@@ -2,7 +2,7 @@
 
 Only the leader serves sessions; another manager sends agents on to it. A node is DOWN after
 HEARTBEAT_GRACE_PERIODS heartbeat periods without a sign of life; a new leader gives all nodes a full grace
-period first. An agent may only speak for the node its certificate names, and only while that node exists.
+period more. An agent may only speak for the node its certificate names, and only while that node exists.
 """
 
 from __future__ import annotations
@@ -74,7 +74,8 @@ class Dispatcher:
     async def start(self) -> None:
         """Serve sessions, now that this manager leads."""
         self._collector = StatusCollector(self._store, self._now)
-        self._liveness.grant(self.state.nodes, asyncio.get_running_loop().time())
+        # SwarmKit's rule: twice the usual grace, since agents have to notice first and then dial.
+        self._liveness.grant(self.state.nodes, asyncio.get_running_loop().time() + self._grace())
         self._unsubscribe = self._store.subscribe(self._changed)
         self._group = Group()
         self._group.start(self._collector.run(), name="status reports")
@@ -221,10 +222,9 @@ class Dispatcher:
 
     async def _sweep_for_ever(self) -> None:
         while True:
-            period = self._period()
-            await asyncio.sleep(period / SWEEPS_PER_PERIOD)
+            await asyncio.sleep(self._period() / SWEEPS_PER_PERIOD)
             try:
-                await self._sweep(period * HEARTBEAT_GRACE_PERIODS)
+                await self._sweep(self._grace())
             except Exception:
                 log.exception("looking for silent nodes failed")
 
@@ -244,6 +244,10 @@ class Dispatcher:
 
     def _period(self) -> float:
         return _period_of(self.state.cluster or Cluster(id="")) / NS
+
+    def _grace(self) -> float:
+        """Seconds of silence after which a node is down."""
+        return self._period() * HEARTBEAT_GRACE_PERIODS
 
     def _managers(self) -> tuple[str, ...]:
         addresses = {node.manager_addr for node in self.state.nodes.values() if node.manager_addr}

@@ -12,9 +12,9 @@ class Liveness:
     def __init__(self) -> None:
         self._heard: dict[str, float] = {}
 
-    def grant(self, node_ids: Iterable[str], now: float) -> None:
-        """Treat these as heard of now: a new leader gives every node a full grace period."""
-        self._heard = dict.fromkeys(node_ids, now)
+    def grant(self, node_ids: Iterable[str], until: float) -> None:
+        """Treat these as heard of then: a new leader gives every node time to find it."""
+        self._heard = dict.fromkeys(node_ids, until)
 
     def beat(self, node_id: str, now: float) -> None:
         self._heard[node_id] = now
