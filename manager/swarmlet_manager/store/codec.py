@@ -42,6 +42,8 @@ class _Head(msgspec.Struct, array_like=True, frozen=True, gc=False):
 
 
 class _PackedTask(msgspec.Struct, array_like=True, frozen=True, gc=False):
+    """A task's own fields, then its status's. A new one goes to the end, with a default."""
+
     id: str
     head: int
     slot: int
@@ -59,6 +61,9 @@ class _PackedTask(msgspec.Struct, array_like=True, frozen=True, gc=False):
     exit_code: int
     status_ports: tuple[PortConfig, ...]
     running_at: int
+    applied_at: int
+    not_before: int
+    by_update: bool
 
 
 class _Block(msgspec.Struct, array_like=True, frozen=True, gc=False):
@@ -191,6 +196,9 @@ def _pack(task: Task, head: int) -> _PackedTask:
         status.exit_code,
         status.ports,
         status.running_at,
+        status.applied_at,
+        task.not_before,
+        task.by_update,
     )
 
 
@@ -205,6 +213,7 @@ def _unpack(service_id: str, packed: _PackedTask, head: _Head, spec: TaskSpec) -
         exit_code=packed.exit_code,
         ports=packed.status_ports,
         running_at=packed.running_at,
+        applied_at=packed.applied_at,
     )
     return Task(
         id=packed.id,
@@ -221,4 +230,6 @@ def _unpack(service_id: str, packed: _PackedTask, head: _Head, spec: TaskSpec) -
         updated_at=packed.updated_at,
         version=packed.version,
         job_iteration=head.job_iteration,
+        not_before=packed.not_before,
+        by_update=packed.by_update,
     )

@@ -61,7 +61,7 @@ async def running(
 
 async def settled(store: Store, revision: int) -> None:
     async with asyncio.timeout(5):
-        while store.state.revision < revision:  # noqa: ASYNC110 (any batch may be the one)
+        while store.state.revision < revision:
             await asyncio.sleep(0.01)
 
 
