@@ -33,8 +33,13 @@ class Meta(Record, frozen=True, kw_only=True):
     stdin_closes: bool = False
 
 
+class _Linux(msgspec.Struct):
+    cgroups_path: str = msgspec.field(name="cgroupsPath")
+
+
 class _Config(msgspec.Struct):
     process: dict[str, Any]
+    linux: _Linux
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +67,11 @@ def look(pid: int) -> Process | None:
     return None if fields[0] in ("Z", "X") else Process(pid, int(fields[19]))
 
 
+def _parent(pid: int) -> int:
+    stat = Path(f"/proc/{pid}/stat").read_text()
+    return int(stat[stat.rindex(")") + 2 :].split()[1])
+
+
 class Bundle:
     """Paths and small files of one container."""
 
@@ -81,7 +91,9 @@ class Bundle:
         """A fresh bundle. OSError."""
         (self.path / "persist").mkdir(parents=True)
         (self.path / "config.json").write_bytes(config)
-        (self.path / "meta").write_bytes(msgspec.msgpack.encode(meta))
+        # Complete or not there: whoever finds it may rely on it.
+        (self.path / ".meta").write_bytes(msgspec.msgpack.encode(meta))
+        (self.path / ".meta").rename(self.path / "meta")
 
     def meta(self) -> Meta:
         """NotFound if the container has no bundle."""
@@ -91,6 +103,17 @@ class Bundle:
             raise NotFound("container", self.id) from err
         except msgspec.DecodeError as err:  # cut off in the middle of being made
             raise Internal(f"the files of container {self.id} are damaged") from err
+
+    def cgroup_path(self) -> str:
+        """For cleaning up: from whatever file says it; "" if creation did not come that far."""
+        try:
+            return self.meta().cgroup_path
+        except (NotFound, Internal):
+            pass
+        try:
+            return msgspec.json.decode((self.path / "config.json").read_bytes(), type=_Config).linux.cgroups_path
+        except (FileNotFoundError, msgspec.DecodeError):  # not even that was written: nothing was started
+            return ""
 
     def process_config(self) -> dict[str, Any]:
         """`process` of config.json."""
@@ -112,23 +135,30 @@ class Bundle:
         try:
             pid, started = (self.path / name).read_text().split()
         except FileNotFoundError:
-            return self._by_pidfile(name)
+            return self._unremembered_init() if name == "init" else self._unremembered_conmon()
         known = Process(int(pid), int(started))
         return known if known.alive else None
 
-    def _by_pidfile(self, name: str) -> Process | None:
-        """An agent that died between the start of a process and `save`: the runtime's pid file has only the
-        number, so the process must also be where only this container's are."""
+    def _unremembered_init(self) -> Process | None:
+        """An agent died between the start of a process and `save`. The runtime's pid file has only the number, so
+        the process must also be where only this container's are."""
         try:
-            pid = int((self.path / ("pidfile" if name == "init" else "conmon.pid")).read_text())
-            if name == "init":
-                # Absent in cgroups of the host are only strangers: the container's own cgroup has its path.
-                belongs = f"{self.meta().cgroup_path}\n" in Path(f"/proc/{pid}/cgroup").read_text()
-            else:
-                belongs = self.id.encode() in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
-        except (FileNotFoundError, ProcessLookupError, ValueError, NotFound):
+            pid = int((self.path / "pidfile").read_text())
+            groups = Path(f"/proc/{pid}/cgroup").read_text()
+        except (FileNotFoundError, ProcessLookupError, ValueError):
             return None
-        return look(pid) if belongs else None
+        path = self.cgroup_path()
+        return look(pid) if path and f"{path}\n" in groups else None
+
+    def _unremembered_conmon(self) -> Process | None:
+        """It is init's parent, and has the container's id among its arguments."""
+        init = self.process("init")
+        try:
+            parent = _parent(init.pid) if init is not None else 0
+            words = Path(f"/proc/{parent}/cmdline").read_bytes().split(b"\0")
+        except (FileNotFoundError, ProcessLookupError):
+            return None
+        return look(parent) if self.id.encode() in words else None
 
     def exit(self) -> Exit | None:
         """What conmon wrote; None as long as it has not."""
@@ -157,8 +187,14 @@ class Bundle:
                     raise
         for folder in (self.state, self.path):
             if folder.exists():
-                shutil.rmtree(folder)
+                shutil.rmtree(folder, onerror=_gone_is_fine)
         self.exit_file.unlink(missing_ok=True)
+
+
+def _gone_is_fine(function: object, path: str, info: tuple[object, BaseException, object]) -> None:
+    """conmon removes its socket as it ends."""
+    if not isinstance(info[1], FileNotFoundError):
+        raise info[1]
 
 
 def write_control(fifo: Path, line: str) -> None:

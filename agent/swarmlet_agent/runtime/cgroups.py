@@ -81,6 +81,12 @@ class Cgroups:
                 found.update(int(word) for word in _words(Path(parent, "cgroup.procs")))
         return sorted(found - {0})
 
+    def lift_pids_limit(self, path: str) -> None:
+        """Any number of processes from now on. OSError; a host without the controller has no limit to lift."""
+        folder = self._folder(path, "pids")
+        if folder is not None and (folder / "pids.max").exists():
+            (folder / "pids.max").write_text("max")
+
     def signal_all(self, path: str, number: int) -> None:
         """Every process in it, and those that it makes meanwhile. SIGKILL also beats what forks faster than we look."""
         if number == signal.SIGKILL and self._kill_at_once(path):

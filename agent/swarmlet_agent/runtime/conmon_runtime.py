@@ -95,7 +95,7 @@ class ConmonRuntime:
         await self._launcher.start()
         self._filters = FilterCache(self._data_dir / "seccomp", f"{self._info.name} {self._info.version}")
         self._watch.open(self._run_dir / "exits", self._run_dir / "execs")
-        self._starter = ExecStarter(self._launcher, self._watch, self._run_dir / "execs")
+        self._starter = ExecStarter(self._launcher, self._watch, self._run_dir / "execs", sends_terminal=is_crun)
         self._opened = True
 
     async def close(self) -> None:
@@ -250,7 +250,7 @@ class ConmonRuntime:
         if not box.exists:
             box.exit_file.unlink(missing_ok=True)
             return
-        path = box.meta().cgroup_path if (box.path / "meta").exists() else ""
+        path = box.cgroup_path()
         if path and (box.process("init") is not None or self._cgroups.pids(path)):
             await asyncio.to_thread(self._kill_all, path)
         if (watcher := box.process("conmon")) is not None:
@@ -277,7 +277,7 @@ class ConmonRuntime:
     async def update(self, plan: ContainerPlan) -> None:
         """Apply plan.host's limits now. NotFound; InvalidArgument with the runtime's words if the kernel refuses."""
         box = Bundle(self._run_dir, plan.id)
-        box.meta()
+        path = box.meta().cgroup_path
         found = await asyncio.to_thread(devices.resolve, plan.host)
         limits = resources.resources(
             plan.host,
@@ -286,7 +286,8 @@ class ConmonRuntime:
             cgroup_version=self._facts.cgroup_version,
         )
         if plan.host.pids_limit is not None and plan.host.pids_limit <= 0:
-            limits["pids"] = {"limit": -1}  # an explicit "no limit" must undo an earlier one
+            # An explicit "no limit" must undo an earlier one; the runtimes do not agree on a number for it.
+            await asyncio.to_thread(self._cgroups.lift_pids_limit, path)
         file = box.path / "resources.json"
         file.write_bytes(msgspec.json.encode(limits))
         try:

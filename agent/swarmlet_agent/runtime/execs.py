@@ -77,13 +77,47 @@ class RunningExec:
         self._streams.process_ended()
 
 
+@dataclass(slots=True)
+class _Begun:
+    """The runtime's process has been started. complaints: where it writes errors before it uses `streams`."""
+
+    child: Child
+    streams: PipeStreams
+    complaints: PipeStreams | None = None
+
+    async def complaint(self) -> str:
+        """What it said, after its end. Once it has a terminal it complains there."""
+        for source in (self.complaints, self.streams):
+            if source is not None:
+                source.process_ended()
+                if text := b"".join([data async for _, data in source]).decode(errors="replace"):
+                    return text
+        return ""
+
+    def forget_complaints(self) -> None:
+        if self.complaints is not None:
+            self.complaints.release()
+
+    async def end(self) -> None:
+        """Stop and clean up, whatever happened."""
+        self.child.kill()
+        self.streams.release()
+        self.forget_complaints()
+        await asyncio.shield(self.child.wait())
+
+
 @dataclass(frozen=True, slots=True)
 class ExecStarter:
-    """What starting an exec takes. folder: short-lived files, watched by `watch`."""
+    """What starting an exec takes. folder: short-lived files, watched by `watch`.
+
+    sends_terminal: the runtime makes a terminal and sends it over a socket while it stays (crun); runc does that
+    only if it does not stay, so there it gets a terminal of ours and passes on what goes through it.
+    """
 
     launcher: Launcher
     watch: FolderWatch
     folder: Path
+    sends_terminal: bool
 
     async def start(self, container_id: str, plan: ExecPlan, process: dict[str, Any]) -> RunningExec:
         """StartFailed if the program cannot be run; Internal if the runtime does not answer in time."""
@@ -93,61 +127,83 @@ class ExecStarter:
         started = self.watch.expect(pid_file)
         words = ["exec", "--process", str(spec), "--pid-file", str(pid_file)]
         try:
-            if plan.tty:
-                child, streams = await self._with_terminal(words, container_id, plan, self.folder / f"{name}.sock")
+            if plan.tty and self.sends_terminal:
+                begun = await self._with_terminal(words, container_id, plan, self.folder / f"{name}.sock")
+            elif plan.tty:
+                begun = await self._with_own_terminal(words, container_id, plan)
             else:
-                child, streams = await self._with_pipes(words, container_id, plan)
+                begun = await self._with_pipes(words, container_id, plan)
             try:
-                pid = await _first_sign(child, started, pid_file)
+                pid = await _first_sign(begun.child, started, pid_file)
+                if pid is None:
+                    text = await begun.complaint()
+                    begun.streams.release()
+                    raise failures.exec_failed(text, plan.args[0] if plan.args else "")
             except BaseException:
-                await _end(child, streams)
+                await begun.end()
                 raise
-            if pid is None:
-                text = await _complaint(streams)
-                streams.release()
-                raise failures.exec_failed(text, plan.args[0] if plan.args else "")
-            return RunningExec(child, pid, streams)
+            begun.forget_complaints()
+            return RunningExec(begun.child, pid, begun.streams)
         finally:
             started.cancel()
             for file in (spec, pid_file):
                 file.unlink(missing_ok=True)
 
-    async def _with_pipes(self, words: list[str], container_id: str, plan: ExecPlan) -> tuple[Child, PipeStreams]:
+    async def _with_pipes(self, words: list[str], container_id: str, plan: ExecPlan) -> _Begun:
         with ExitStack() as theirs, ExitStack() as ours:
             fds: dict[int, int] = {}
             outputs: dict[int, int] = {}
             stdin = None
-            for number in (1, 2):
+            for number in (1, _STDERR):
                 reading, writing = _pipe(ours, theirs)
                 fds[number] = writing
                 outputs[reading] = number
             if plan.open_stdin:
-                theirs_in, stdin = _pipe(theirs, ours)
-                fds[0] = theirs_in
-            child = await self.launcher.spawner.spawn(self.launcher.command.oci(*words, container_id), _ENV, fds)
+                fds[0], stdin = _pipe(theirs, ours)
+            child = await self._spawn([*words, container_id], fds)
             ours.pop_all()
-            return child, PipeStreams(outputs, stdin, tty=False)
+            return _Begun(child, PipeStreams(outputs, stdin, tty=False))
 
-    async def _with_terminal(
-        self, words: list[str], container_id: str, plan: ExecPlan, path: Path
-    ) -> tuple[Child, PipeStreams]:
-        """The runtime makes the terminal and sends its other end over a socket."""
+    async def _with_terminal(self, words: list[str], container_id: str, plan: ExecPlan, path: Path) -> _Begun:
         with ExitStack() as theirs, ExitStack() as ours:
             listener = theirs.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM))
             _bind(listener, path)
             theirs.callback(path.unlink, missing_ok=True)
             reading, writing = _pipe(ours, theirs)
-            words = [*words, "--tty", "--console-socket", str(path)]
-            child = await self.launcher.spawner.spawn(
-                self.launcher.command.oci(*words, container_id), _ENV, {1: writing, _STDERR: writing}
-            )
-            terminal = await _receive_terminal(listener, child)
-            if terminal is None:  # it failed before: its complaint is in the pipe
-                ours.pop_all()
-                return child, PipeStreams({reading: _STDERR}, None, tty=False)
-            if plan.console_size != (0, 0):
-                _set_size(terminal, *plan.console_size)
-            return child, PipeStreams({terminal: 1}, os.dup(terminal), tty=True)
+            words = [*words, "--tty", "--console-socket", str(path), container_id]
+            child = await self._spawn(words, {1: writing, _STDERR: writing})
+            ours.pop_all()
+            complaints = PipeStreams({reading: _STDERR}, None, tty=False)
+            try:
+                terminal = await _receive_terminal(listener, child)
+            except BaseException:
+                await _Begun(child, complaints).end()
+                raise
+            if terminal is None:  # it failed before
+                return _Begun(child, complaints)
+            return _Begun(child, _terminal_streams(terminal, plan), complaints)
+
+    async def _with_own_terminal(self, words: list[str], container_id: str, plan: ExecPlan) -> _Begun:
+        terminal, other = os.openpty()
+        try:
+            _set_size(terminal, *plan.console_size)
+            child = await self._spawn([*words, "--tty", container_id], {}, terminal=os.ttyname(other))
+        except BaseException:
+            os.close(terminal)
+            raise
+        finally:
+            os.close(other)
+        return _Begun(child, _terminal_streams(terminal, plan))
+
+    async def _spawn(self, words: list[str], fds: dict[int, int], *, terminal: str = "") -> Child:
+        argv = self.launcher.command.oci(*words)
+        return await self.launcher.spawner.spawn(argv, _ENV, fds, terminal=terminal)
+
+
+def _terminal_streams(terminal: int, plan: ExecPlan) -> PipeStreams:
+    if plan.console_size != (0, 0):
+        _set_size(terminal, *plan.console_size)
+    return PipeStreams({terminal: 1}, os.dup(terminal), tty=True)
 
 
 def _pipe(first: ExitStack, second: ExitStack) -> tuple[int, int]:
@@ -220,18 +276,6 @@ async def _first_sign(child: Child, started: asyncio.Future[None], pid_file: Pat
         if child.ended:
             return None
         raise Internal(f"the exec was not started within {START_TIMEOUT_S:g} s") from err
-
-
-async def _complaint(streams: PipeStreams) -> str:
-    streams.process_ended()
-    parts = [data async for _, data in streams]
-    return b"".join(parts).decode(errors="replace")
-
-
-async def _end(child: Child, streams: PipeStreams) -> None:
-    child.kill()
-    streams.release()
-    await asyncio.shield(child.wait())
 
 
 def _set_size(terminal: int, rows: int, columns: int) -> None:

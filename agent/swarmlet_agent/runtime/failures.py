@@ -12,6 +12,9 @@ _UNABLE = "unable to start container process: "
 
 #: crun's words for a program that is not there; the errno's own text may follow.
 _CRUN_NOT_FOUND = re.compile(r"executable file [`'](?P<name>.*?)['`] not found(?: in \$PATH)?")
+#: On a terminal both decorate: colours, and in front a time (crun) or a level (runc).
+_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
+_DECORATION = re.compile(r"^(?:\d{4}-\d\d-\d\dT[0-9:.]+Z: |[A-Z]{4}\[\d+\] )")
 _RUNC_LEVEL = re.compile(r'^time="[^"]*" level=\w+ msg="(?P<text>(?:[^"\\]|\\.)*)"$', re.MULTILINE)
 _RUNC_PREFIX = re.compile(r"^(?:runc create failed|exec failed|runc run failed): ")
 
@@ -30,7 +33,7 @@ def exec_failed(text: str, program: str) -> StartFailed:
 
 
 def _failed(prefix: str, step: str, text: str, program: str) -> StartFailed:
-    reason = _reason(text.strip(), program)
+    reason = _reason(_DECORATION.sub("", _COLOUR.sub("", text).strip()), program)
     return StartFailed(f"{prefix}{step}{_UNABLE}{reason}: unknown", exit_code(reason))
 
 

@@ -109,12 +109,16 @@ class Spawner:
         return await result
 
     async def spawn(
-        self, argv: Sequence[str], env: Mapping[str, str], fds: Mapping[int, int], *, session: bool = True
+        self, argv: Sequence[str], env: Mapping[str, str], fds: Mapping[int, int], *, terminal: str = ""
     ) -> Child:
-        """Start a program. fds: the child's number -> ours; without 0 its stdin is /dev/null. Internal if it cannot."""
+        """Start a program in a session of its own. Internal if it cannot be.
+
+        fds: the child's number -> ours; without 0 its stdin is /dev/null.
+        terminal: the path of a terminal that becomes its controlling one and its standard streams, or "".
+        """
         try:
             # Shielded: a process once started must get its owner, or nobody would reap it.
-            started = asyncio.ensure_future(self.run(lambda: _spawn(argv, env, fds, session)))
+            started = asyncio.ensure_future(self.run(lambda: _spawn(argv, env, fds, terminal)))
             pid, pidfd = await asyncio.shield(started)
         except asyncio.CancelledError:
             started.add_done_callback(_abandon)
@@ -165,10 +169,14 @@ def isolate(hidden: str, within: str) -> None:
     linux.umount(hidden)
 
 
-def _spawn(argv: Sequence[str], env: Mapping[str, str], fds: Mapping[int, int], session: bool) -> tuple[int, int]:
+def _spawn(argv: Sequence[str], env: Mapping[str, str], fds: Mapping[int, int], terminal: str) -> tuple[int, int]:
     duplicates: list[int] = []
     try:
         actions: list[tuple[Any, ...]] = [] if 0 in fds else [_NULL]
+        if terminal:
+            # Opened by a session leader without a terminal, it becomes the session's (tty_ioctl(4)).
+            actions = [(os.POSIX_SPAWN_OPEN, 0, terminal, os.O_RDWR, 0)]
+            actions += [(os.POSIX_SPAWN_DUP2, 0, number) for number in (1, 2)]
         highest = max(fds, default=2)
         for target, source in fds.items():
             if source <= highest:  # else an earlier dup2 could overwrite it in the child
@@ -176,7 +184,7 @@ def _spawn(argv: Sequence[str], env: Mapping[str, str], fds: Mapping[int, int], 
                 duplicates.append(source)
             actions.append((os.POSIX_SPAWN_DUP2, source, target))
         pid = os.posix_spawn(
-            argv[0], list(argv), dict(env), file_actions=actions, setsid=session, setsigmask=[], setsigdef=_RESET
+            argv[0], list(argv), dict(env), file_actions=actions, setsid=True, setsigmask=[], setsigdef=_RESET
         )
         return pid, os.pidfd_open(pid)
     finally:

@@ -23,6 +23,11 @@ PARENT = f"/swl-test-{os.getpid()}"
 ENV = ("PATH=/bin",)
 
 
+@pytest.fixture
+def bench_parent() -> str:
+    return PARENT
+
+
 @pytest.fixture(scope="session")
 def busybox_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("busybox")
@@ -33,6 +38,7 @@ def busybox_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for applet in listed.stdout.split():
         if applet != "busybox":
             (root / "bin" / applet).symlink_to("busybox")
+    root.chmod(0o755)
     (root / "etc" / "plain").write_text("not a program")
     (root / "etc" / "broken").write_text("#!/nope\n")
     (root / "etc" / "broken").chmod(0o755)
