@@ -140,6 +140,8 @@ class Connection(asyncio.Protocol):
         self._held_eof = False
         self._lost = False
         self._on_lost: list[Callable[[], None]] = []
+        #: Set once the head of the answer to the present request is out: an error then has no status any more.
+        self.head_sent = False
 
     @property
     def lost(self) -> bool:
@@ -162,6 +164,7 @@ class Connection(asyncio.Protocol):
         if self._transport is None:
             raise ConnectionResetError("the client has gone away")
         early, self._held = bytes(self._held), bytearray()
+        self.head_sent = True
         self._transport.set_protocol(successor)
         self._transport.resume_reading()
         return early, self._held_eof

@@ -19,6 +19,7 @@ from swarmlet.engine_api.answers import json_answer
 from swarmlet.engine_api.connection import Connection
 from swarmlet.engine_api.errors import answer
 from swarmlet.engine_api.router import Call, Route, Router
+from swarmlet.engine_api.streams import HijackedResponse
 from swarmlet.log import get_logger
 
 log = get_logger(__name__)
@@ -42,21 +43,32 @@ def make_app(routes: Iterable[Route]) -> web.Application:
     router = Router(routes)
 
     async def dispatch(request: web.Request) -> web.StreamResponse:
+        connection = _connection(request)
+        if connection is not None:
+            connection.head_sent = False
         try:
             return await _dispatch(router, request)
         except errors.SwarmletError as err:
+            if connection is not None and connection.head_sent:
+                log.warning("stream broken off", method=request.method, path=request.path, error=err)
+                return _break_off(request)
             return answer(err)
-        except (ConnectionResetError, asyncio.CancelledError):
-            raise
-        except web.HTTPException:
+        except (asyncio.CancelledError, web.HTTPException):
             raise
         except Exception as err:
+            if request.transport is None or request.transport.is_closing():
+                return HijackedResponse()  # the client has gone: there is no one to answer, and nothing is wrong
             log.exception("request failed", method=request.method, path=request.path)
+            if connection is not None and connection.head_sent:
+                return _break_off(request)
             return json_answer({"message": f"internal error: {type(err).__name__}: {err}"}, status=500)
         finally:
-            _release(request)
+            if connection is not None:
+                connection.release()
 
-    async def add_headers(_request: web.Request, response: web.StreamResponse) -> None:
+    async def add_headers(request: web.Request, response: web.StreamResponse) -> None:
+        if (connection := _connection(request)) is not None:
+            connection.head_sent = True
         for name, value in SERVER_HEADERS.items():
             response.headers.setdefault(name, value)
 
@@ -76,11 +88,17 @@ async def _dispatch(router: Router, request: web.Request) -> web.StreamResponse:
     return await handler(Call(request, version, path, {name: unquote(value) for name, value in params.items()}))
 
 
-def _release(request: web.Request) -> None:
-    """What was held behind a request that did not take its connection over is HTTP again."""
+def _break_off(request: web.Request) -> web.StreamResponse:
+    """The head has been sent, so an error has no status: cut the connection, that the client sees it is not all."""
+    if request.transport is not None:
+        request.transport.abort()
+    return HijackedResponse()
+
+
+def _connection(request: web.Request) -> Connection | None:
+    """None where the client has gone already."""
     protocol = None if request.transport is None else request.transport.get_protocol()
-    if isinstance(protocol, Connection):
-        protocol.release()
+    return protocol if isinstance(protocol, Connection) else None
 
 
 class Server:

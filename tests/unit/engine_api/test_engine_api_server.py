@@ -45,6 +45,17 @@ async def forever(call: Call) -> web.StreamResponse:
     return await stream.end()
 
 
+async def broken(call: Call) -> web.StreamResponse:
+    """Fails before the answer, after its head, or after taking the connection over."""
+    error = Conflict("cannot go on") if call.flag("known") else RuntimeError("a defect")
+    if call.text("when") == "streaming":
+        await JsonStream(call).send({"hello": 1})
+    elif call.text("when") == "hijacked":
+        stream, _ = await hijack(call, tty=True)
+        await stream.write(b"hello")
+    raise error
+
+
 async def size(call: Call) -> web.StreamResponse:
     total = 0
     async for part in call.request.content.iter_any():
@@ -61,6 +72,7 @@ async def server(tmp_path: Path) -> AsyncIterator[Path]:
         Route("POST", "/exec/{id}/start", echo),
         Route("GET", "/forever", forever),
         Route("POST", "/size", size),
+        Route("POST", "/broken/attach", broken),
     ])
     path = tmp_path / "s.sock"
     await running.listen_unix(path)
@@ -195,7 +207,7 @@ async def test_input_that_nobody_reads_is_not_kept_in_memory(tmp_path: Path) -> 
     await running.close()
 
 
-async def test_a_waiting_handler_ends_when_its_client_goes(server: Path) -> None:
+async def test_a_waiting_handler_ends_when_its_client_goes(server: Path, caplog: pytest.LogCaptureFixture) -> None:
     reader, writer = await asyncio.open_unix_connection(str(server))
     writer.write(b"GET /forever HTTP/1.1\r\nHost: d\r\n\r\n")
     await reader.readuntil(b"hello")
@@ -203,6 +215,33 @@ async def test_a_waiting_handler_ends_when_its_client_goes(server: Path) -> None
 
     async with asyncio.timeout(5):
         await GONE.wait()
+    await asyncio.sleep(0.05)
+    assert not caplog.records  # clients may go: nothing is wrong
+
+
+@pytest.mark.parametrize("known", ["0", "1"])
+@pytest.mark.parametrize("when", ["streaming", "hijacked"])
+async def test_an_error_within_a_stream_cuts_it_off(server: Path, when: str, known: str) -> None:
+    reader, writer = await asyncio.open_unix_connection(str(server))
+    writer.write(post(f"/broken/attach?known={known}&when={when}", upgrade=when == "hijacked"))
+    answer = b""
+    async with asyncio.timeout(5):
+        with contextlib.suppress(ConnectionResetError):
+            while data := await reader.read(100):
+                answer += data
+
+    # No second head, and no end of the chunked body: the client can tell that it is not complete.
+    assert answer.count(b"HTTP/1.1") == 1
+    assert not answer.endswith(b"0\r\n\r\n")
+    writer.close()
+
+
+@pytest.mark.parametrize(("known", "status"), [("0", 500), ("1", 409)])
+async def test_an_error_before_the_answer_has_a_status(server: Path, known: str, status: int) -> None:
+    answer = await talk(server, post(f"/broken/attach?known={known}"))
+
+    assert answer.startswith(b"HTTP/1.1 %d " % status)
+
 
 
 @pytest.mark.parametrize(

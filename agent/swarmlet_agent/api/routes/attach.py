@@ -85,10 +85,9 @@ class AttachRoutes:
                 if call.version >= (1, 30):
                     await stream.start()
                 result = await waiting.result()
-                answer: dict[str, object] = {"StatusCode": result.exit_code}
-                if result.error:
-                    answer["Error"] = {"Message": result.error}
-                await stream.send(answer)
+                # No Error beside it: that is for a wait that failed. What kept the container from starting is told
+                # to whoever started it, and clients that got both would print it twice.
+                await stream.send({"StatusCode": result.exit_code})
                 return await stream.end()
         finally:
             waiting.close()
