@@ -18,7 +18,7 @@ from pathlib import Path
 
 from swarmlet.log import get_logger
 from swarmlet_agent.net import dns_codec
-from swarmlet_agent.net.kernel import DnsSockets
+from swarmlet_agent.net.dns_sockets import DnsSockets
 from swarmlet_agent.net.names import NameTable
 from swarmlet_agent.net.plan_files import ResolvConf, parse_resolv_conf
 

@@ -11,37 +11,23 @@ import errno
 import socket
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 from pathlib import Path
 
 from swarmlet.errors import Conflict, Internal
 from swarmlet.log import get_logger
 from swarmlet_agent.net import conntrack, netlink, netns
+from swarmlet_agent.net.dns_sockets import DnsSockets, bind_dns, change_rules_here
 from swarmlet_agent.net.netlink import Link, Message, Netlink, NetlinkError
 from swarmlet_agent.net.nft import Nft, NftError
 from swarmlet_agent.net.plan_ipam import mac_of
-from swarmlet_agent.net.plan_rules import DNS_ADDRESS, TABLE, dns_ruleset, no_ruleset
+from swarmlet_agent.net.plan_rules import TABLE, dns_ruleset, no_ruleset
 from swarmlet_agent.net.records import EndpointRecord, NetworkRecord, SandboxRecord
 
 log = get_logger(__name__)
 
 #: Interfaces with this group number are ours (a veth or bridge of any other group is never touched).
 GROUP = 0x53574C01
-_DNS_PORT_TRIES = 16
-
-
-@dataclass(frozen=True, slots=True)
-class DnsSockets:
-    """Bound on 127.0.0.11 in a container's namespace, both with the same port; not blocking."""
-
-    udp: socket.socket
-    tcp: socket.socket
-    port: int
-
-    def close(self) -> None:
-        self.udp.close()
-        self.tcp.close()
 
 
 class KernelNet:
@@ -206,10 +192,10 @@ class KernelNet:
         Where another process has taken that port meanwhile, another one and other rules.
         """
         with netns.inside(self.path(sandbox.container_id)):
-            sockets = _bind_dns(sandbox.dns_port)
+            sockets = bind_dns(sandbox.dns_port)
             self._dns[sandbox.container_id] = sockets
             if sockets.port != sandbox.dns_port:
-                _change_rules_here(f"delete table {TABLE}\n" + dns_ruleset(sockets.port))
+                change_rules_here(f"delete table {TABLE}\n" + dns_ruleset(sockets.port))
             return sockets.port
 
     def open_socket(self, container_id: str, kind: int) -> socket.socket:
@@ -324,43 +310,10 @@ class KernelNet:
 
     def _open_dns(self, sandbox: SandboxRecord) -> int:
         """In the container's namespace: sockets, and the rules that lead port 53 to them."""
-        sockets = _bind_dns(sandbox.dns_port)
+        sockets = bind_dns(sandbox.dns_port)
         self._dns[sandbox.container_id] = sockets
-        _change_rules_here(dns_ruleset(sockets.port))
+        change_rules_here(dns_ruleset(sockets.port))
         return sockets.port
-
-
-def _change_rules_here(text: str) -> None:
-    """Rules of the namespace this thread is in.
-
-    Only add where that will do: closing the context after a deletion waits some 10 ms for the kernel.
-    """
-    rules = Nft()
-    try:
-        rules.run(text)
-    finally:
-        rules.close()
-
-
-def _bind_dns(wanted: int) -> DnsSockets:
-    """UDP and TCP on one port: the wanted one, else one that the kernel picks and is free for both."""
-    for attempt in range(_DNS_PORT_TRIES):
-        udp = socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
-        tcp = socket.socket(socket.AF_INET, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
-        try:
-            tcp.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            udp.bind((DNS_ADDRESS, wanted if attempt == 0 else 0))
-            port = udp.getsockname()[1]
-            tcp.bind((DNS_ADDRESS, port))
-            tcp.listen(16)
-        except OSError as err:
-            udp.close()
-            tcp.close()
-            if err.errno != errno.EADDRINUSE:
-                raise
-            continue
-        return DnsSockets(udp, tcp, port)
-    raise Internal("no port is free for the embedded DNS server in the container's namespace")
 
 
 def wait_gone(kernel: KernelNet, veths: Sequence[str], patience_s: float) -> set[str]:

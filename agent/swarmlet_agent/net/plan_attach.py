@@ -48,12 +48,14 @@ def kind_of(mode: str, share_with: str = "") -> str:
 def places(wish: NetworkWish, lookup: Lookup) -> list[Place]:
     """Every network wanted, the one of the mode first, the others by name.
 
+    Where endpoints are listed they are all there is: a container may have been taken off its mode's network.
     NotFound for an unknown network; InvalidArgument, Forbidden for what a network cannot do.
     """
     main = lookup(_known_as(wish.mode))
-    wanted = {main.name: EndpointSettings()}
-    for ref, settings in sorted(wish.endpoints.items()):
-        wanted[lookup(_known_as(ref)).name] = settings
+    listed = {lookup(_known_as(ref)).name: settings for ref, settings in sorted(wish.endpoints.items())}
+    if listed and main.name not in listed and main.driver == "bridge":
+        main = lookup(min(listed))
+    wanted = {main.name: EndpointSettings(), **listed}
     if wish.mac_address and not wanted[main.name].mac_address:
         wanted[main.name] = msgspec.structs.replace(wanted[main.name], mac_address=wish.mac_address)
     found = [Place(lookup(name), settings) for name, settings in wanted.items()]

@@ -169,3 +169,47 @@ async def test_host_and_none_networks(lab: Lab) -> None:
     assert list(none.endpoints) == ["none"]
     assert await lab.cut_off(none.netns_path, OUTSIDE, 80)
     assert list(await lab.networks.counters(ident)) == []
+
+
+@in_own_network
+async def test_bridged_firewalling_on_the_host_changes_nothing(lab: Lab) -> None:
+    switch = Path("/proc/sys/net/bridge/bridge-nf-call-iptables")
+    await lab.networks.create(NetworkCreate(name="app"))
+    _, web = await lab.attach("web", "app", ports={"80/tcp": (PortBinding(host_port="8080"),)})
+    _, peer = await lab.attach("peer", "app")
+    own = web.endpoints["app"].ip_address
+
+    # A host without br_netfilter has no switch and never sends bridged packets through the rules.
+    for value in ("0", "1") if switch.exists() else ("",):
+        if value:
+            switch.write_text(value)
+        async with lab.serve(web.netns_path, 80, "web"):
+            assert (await lab.ask(peer.netns_path, own, 80)).startswith("web ")
+            assert (await lab.ask(web.netns_path, HOST, 8080)).startswith("web ")
+            assert (await lab.ask(peer.netns_path, HOST, 8080)).startswith("web ")
+            assert await lab.ask(lab.outside, HOST, 8080) == f"web {OUTSIDE}"
+
+
+@in_own_network
+async def test_a_container_disconnected_from_its_modes_network_stays_off_it(lab: Lab) -> None:
+    await lab.networks.create(NetworkCreate(name="app"))
+
+    _, web = await lab.attach("web", "bridge", endpoints={"app": EndpointSettings()})
+
+    assert list(web.endpoints) == ["app"]
+
+
+@in_own_network
+async def test_a_port_of_a_protocol_is_published_for_that_protocol_only(lab: Lab) -> None:
+    _, web = await lab.attach(
+        "web",
+        ports={
+            "80/tcp": (PortBinding(host_port="8080"),),
+            "90/udp": (PortBinding(host_port="8080"),),
+            "70/sctp": (PortBinding(host_port="8080"),),
+        },
+    )
+
+    async with lab.serve(web.netns_path, 80, "tcp"), lab.echo_udp(web.netns_path, 90, "udp"):
+        assert await lab.ask(lab.outside, HOST, 8080) == f"tcp {OUTSIDE}"
+        assert await lab.ask_udp(lab.outside, HOST, 8080) == b"udp"
