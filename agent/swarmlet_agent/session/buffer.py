@@ -54,9 +54,7 @@ class StatusBuffer:
 
     def session_lost(self) -> None:
         """What was sent without an acknowledgement is to be sent again."""
-        for sent in sorted(self._sent):
-            for ident, status in self._sent[sent].items():
-                known = self._pending.get(ident)
-                if known is None or known.state <= status.state:
-                    self._pending.setdefault(ident, status)
+        for seq in sorted(self._sent, reverse=True):  # the newest word on a task is kept
+            for ident, status in self._sent[seq].items():
+                self._pending.setdefault(ident, status)
         self._sent.clear()
