@@ -49,7 +49,7 @@ class Bringup:
         await core.runtime.start(unit.id)
         state = replace(
             record.state, status="running", pid=pid, exit_code=0, error="", oom_killed=False,
-            started_at=core.now(), finished_at=0, health=None,
+            started_at=core.now(), finished_at=0,
         )  # fmt: skip
         return replace(record, state=state)
 

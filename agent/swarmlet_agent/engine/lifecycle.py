@@ -104,8 +104,8 @@ class Lifecycle:
     async def _launch(self, unit: Unit, record: Container) -> None:
         """Start and journal it; on an error nothing of it is left, and the record is as it was."""
         try:
-            if self._checks.planned(record):
-                record = replace(record, state=replace(record.state, health=Health()))
+            health = Health() if self._checks.planned(record) else None
+            record = replace(record, state=replace(record.state, health=health))
             started = await self._bringup.up(unit, record)
             await self._core.save(unit, started)
         except asyncio.CancelledError:

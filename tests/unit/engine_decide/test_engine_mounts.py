@@ -1,0 +1,125 @@
+"""Binds, mounts, tmpfs and volumes: what becomes of each way to ask for them."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from swarmlet.errors import InvalidArgument, NotSupported
+from swarmlet.model.common import BindOptions, Mount, TmpfsOptions, VolumeOptions
+from swarmlet.model.container import ContainerCreate, HostConfig
+from swarmlet_agent.decide.mounts import from_mount, parse_bind, resolve_mounts, tmpfs_options
+from swarmlet_agent.decide.points import MountPoint
+
+
+def resolve(volumes: tuple[str, ...] = (), shared: dict[str, list[MountPoint]] | None = None, **host: object):
+    request = ContainerCreate(host_config=HostConfig(**host), volumes={name: {} for name in volumes})  # type: ignore[arg-type]
+    return resolve_mounts(request, shared or {})
+
+
+def test_a_host_path_is_bound_privately_and_made_if_missing():
+    assert parse_bind("/srv/a/:/data") == MountPoint(
+        type="bind", source="/srv/a", destination="/data", propagation="rprivate", make_source=True
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "rw", "propagation"),
+    [("/a:/b:ro", False, "rprivate"), ("/a:/b:rw,rslave", True, "rslave"), ("/a:/b:z,ro,shared", False, "shared")],
+)
+def test_bind_modes(text, rw, propagation):
+    point = parse_bind(text)
+    assert (point.rw, point.propagation) == (rw, propagation)
+
+
+def test_a_word_in_front_is_a_volumes_name_and_nocopy_keeps_it_empty():
+    assert parse_bind("data:/var") == MountPoint(
+        type="volume", name="data", destination="/var", driver="local", mode="z", copy_up=True
+    )
+    assert not parse_bind("data:/var:nocopy").copy_up
+
+
+def test_a_lone_path_is_an_anonymous_volume():
+    point = parse_bind("/var")
+    assert (point.type, point.name, point.anonymous) == ("volume", "", True)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "a:b:c:d", "/a:/b:bogus", "/a:b", "/a:/", "a/b:/c", "/a:/b:ro,rw", "/a:/b:shared,slave", "/data:ro", ":/x:q"],
+)
+def test_broken_binds_are_refused(text):
+    with pytest.raises(InvalidArgument, match="invalid volume specification"):
+        parse_bind(text)
+
+
+@pytest.mark.parametrize(
+    ("mount", "words"),
+    [
+        (Mount(type="bind", target="/x"), "field Source must not be empty"),
+        (Mount(type="bind", source="a", target="/x"), "mount path must be absolute"),
+        (Mount(type="bind", source="/a", target=""), "field Target must not be empty"),
+        (Mount(type="bind", source="/a", target="/"), "destination can't be '/'"),
+        (Mount(type="bind", source="/a", target="/x", volume_options=VolumeOptions()), "VolumeOptions must not"),
+        (Mount(type="bind", source="/a", target="/x", bind_options=BindOptions(propagation="up")), "propagation"),
+        (Mount(type="volume", target="/x", read_only=True), "ReadOnly"),
+        (Mount(type="volume", source="a/b", target="/x"), "invalid characters"),
+        (Mount(type="tmpfs", source="a", target="/x"), "field Source must not be specified"),
+        (Mount(type="floppy", target="/x"), "mount type unknown"),
+    ],
+)
+def test_broken_mounts_are_refused_with_their_kind(mount, words):
+    with pytest.raises(InvalidArgument, match=words) as caught:
+        from_mount(mount)
+    assert str(caught.value).startswith("invalid mount config")
+
+
+def test_kinds_and_options_not_built_are_refused_by_name():
+    with pytest.raises(NotSupported, match="npipe"):
+        from_mount(Mount(type="npipe", source="a", target="/x"))
+    with pytest.raises(NotSupported, match="subpath"):
+        from_mount(Mount(type="volume", source="aa", target="/x", volume_options=VolumeOptions(subpath="d")))
+
+
+def test_tmpfs_options_override_dockers_defaults():
+    point = from_mount(Mount(type="tmpfs", target="/t", tmpfs_options=TmpfsOptions(size_bytes=1024, mode=0o700)))
+    assert point.options == ("noexec", "nosuid", "nodev", "size=1024", "mode=700")
+    assert tmpfs_options(["exec", "size=1m", "size=2m"]) == ("nosuid", "nodev", "exec", "size=2m")
+    with pytest.raises(InvalidArgument, match="invalid tmpfs option"):
+        tmpfs_options(["bogus=1"])
+
+
+def test_parents_come_before_what_lies_in_them():
+    points = resolve(("/a/b/c",), binds=("/x:/a/b", "/y:/a"), tmpfs={"/a/b/d": ""})
+    assert [point.destination for point in points] == ["/a", "/a/b", "/a/b/c", "/a/b/d"]
+
+
+def test_the_images_volume_yields_to_a_mount_at_the_same_place():
+    points = resolve(("/data",), binds=("/host:/data",))
+    assert [point.type for point in points] == ["bind"]
+
+
+def test_two_mounts_at_one_place_are_refused():
+    with pytest.raises(InvalidArgument, match="Duplicate mount point: /data"):
+        resolve(binds=("/a:/data",), mounts=(Mount(type="volume", source="vol", target="/data/"),))
+
+
+def test_volumes_from_brings_anothers_points_read_only_if_asked():
+    theirs = [MountPoint(type="volume", name="v", destination="/v", copy_up=True)]
+    (point,) = resolve(shared={"other": theirs}, volumes_from=("other:ro",))
+    assert (point.name, point.rw, point.copy_up) == ("v", False, False)
+    with pytest.raises(InvalidArgument, match="invalid mode for volumes-from"):
+        resolve(shared={"other": theirs}, volumes_from=("other:x",))
+
+
+@given(text=st.text(alphabet="/ab.:,rowz-_\\", max_size=14))
+def test_any_bind_is_either_understood_or_refused(text):
+    try:
+        point = parse_bind(text)
+    except InvalidArgument:
+        return
+    assert point.destination.startswith("/")
+    assert ".." not in point.destination.split("/")
+    assert point.destination != "/"
+    assert point.type == "volume" or point.source.startswith("/")
