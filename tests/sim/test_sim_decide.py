@@ -6,6 +6,7 @@ A failing seed is in the test's id; `pytest -k "seed-17"` repeats it exactly.
 from __future__ import annotations
 
 import random
+from itertools import pairwise
 
 import pytest
 from decide_cluster import GIB, Cluster
@@ -43,7 +44,8 @@ def spec(
     **template: object,
 ) -> ServiceSpec:
     """count None = global."""
-    mode = ServiceMode(global_=GlobalMode()) if count is None else ServiceMode(replicated=ReplicatedMode(replicas=count))
+    replicated = ServiceMode(replicated=ReplicatedMode(replicas=count))
+    mode = ServiceMode(global_=GlobalMode()) if count is None else replicated
     return ServiceSpec(
         name=name,
         mode=mode,
@@ -281,7 +283,7 @@ def test_a_crash_looping_task_comes_back_after_its_delay_and_no_more_often_than_
 
     tasks = sorted(cluster.state.tasks_of_service(service), key=lambda task: task.created_at)
     assert len(tasks) == 4 and all(task.status.state == TaskState.FAILED for task in tasks)
-    for before, after in zip(tasks, tasks[1:], strict=False):
+    for before, after in pairwise(tasks):
         assert after.status.running_at - before.status.applied_at >= 2 * NS
 
 
