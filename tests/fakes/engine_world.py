@@ -41,6 +41,7 @@ class Process:
 
     plan: ContainerPlan
     pid: int
+    log_path: Path
     state: str = "created"  # created, running, paused
     streams: list[FakeStreams] = field(default_factory=list)
 
@@ -259,7 +260,7 @@ class FakeRuntime(_Port):
         if program in self.REFUSED:
             raise StartFailed(f'exec: "{program}": executable file not found in $PATH', self.REFUSED[program])
         world.exits.pop(plan.id, None)
-        process = world.processes[plan.id] = Process(plan, world.next_pid())
+        process = world.processes[plan.id] = Process(plan, world.next_pid(), log_path)
         self.leave()
         return process.pid
 
@@ -290,6 +291,11 @@ class FakeRuntime(_Port):
 
     async def resize(self, container_id: str, rows: int, columns: int) -> None:
         await self.enter(f"runtime.resize {rows}x{columns}")
+
+    async def reopen_log(self, container_id: str) -> None:
+        await self.enter("runtime.reopen_log")
+        if (process := self.world.processes.get(container_id)) is not None:
+            process.log_path.touch()
 
     async def exec(self, container_id: str, plan: ExecPlan) -> FakeExec:
         await self.enter("runtime.exec")

@@ -168,8 +168,8 @@ def check_log(config: LogConfig) -> None:
             raise NotSupported(f"log option '{key}' is not supported for log driver {config.type or 'json-file'}")
         if key == "mode" and value not in ("", "blocking"):
             raise NotSupported(f"log mode '{value}' is not supported: use blocking")
-        if key == "compress" and value not in ("true", "false"):
-            raise InvalidArgument(f"invalid value for log option compress: {value}")
+        if key == "compress" and value != "false":
+            raise NotSupported(f"log option 'compress={value}' is not supported: rotated logs stay as they are")
         if key == "max-file" and not (value.isdigit() and int(value) >= 1):
             raise InvalidArgument("max-file cannot be less than 1")
         if key == "max-size":

@@ -35,6 +35,7 @@ from swarmlet_agent.engine.lifecycle import Lifecycle
 from swarmlet_agent.engine.plan import wish_of
 from swarmlet_agent.engine.ports import Images, Networks, Runtime, Streams, Volumes
 from swarmlet_agent.engine.removal import Removal
+from swarmlet_agent.engine.rotation import LogRotation
 from swarmlet_agent.engine.signals import Signals
 from swarmlet_agent.engine.streams import PendingStreams
 from swarmlet_agent.engine.top import processes
@@ -81,6 +82,8 @@ class Engine:
         self._lifecycle = Lifecycle(core, self._bringup, self._removal, HealthChecks(core))
         self._signals = Signals(core)
         self._execs = Execs(core)
+        self._rotation = LogRotation(core)
+        self._rotating: asyncio.Task[None] | None = None
 
     @property
     def events(self) -> EventBus:
@@ -110,6 +113,7 @@ class Engine:
             *(self._recover(limit, self._removal.sweep(ident), ident) for ident in sorted(orphans)),
             *(self._recover(limit, self._lifecycle.adopt(unit), unit.id) for unit in tuple(core.units.values())),
         )
+        self._rotating = core.spawn(self._rotation.run(), "log rotation")
 
     async def _recover(self, limit: asyncio.Semaphore, work: Coroutine[Any, Any, None], ident: str) -> None:
         """One container's trouble must not keep the others from being taken up."""
@@ -121,6 +125,8 @@ class Engine:
 
     async def close(self) -> None:
         """End what the engine itself does; what runs goes on and is taken up by the next start()."""
+        if self._rotating is not None:
+            self._rotating.cancel()
         await self._core.close()
 
     # Looking

@@ -89,6 +89,10 @@ class Runtime(Protocol):
 
     async def resize(self, container_id: str, rows: int, columns: int) -> None: ...
 
+    async def reopen_log(self, container_id: str) -> None:
+        """Its log file was renamed: go on with a new one of the old name. Conflict if it is not running."""
+        ...
+
     async def exec(self, container_id: str, plan: ExecPlan) -> ExecProcess:
         """StartFailed with 126/127 as Docker has them; Conflict if the container is not running."""
         ...

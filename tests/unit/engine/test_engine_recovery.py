@@ -210,7 +210,7 @@ async def _at_rest(node: Node, started: dict[str, int], *, rebooted: bool) -> No
         tasks = {task.get_name().split()[0] for task in node.engine._core._tasks}
         if any(unit.lock.locked() or unit.removing or unit.keep for unit in units):
             continue
-        if tasks <= {"monitor", "restart"}:
+        if tasks <= {"monitor", "restart", "log"}:
             try:
                 _check(node, started, rebooted=rebooted)
             except AssertionError:
