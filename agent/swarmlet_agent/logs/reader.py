@@ -31,7 +31,7 @@ class LogReader:
         """What the query wants of the log, in order; blocks of at most about BLOCK_BYTES.
 
         Follows until `ended` completes (the container has stopped) and all it had written has been given, or
-        until `query.until` has passed. Without `ended`, what is there now. Nothing is read ahead of the client.
+        until `query.until` has passed. Without `ended`, what is there now. At most a block is read ahead of the client.
         """
         files = LogFiles(path)
         renderer = Renderer(query)
@@ -50,9 +50,15 @@ class LogReader:
             files.close()
 
     async def _all(self, files: LogFiles, renderer: Renderer) -> AsyncIterator[bytes]:
-        while not renderer.done and (data := await asyncio.to_thread(_next, files, renderer)) is not None:
-            if data:
-                yield data
+        # One block is read ahead, while the client takes the one before.
+        ahead = asyncio.ensure_future(asyncio.to_thread(_next, files, renderer))
+        try:
+            while (data := await ahead) is not None:
+                ahead = asyncio.ensure_future(asyncio.to_thread(_next, files, renderer))
+                if data:
+                    yield data
+        finally:
+            await asyncio.wait([ahead])
 
     async def _follow(
         self, path: Path, files: LogFiles, renderer: Renderer, stop: asyncio.Future[object], until: int
@@ -95,5 +101,5 @@ async def _as_object(awaitable: Awaitable[object]) -> object:
 
 def _next(files: LogFiles, renderer: Renderer) -> bytes | None:
     """The next rendered block; None at the end, b"" for a block that has nothing for this client."""
-    block = files.read()
+    block = b"" if renderer.done else files.read()
     return renderer.render(block) if block else None
