@@ -76,23 +76,37 @@ class MadeImage:
         }[self.compression]
         self.blobs = [compress(layer) for layer in self.layers]
         self.diff_ids = [digest(layer) for layer in self.layers]
-        self.raw_config = json.dumps({
-            "architecture": self.architecture, "os": "linux", "created": "2024-05-06T07:08:09.123456789Z",
-            "author": "tests", "config": self.config, "rootfs": {"type": "layers", "diff_ids": self.diff_ids},
-            "history": [
-                {"created": "2024-05-06T07:08:09Z", "created_by": f"step {number}"} for number in range(len(self.layers))
-            ],
-        }).encode()
+        self.raw_config = json.dumps(
+            {
+                "architecture": self.architecture,
+                "os": "linux",
+                "created": "2024-05-06T07:08:09.123456789Z",
+                "author": "tests",
+                "config": self.config,
+                "rootfs": {"type": "layers", "diff_ids": self.diff_ids},
+                "history": [
+                    {"created": "2024-05-06T07:08:09Z", "created_by": f"step {number}"}
+                    for number in range(len(self.layers))
+                ],
+            }
+        ).encode()
         self.id = digest(self.raw_config)
-        self.manifest = json.dumps({
-            "schemaVersion": 2, "mediaType": self.media_type,
-            "config": {
-                "mediaType": "application/vnd.docker.container.image.v1+json" if self.media_type == SCHEMA2
-                else "application/vnd.oci.image.config.v1+json",
-                "digest": self.id, "size": len(self.raw_config),
-            },
-            "layers": [{"mediaType": self._layer_type(), "digest": digest(blob), "size": len(blob)} for blob in self.blobs],
-        }).encode()
+        self.manifest = json.dumps(
+            {
+                "schemaVersion": 2,
+                "mediaType": self.media_type,
+                "config": {
+                    "mediaType": "application/vnd.docker.container.image.v1+json"
+                    if self.media_type == SCHEMA2
+                    else "application/vnd.oci.image.config.v1+json",
+                    "digest": self.id,
+                    "size": len(self.raw_config),
+                },
+                "layers": [
+                    {"mediaType": self._layer_type(), "digest": digest(blob), "size": len(blob)} for blob in self.blobs
+                ],
+            }
+        ).encode()
         self.digest = digest(self.manifest)
 
     def _layer_type(self) -> str:
@@ -109,10 +123,13 @@ class MadeImage:
         parts = {f"{self.id[7:]}.json": self.raw_config}
         for number, layer in enumerate(self.blobs):
             parts[f"{number}/layer.tar"] = layer
-        listed = [{
-            "Config": f"{self.id[7:]}.json", "RepoTags": list(names) or None,
-            "Layers": [f"{number}/layer.tar" for number in range(len(self.blobs))],
-        }]
+        listed = [
+            {
+                "Config": f"{self.id[7:]}.json",
+                "RepoTags": list(names) or None,
+                "Layers": [f"{number}/layer.tar" for number in range(len(self.blobs))],
+            }
+        ]
         return files({**parts, "manifest.json": json.dumps(listed).encode()})
 
     def oci_layout(self, name: str = "") -> bytes:
@@ -121,18 +138,29 @@ class MadeImage:
             entry["annotations"] = {"io.containerd.image.name": name}
         index = {"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": [entry]}
         blobs = {**self.contents(), self.digest: self.manifest}
-        return files({
-            "oci-layout": b'{"imageLayoutVersion":"1.0.0"}', "index.json": json.dumps(index).encode(),
-            **{f"blobs/{name.replace(':', '/')}": data for name, data in blobs.items()},
-        })
+        return files(
+            {
+                "oci-layout": b'{"imageLayoutVersion":"1.0.0"}',
+                "index.json": json.dumps(index).encode(),
+                **{f"blobs/{name.replace(':', '/')}": data for name, data in blobs.items()},
+            }
+        )
 
 
 def index_of(*images: MadeImage, media_type: str = OCI_INDEX) -> bytes:
     """A list of these images by their platforms."""
-    return json.dumps({
-        "schemaVersion": 2, "mediaType": media_type,
-        "manifests": [{
-            "mediaType": image.media_type, "digest": image.digest, "size": len(image.manifest),
-            "platform": {"architecture": image.architecture, "os": "linux"},
-        } for image in images],
-    }).encode()
+    return json.dumps(
+        {
+            "schemaVersion": 2,
+            "mediaType": media_type,
+            "manifests": [
+                {
+                    "mediaType": image.media_type,
+                    "digest": image.digest,
+                    "size": len(image.manifest),
+                    "platform": {"architecture": image.architecture, "os": "linux"},
+                }
+                for image in images
+            ],
+        }
+    ).encode()

@@ -14,7 +14,6 @@ from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 
 from aiohttp import web
-
 from fakes.images_made import MadeImage, digest
 
 
@@ -82,7 +81,7 @@ class FakeRegistry:
     """Speaks enough of the v2 API to pull from, and misbehaves on request.
 
     break_after: digest -> bytes after which the connection breaks, once. lies: digest -> what is sent instead.
-    user: "name:password" that is asked for, by "basic" or "bearer". gate: blobs wait for it.
+    user: "name:password" that is asked for, by "basic" or "bearer". gate: blobs (those of `gated`, or all) wait for it.
     """
 
     def __init__(self) -> None:
@@ -96,6 +95,7 @@ class FakeRegistry:
         self.user = ""
         self.scheme = "basic"
         self.gate: asyncio.Event | None = None
+        self.gated: set[str] = set()
         self.denied = False
 
     def push(self, repository: str, tag: str, image: MadeImage) -> None:
@@ -130,8 +130,10 @@ class FakeRegistry:
         wanted = f"Basic {base64.b64encode(self.user.encode()).decode()}" if self.scheme == "basic" else "Bearer good"
         if given == wanted:
             return None
-        challenge = 'Basic realm="tests"' if self.scheme == "basic" else (
-            f'Bearer realm="http://{self.host}/token",service="tests",scope="repository:x:pull"'
+        challenge = (
+            'Basic realm="tests"'
+            if self.scheme == "basic"
+            else (f'Bearer realm="http://{self.host}/token",service="tests",scope="repository:x:pull"')
         )
         body = {"errors": [{"code": "UNAUTHORIZED", "message": "authentication required"}]}
         return web.json_response(body, status=401, headers={"WWW-Authenticate": challenge})
@@ -159,9 +161,7 @@ class FakeRegistry:
             body = {"errors": [{"code": "MANIFEST_UNKNOWN", "message": "manifest unknown"}]}
             return web.json_response(body, status=404)
         raw, media_type = found
-        return web.Response(
-            body=raw, headers={"Content-Type": media_type, "Docker-Content-Digest": digest(raw)}
-        )
+        return web.Response(body=raw, headers={"Content-Type": media_type, "Docker-Content-Digest": digest(raw)})
 
     async def _tags(self, request: web.Request) -> web.Response:
         name = request.match_info["name"]
@@ -176,7 +176,7 @@ class FakeRegistry:
         content = self.lies.get(ref, self.blobs.get(ref))
         if content is None:
             return web.json_response({"errors": [{"code": "BLOB_UNKNOWN", "message": "blob unknown"}]}, status=404)
-        if self.gate is not None:
+        if self.gate is not None and (not self.gated or ref in self.gated):
             await self.gate.wait()
         start = 0
         if wanted := request.headers.get("Range"):

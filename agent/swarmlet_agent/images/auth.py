@@ -58,6 +58,11 @@ def decode_auth(header: str) -> RegistryAuth | None:
     return auth if auth.username or auth.identity_token or auth.registry_token else None
 
 
+def basic(auth: RegistryAuth) -> str:
+    """The Authorization header of RFC 7617."""
+    return "Basic " + base64.b64encode(f"{auth.username}:{auth.password}".encode()).decode()
+
+
 def parse_challenges(headers: list[str]) -> list[Challenge]:
     """Values of WWW-Authenticate, in order; schemes other than Bearer and Basic are left out."""
     found = []

@@ -46,8 +46,11 @@ class Reference:
         if self.domain != DOCKER_HUB:
             return self.name
         short = self.path.removeprefix(_LIBRARY)
-        # "docker.io/library/a/b" keeps its "library/": without it the name would mean another repository.
-        return self.path if "/" in short else short
+        if "/" not in short:
+            return short
+        # Without its "library/" docker.io/library/a/b would mean another repository, and without its registry
+        # docker.io/a.b/c another registry.
+        return self.name if _looks_like_host(self.path.partition("/")[0]) else self.path
 
     @property
     def suffix(self) -> str:
@@ -128,16 +131,20 @@ def parse_reference(text: str) -> Reference:
 
 
 def _split_domain(text: str) -> tuple[str, str]:
-    """The first segment is a registry only if it looks like a host: a dot, a port, capitals, or "localhost"."""
+    """The first segment is a registry only if it looks like a host."""
     first, slash, rest = text.partition("/")
-    hostlike = "." in first or ":" in first or first == "localhost" or first != first.lower()
-    if not slash or not hostlike:
+    if not slash or not _looks_like_host(first):
         domain, rest = DOCKER_HUB, text
     else:
         domain = DOCKER_HUB if first in ("index.docker.io", DOCKER_HUB) else first
     if domain == DOCKER_HUB and "/" not in rest:
         rest = _LIBRARY + rest
     return domain, rest
+
+
+def _looks_like_host(first: str) -> bool:
+    """A dot, a port, capitals, or "localhost"."""
+    return "." in first or ":" in first or first == "localhost" or first != first.lower()
 
 
 def parse_stored(full: str) -> Reference:

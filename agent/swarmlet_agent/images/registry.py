@@ -21,7 +21,7 @@ from yarl import URL
 
 from swarmlet.errors import InvalidArgument, NotFound, SwarmletError, Unauthorized, Unavailable
 from swarmlet.log import get_logger
-from swarmlet_agent.images.auth import Challenge, parse_challenges
+from swarmlet_agent.images.auth import Challenge, basic, parse_challenges
 from swarmlet_agent.images.endpoints import Endpoint, endpoints_of
 from swarmlet_agent.images.manifests import MANIFEST_TYPES, MAX_MANIFEST_BYTES, digest_of
 from swarmlet_agent.images.reference import Reference
@@ -232,7 +232,7 @@ class Repository:
                         f'Head "{self._base}/v2/{self._ref.path}/manifests/{self._ref.version}": '
                         "no basic auth credentials"
                     )
-                self._authorization = aiohttp.BasicAuth(auth.username, auth.password, "utf-8").encode()
+                self._authorization = basic(auth)
             else:
                 self._authorization = f"Bearer {await self._token(challenge, auth)}"
 
@@ -255,7 +255,7 @@ class Repository:
                 headers = {}
                 if auth is not None and auth.username:
                     params["account"] = auth.username
-                    headers["Authorization"] = aiohttp.BasicAuth(auth.username, auth.password, "utf-8").encode()
+                    headers["Authorization"] = basic(auth)
                 request = self._http.get(challenge.realm, params=params, headers=headers, ssl=self._tls)
             async with request as answer:
                 raw = await _read_some(answer, _MAX_TOKEN_BYTES)

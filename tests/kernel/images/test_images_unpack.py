@@ -26,8 +26,14 @@ def unpack(work: Path, data: bytes, *, expected: str | None = None, limits: Limi
     (work / "diff").mkdir(parents=True)
     with (work / "recipe").open("xb") as recipe:
         return unpack_layer(
-            io.BytesIO(data), len(data), os.fsencode(work / "diff"), os.fsencode(work / "kept"), recipe,
-            label="L", expected=expected, limits=limits or Limits(),
+            io.BytesIO(data),
+            len(data),
+            os.fsencode(work / "diff"),
+            os.fsencode(work / "kept"),
+            recipe,
+            label="L",
+            expected=expected,
+            limits=limits or Limits(),
         )
 
 
@@ -53,11 +59,17 @@ def everything(root: Path) -> dict[str, str]:
 
 
 def test_files_folders_links_and_their_attributes_arrive(tmp_path: Path) -> None:
-    layer = tar_of([
-        folder("./", 0o750, uid=3), folder("tmp", 0o1777, mtime=77), member("tmp/a", b"A", uid=5, gid=6, mode=0o4755, mtime=99),
-        symlink("link", "/etc/passwd"), hardlink("hard", "tmp/a"),
-        member("fifo", type=tarfile.FIFOTYPE), member("null", type=tarfile.CHRTYPE, devmajor=1, devminor=3),
-    ])
+    layer = tar_of(
+        [
+            folder("./", 0o750, uid=3),
+            folder("tmp", 0o1777, mtime=77),
+            member("tmp/a", b"A", uid=5, gid=6, mode=0o4755, mtime=99),
+            symlink("link", "/etc/passwd"),
+            hardlink("hard", "tmp/a"),
+            member("fifo", type=tarfile.FIFOTYPE),
+            member("null", type=tarfile.CHRTYPE, devmajor=1, devminor=3),
+        ]
+    )
 
     done = unpack(tmp_path, layer, expected=digest(layer))
 
@@ -75,10 +87,18 @@ def test_files_folders_links_and_their_attributes_arrive(tmp_path: Path) -> None
 
 
 def test_whiteouts_become_what_overlayfs_understands(tmp_path: Path) -> None:
-    layer = tar_of([
-        folder("etc"), member("etc/.wh.gone"), member("var/.wh..wh..opq"), member(".wh..wh.plnk", b"x"),
-        member("etc/.wh.own"), member("etc/own", b"mine"), member("etc/first", b"1"), member("etc/.wh.first"),
-    ])
+    layer = tar_of(
+        [
+            folder("etc"),
+            member("etc/.wh.gone"),
+            member("var/.wh..wh..opq"),
+            member(".wh..wh.plnk", b"x"),
+            member("etc/.wh.own"),
+            member("etc/own", b"mine"),
+            member("etc/first", b"1"),
+            member("etc/.wh.first"),
+        ]
+    )
 
     unpack(tmp_path, layer)
 
@@ -110,9 +130,21 @@ def test_a_sparse_file_keeps_its_holes(tmp_path: Path) -> None:
         file.truncate(8 << 20)
     for number, form in enumerate(("gnu", "pax")):
         archive = tmp_path / f"{form}.tar"
-        assert os.spawnlp(
-            os.P_WAIT, "tar", "tar", "--sparse", f"--format={form}", "-C", str(tmp_path), "-cf", str(archive), "sparse"
-        ) == 0
+        assert (
+            os.spawnlp(
+                os.P_WAIT,
+                "tar",
+                "tar",
+                "--sparse",
+                f"--format={form}",
+                "-C",
+                str(tmp_path),
+                "-cf",
+                str(archive),
+                "sparse",
+            )
+            == 0
+        )
         work = tmp_path / str(number)
 
         unpack(work, archive.read_bytes())
@@ -138,7 +170,11 @@ _ESCAPES = {
     "whiteout of dot dot": [member(".wh...")],
     "opaque through a link": [symlink("out", ".."), member("out/.wh..wh..opq")],
     "endless link": [symlink("a", "a"), member("a/b", b"x")],
-    "links that double": [symlink("l0", "."), *(symlink(f"l{n}", f"l{n-1}/l{n-1}") for n in range(1, 40)), member("l39/x", b"")],
+    "links that double": [
+        symlink("l0", "."),
+        *(symlink(f"l{n}", f"l{n - 1}/l{n - 1}") for n in range(1, 40)),
+        member("l39/x", b""),
+    ],
     "device through a link": [symlink("out", ".."), member("out/dev", type=tarfile.CHRTYPE, devmajor=1, devminor=3)],
 }
 
@@ -167,10 +203,17 @@ def test_a_link_inside_the_layer_may_be_followed(tmp_path: Path) -> None:
 
 
 def test_a_later_entry_replaces_an_earlier_one_and_the_tar_can_still_be_made_again(tmp_path: Path) -> None:
-    layer = tar_of([
-        member("f", b"first"), member("f", b"second"), symlink("f", "elsewhere"), member("f", b"third"),
-        member("g", b"g"), hardlink("h", "g"), member("g", b"new g"),
-    ])
+    layer = tar_of(
+        [
+            member("f", b"first"),
+            member("f", b"second"),
+            symlink("f", "elsewhere"),
+            member("f", b"third"),
+            member("g", b"g"),
+            hardlink("h", "g"),
+            member("g", b"new g"),
+        ]
+    )
 
     unpack(tmp_path, layer)
 
@@ -195,9 +238,13 @@ def test_noise_and_a_changed_byte_are_refused(tmp_path: Path) -> None:
     broken[0] ^= 1
     swapped = layer.replace(b"content", b"CONTENT")
 
-    for number, (data, words) in enumerate([
-        (b"no tar at all" * 100, "invalid tar header"), (bytes(broken), "invalid tar header"), (swapped, "failed verification"),
-    ]):
+    for number, (data, words) in enumerate(
+        [
+            (b"no tar at all" * 100, "invalid tar header"),
+            (bytes(broken), "invalid tar header"),
+            (swapped, "failed verification"),
+        ]
+    ):
         with pytest.raises(BadLayer, match=words):
             unpack(tmp_path / str(number), data, expected=digest(layer))
 
@@ -218,11 +265,24 @@ def test_bombs_are_stopped(tmp_path: Path) -> None:
         unpack(tmp_path / "full", bomb, limits=Limits(reserve_bytes=1 << 60))
 
 
-_names = st.lists(st.sampled_from(["a", "b", "ü", "c" * 120, "..", ".", "", ".wh.a", ".wh..wh..opq"]), min_size=1, max_size=4).map("/".join)
-_members = st.lists(st.one_of(
-    st.builds(member, _names, st.binary(max_size=700), mode=st.sampled_from([0o644, 0o4711]), uid=st.sampled_from([0, 7, 3 << 21])),
-    st.builds(folder, _names), st.builds(symlink, _names, _names), st.builds(hardlink, _names, _names),
-), max_size=8)
+_names = st.lists(
+    st.sampled_from(["a", "b", "ü", "c" * 120, "..", ".", "", ".wh.a", ".wh..wh..opq"]), min_size=1, max_size=4
+).map("/".join)
+_members = st.lists(
+    st.one_of(
+        st.builds(
+            member,
+            _names,
+            st.binary(max_size=700),
+            mode=st.sampled_from([0o644, 0o4711]),
+            uid=st.sampled_from([0, 7, 3 << 21]),
+        ),
+        st.builds(folder, _names),
+        st.builds(symlink, _names, _names),
+        st.builds(hardlink, _names, _names),
+    ),
+    max_size=8,
+)
 
 
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -12,31 +12,54 @@ from swarmlet_agent.images.reference import Reference, parse_reference
 _DIGEST = "sha256:" + "ab" * 32
 
 
-@pytest.mark.parametrize(("written", "full", "familiar"), [
-    ("busybox", "docker.io/library/busybox", "busybox"),
-    ("busybox:1.36", "docker.io/library/busybox:1.36", "busybox:1.36"),
-    ("library/busybox", "docker.io/library/busybox", "busybox"),
-    ("docker.io/busybox", "docker.io/library/busybox", "busybox"),
-    ("index.docker.io/library/busybox", "docker.io/library/busybox", "busybox"),
-    ("team/app", "docker.io/team/app", "team/app"),
-    ("localhost/app", "localhost/app", "localhost/app"),
-    ("localhost:5000/app:x", "localhost:5000/app:x", "localhost:5000/app:x"),
-    ("reg.example/a/b/c@" + _DIGEST, "reg.example/a/b/c@" + _DIGEST, "reg.example/a/b/c@" + _DIGEST),
-    ("app:1@" + _DIGEST, "docker.io/library/app:1@" + _DIGEST, "app:1@" + _DIGEST),
-    ("[fd00::1]:5000/app", "[fd00::1]:5000/app", "[fd00::1]:5000/app"),
-    ("UPPER.example/app", "UPPER.example/app", "UPPER.example/app"),
-    ("docker.io/library/a/b", "docker.io/library/a/b", "library/a/b"),
-])
+@pytest.mark.parametrize(
+    ("written", "full", "familiar"),
+    [
+        ("busybox", "docker.io/library/busybox", "busybox"),
+        ("busybox:1.36", "docker.io/library/busybox:1.36", "busybox:1.36"),
+        ("library/busybox", "docker.io/library/busybox", "busybox"),
+        ("docker.io/busybox", "docker.io/library/busybox", "busybox"),
+        ("index.docker.io/library/busybox", "docker.io/library/busybox", "busybox"),
+        ("team/app", "docker.io/team/app", "team/app"),
+        ("localhost/app", "localhost/app", "localhost/app"),
+        ("localhost:5000/app:x", "localhost:5000/app:x", "localhost:5000/app:x"),
+        ("reg.example/a/b/c@" + _DIGEST, "reg.example/a/b/c@" + _DIGEST, "reg.example/a/b/c@" + _DIGEST),
+        ("app:1@" + _DIGEST, "docker.io/library/app:1@" + _DIGEST, "app:1@" + _DIGEST),
+        ("[fd00::1]:5000/app", "[fd00::1]:5000/app", "[fd00::1]:5000/app"),
+        ("UPPER.example/app", "UPPER.example/app", "UPPER.example/app"),
+        ("docker.io/library/a/b", "docker.io/library/a/b", "library/a/b"),
+    ],
+)
 def test_a_reference_is_normalised(written: str, full: str, familiar: str) -> None:
     parsed = parse_reference(written)
 
     assert (parsed.full, parsed.familiar) == (full, familiar)
 
 
-@pytest.mark.parametrize("written", [
-    "", ":tag", "a:", "a@", "a//b", "/a", "a/", "-a", "a b", "a:b:c", "a:" + "t" * 129, "http://x/y", "a@sha256:zz",
-    "a__/b", "a:tag/x", "a\n", "a:b\n", "reg.example:port/x", "é",
-])
+@pytest.mark.parametrize(
+    "written",
+    [
+        "",
+        ":tag",
+        "a:",
+        "a@",
+        "a//b",
+        "/a",
+        "a/",
+        "-a",
+        "a b",
+        "a:b:c",
+        "a:" + "t" * 129,
+        "http://x/y",
+        "a@sha256:zz",
+        "a__/b",
+        "a:tag/x",
+        "a\n",
+        "a:b\n",
+        "reg.example:port/x",
+        "é",
+    ],
+)
 def test_what_is_no_reference_is_refused(written: str) -> None:
     with pytest.raises(InvalidArgument, match="invalid reference format"):
         parse_reference(written)

@@ -1,0 +1,114 @@
+"""Containers' roots: overlayfs over an image's layers, on the real kernel."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import AsyncIterator
+
+import pytest
+from fakes.images_made import MadeImage, files, folder, member, tar_of
+from fakes.images_node import Node
+
+from swarmlet.errors import Conflict, InvalidArgument, NotFound
+
+pytestmark = pytest.mark.kernel
+
+
+async def chunks(data: bytes) -> AsyncIterator[bytes]:
+    for at in range(0, len(data), 100_000):
+        yield data[at : at + 100_000]
+
+
+async def load(node: Node, image: MadeImage, *names: str) -> str:
+    return (await node.store.load(chunks(image.docker_archive(*names))))[0].id
+
+
+async def test_layers_lie_over_each_other_and_changes_stay_with_the_container(node: Node) -> None:
+    below = tar_of([folder("etc"), member("etc/a", b"1"), member("etc/b", b"1"), folder("old"), member("old/x", b"")])
+    above = tar_of(
+        [folder("etc"), member("etc/b", b"2"), member("etc/.wh.a"), folder("old"), member("old/.wh..wh..opq")]
+    )
+    image = await load(node, MadeImage([below, above]), "made:1")
+
+    root = await node.store.ensure_rootfs("c1", image)
+    try:
+        assert sorted(path.name for path in (root / "etc").iterdir()) == ["b"]
+        assert (root / "etc/b").read_bytes() == b"2" and list((root / "old").iterdir()) == []
+        (root / "etc/mine").write_bytes(b"x" * 1000)
+        assert await node.store.ensure_rootfs("c1", image) == root
+        assert await node.store.rootfs_size("c1") == 1000
+        other = await node.store.ensure_rootfs("c2", image)
+        assert not (other / "etc/mine").exists()
+        await node.store.unmount_rootfs("c1")
+        await node.store.unmount_rootfs("c1")
+        assert not os.path.ismount(root)
+        await node.restart()  # as after a reboot: nothing is mounted, the folders are there
+        assert (await node.store.ensure_rootfs("c1", image) / "etc/mine").read_bytes() == b"x" * 1000
+    finally:
+        for container in ("c1", "c2"):
+            await node.store.remove_rootfs(container)
+            await node.store.remove_rootfs(container)
+    assert [path.name for path in (node.data / "containers-rootfs").iterdir()] == [".empty"]
+    with pytest.raises(NotFound):
+        await node.store.rootfs_size("c1")
+
+
+async def test_an_image_may_have_no_layers_or_127(node: Node) -> None:
+    none = await load(node, MadeImage([]), "none:1")
+    many = await load(node, MadeImage([files({str(n): b"%d" % n, "top": b"%d" % n}) for n in range(127)]), "many:1")
+    try:
+        empty = await node.store.ensure_rootfs("c1", none)
+        (empty / "x").write_text("x")
+        full = await node.store.ensure_rootfs("c2", many)
+        assert (full / "top").read_bytes() == b"126" and len(list(full.iterdir())) == 128
+    finally:
+        for container in ("c1", "c2"):
+            await node.store.remove_rootfs(container)
+
+
+async def test_a_folder_a_layer_only_passes_through_keeps_its_attributes(node: Node) -> None:
+    below = tar_of([folder("tmp", 0o1777, uid=9)])
+    above = tar_of([member("tmp/x", b"x")])  # no entry for tmp itself
+    image = await load(node, MadeImage([below, above]), "made:1")
+    try:
+        found = (await node.store.ensure_rootfs("c1", image) / "tmp").stat()
+        assert stat.S_IMODE(found.st_mode) == 0o1777 and found.st_uid == 9
+    finally:
+        await node.store.remove_rootfs("c1")
+
+
+async def test_a_container_keeps_its_layers_when_its_image_is_removed_by_force(node: Node) -> None:
+    image = await load(node, MadeImage([files({"a": b"1"})]), "made:1")
+    try:
+        await node.store.ensure_rootfs("c1", image)
+        node.users[image] = [("c1" * 32, False)]
+        with pytest.raises(Conflict, match="must be forced"):
+            await node.store.remove(image)
+        await node.store.remove(image, force=True)
+        await node.store.unmount_rootfs("c1")
+        await node.restart()
+        assert node.store.all() == [] and len(node.layer_folders()) == 1
+        assert (await node.store.ensure_rootfs("c1", image) / "a").read_bytes() == b"1"
+    finally:
+        await node.store.remove_rootfs("c1")
+    assert node.layer_folders() == set()
+
+
+async def test_a_missing_layer_folder_costs_the_image_and_not_the_node(node: Node) -> None:
+    image = MadeImage([files({"a": b"1"})])
+    await load(node, image, "made:1")
+    for name in node.layer_folders():
+        os.rename(node.data / "images/layers" / name, node.data / "elsewhere")
+
+    await node.restart()
+
+    assert node.store.all() == []
+    await load(node, image, "made:1")
+    assert node.store.get("made:1").id == image.id
+
+
+async def test_ids_that_could_be_paths_are_refused(node: Node) -> None:
+    for bad in ("../x", "", ".hidden", "a/b"):
+        with pytest.raises(InvalidArgument):
+            await node.store.unmount_rootfs(bad)

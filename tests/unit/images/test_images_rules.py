@@ -1,0 +1,412 @@
+"""The pure rules of the image store: removal, filters, changes, challenges, manifests, streams."""
+
+from __future__ import annotations
+
+import base64
+import bz2
+import contextlib
+import gzip
+import hashlib
+import io
+import json
+import lzma
+import tarfile
+from typing import Any
+
+import pytest
+import zstandard
+from fakes.images_made import MadeImage, index_of, member, tar_of
+from hypothesis import given
+from hypothesis import strategies as st
+
+from swarmlet.engine_api.filters import Filters
+from swarmlet.errors import Conflict, InvalidArgument, NotFound
+from swarmlet.model.container import ImageConfig
+from swarmlet_agent.images.auth import Challenge, decode_auth, parse_challenges
+from swarmlet_agent.images.changes import apply_changes
+from swarmlet_agent.images.compression import decompressed
+from swarmlet_agent.images.durations import parse_duration
+from swarmlet_agent.images.endpoints import check_registries, is_insecure
+from swarmlet_agent.images.listing import matches_reference, select, until_ns
+from swarmlet_agent.images.manifests import (
+    Index,
+    Manifest,
+    Platform,
+    chain_ids,
+    choose,
+    parse_config,
+    parse_manifest,
+    parse_platform,
+)
+from swarmlet_agent.images.reference import Reference, parse_reference
+from swarmlet_agent.images.removal import User, plan_removal
+from swarmlet_agent.images.tarstream import TarReader, parse_pax
+from swarmlet_agent.images.types import Image
+
+_ID = "sha256:" + "12" * 32
+_DIGEST = "sha256:" + "ab" * 32
+_RUNNING, _STOPPED = User("c" * 64, True), User("d" * 64, False)
+
+
+def names(*written: str) -> list[Reference]:
+    return [parse_reference(name) for name in written]
+
+
+# removal
+
+
+def test_the_last_name_takes_the_image_along_and_others_do_not() -> None:
+    two = names("a:1", "b:1")
+
+    assert not plan_removal(_ID, two, two[0], [], force=False).delete
+    assert plan_removal(_ID, two[:1], two[0], [], force=False).delete
+    with_digest = names("a:1", f"a@{_DIGEST}")
+    assert plan_removal(_ID, with_digest, with_digest[0], [], force=False) == plan_removal(
+        _ID, with_digest, None, [], force=False
+    )
+    assert plan_removal(_ID, two, None, [], force=True).untag == tuple(two)
+
+
+@pytest.mark.parametrize(
+    ("named", "users", "force", "words"),
+    [
+        (
+            "a:1",
+            [_STOPPED],
+            False,
+            'unable to remove repository reference "a:1" (must force) - container dddddddddddd is using '
+            "its referenced image 121212121212",
+        ),
+        (
+            "",
+            [_STOPPED],
+            False,
+            "unable to delete 121212121212 (must be forced) - image is being used by stopped container dddddddddddd",
+        ),
+        ("", [_STOPPED, _RUNNING], False, "(cannot be forced) - image is being used by running container cccccccccccc"),
+        (
+            "",
+            [_RUNNING],
+            True,
+            "unable to delete 121212121212 (cannot be forced) - image is being used by running container",
+        ),
+    ],
+)
+def test_images_in_use_are_kept_with_dockers_words(named: str, users: list[User], force: bool, words: str) -> None:
+    ref = parse_reference(named) if named else None
+    with pytest.raises(Conflict) as refused:
+        plan_removal(_ID, names("a:1"), ref, users, force=force)
+    assert words in str(refused.value)
+
+
+def test_several_repositories_need_force() -> None:
+    with pytest.raises(Conflict, match=r"\(must be forced\) - image is referenced in multiple repositories"):
+        plan_removal(_ID, names("a:1", "b:1"), None, [], force=False)
+
+
+_name_sets = st.lists(
+    st.sampled_from(names("a:1", "a:2", "b:1", f"a@{_DIGEST}", f"b@{_DIGEST}")), unique=True, max_size=5
+)
+
+
+@given(
+    known=_name_sets,
+    pick=st.integers(0, 9),
+    users=st.lists(st.sampled_from([_RUNNING, _STOPPED]), max_size=2),
+    force=st.booleans(),
+)
+def test_a_removal_never_takes_an_image_from_a_running_container(
+    known: list[Reference], pick: int, users: list[User], force: bool
+) -> None:
+    named = known[pick] if pick < len(known) else None
+    try:
+        plan = plan_removal(_ID, known, named, users, force=force)
+    except Conflict:
+        return
+    assert set(plan.untag) <= set(known)
+    if plan.delete:
+        assert set(plan.untag) == set(known)
+        assert not any(user.running for user in users)
+        assert force or not users
+
+
+# lists
+
+
+def image(created: int, *tags: str, **labels: str) -> Image:
+    digests = tuple(tag for tag in tags if "@" in tag)
+    return Image(
+        f"sha256:{created:064x}",
+        ImageConfig(labels=labels),
+        (),
+        "amd64",
+        "linux",
+        created,
+        1,
+        repo_tags=tuple(tag for tag in tags if "@" not in tag),
+        repo_digests=digests,
+    )
+
+
+_SHELF = [image(1, "a:1", x="1"), image(2, "team/b:2", "b:1"), image(3), image(4, f"c@{_DIGEST}")]
+
+
+@pytest.mark.parametrize(
+    ("filters", "expected"),
+    [
+        ({}, [4, 3, 2, 1]),
+        ({"dangling": ("true",)}, [4, 3]),
+        ({"dangling": ("false",)}, [4, 2, 1]),
+        ({"label": ("x",)}, [1]),
+        ({"label": ("x=2",)}, []),
+        ({"reference": ("b",)}, [2]),
+        ({"reference": ("*",)}, [4, 2, 1]),
+        ({"reference": ("*/b:*",)}, [2]),
+        ({"reference": ("[ac]:?",)}, [1]),
+        ({"reference": ("nosuch",)}, []),
+        ({"before": ("3",)}, [2, 1]),
+        ({"since": ("3",)}, [4]),
+    ],
+)
+def test_filters_choose(filters: dict[str, tuple[str, ...]], expected: list[int]) -> None:
+    def find(ref: str) -> Image:
+        return _SHELF[int(ref) - 1]
+
+    assert [found.created for found in select(_SHELF, Filters(filters), find, 0)] == expected
+
+
+def test_bad_filters_are_refused() -> None:
+    for filters in ({"nosuch": ("x",)}, {"dangling": ("maybe",)}, {"until": ("soon",)}, {"reference": ("[",)}):
+        with pytest.raises(InvalidArgument):
+            select(_SHELF, Filters(filters), lambda _ref: _SHELF[0], 0)
+
+
+@given(st.text("ab*?[]^\\-/:", max_size=12))
+def test_any_pattern_matches_or_is_an_error(pattern: str) -> None:
+    try:
+        assert matches_reference(pattern, "a/b:a") in (True, False)
+    except InvalidArgument as err:
+        assert "syntax error in pattern" in str(err)
+
+
+def test_durations_and_times_say_until_when() -> None:
+    assert parse_duration("1h30m") == 5400 * 10**9 and parse_duration("1.5s") == 1_500_000_000
+    assert parse_duration("-2ms") == -2_000_000 and parse_duration("0") == 0
+    for bad in ("", "1", "h", "1x", "1h 2m", "."):
+        with pytest.raises(ValueError, match="invalid duration"):
+            parse_duration(bad)
+    assert until_ns("10s", 50 * 10**9) == 40 * 10**9
+    assert until_ns("1970-01-01T00:00:05Z", 0) == 5 * 10**9
+
+
+# changes
+
+
+@pytest.mark.parametrize(
+    ("change", "field", "value"),
+    [
+        ("CMD echo hi", "cmd", ("/bin/sh", "-c", "echo hi")),
+        ('cmd ["a", "b"]', "cmd", ("a", "b")),
+        ('ENTRYPOINT ["x"]', "entrypoint", ("x",)),
+        ("ENV a b c", "env", ("a=b c",)),
+        ('ENV a=1 b="2 3"', "env", ("a=1", "b=2 3")),
+        ("USER 1:2", "user", "1:2"),
+        ("VOLUME /a /b", "volumes", {"/a": {}, "/b": {}}),
+        ('VOLUME ["/c d"]', "volumes", {"/c d": {}}),
+        ("EXPOSE 8000-8001/udp", "exposed_ports", {"8000/udp": {}, "8001/udp": {}}),
+        ("ONBUILD RUN x", "on_build", ("RUN x",)),
+        ("STOPSIGNAL SIGINT", "stop_signal", "SIGINT"),
+        ("WORKDIR a", "working_dir", "/a"),
+    ],
+)
+def test_a_change_sets_its_field(change: str, field: str, value: Any) -> None:
+    assert getattr(apply_changes(ImageConfig(), [change]), field) == value
+
+
+def test_a_health_check_is_understood() -> None:
+    check = apply_changes(ImageConfig(), ["HEALTHCHECK --interval=5s --retries=2 CMD true || false"]).healthcheck
+    assert check is not None and check.test == ("CMD-SHELL", "true || false")
+    assert (check.interval, check.retries) == (5 * 10**9, 2)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "RUN x",
+        "ENV",
+        "ENV =x",
+        "EXPOSE x",
+        "EXPOSE 0",
+        "EXPOSE 70000",
+        "USER",
+        "ONBUILD FROM x",
+        "HEALTHCHECK nope",
+        "HEALTHCHECK --bad=1 CMD x",
+        "ENV 'open",
+        "WORKDIR",
+    ],
+)
+def test_a_bad_change_is_refused_by_name(change: str) -> None:
+    with pytest.raises(InvalidArgument):
+        apply_changes(ImageConfig(), [change])
+
+
+# credentials
+
+
+def test_challenges_are_read_whatever_their_order_and_quotes() -> None:
+    header = (
+        'Basic realm="a, \\"b\\"", Bearer realm="https://auth.example/token",service=reg,scope="repository:x:pull,push"'
+    )
+    assert parse_challenges([header, "Negotiate"]) == [
+        Challenge("basic", 'a, "b"'),
+        Challenge("bearer", "https://auth.example/token", "reg", "repository:x:pull,push"),
+    ]
+
+
+@given(st.text(max_size=80))
+def test_any_header_is_read_without_trouble(header: str) -> None:
+    parse_challenges([header])
+
+
+def test_credentials_are_decoded_and_never_shown() -> None:
+    raw = json.dumps({"username": "me", "password": "pä55"}).encode()
+    for encode in (base64.urlsafe_b64encode, base64.b64encode):
+        auth = decode_auth(encode(raw).decode().rstrip("="))
+        assert auth is not None and (auth.username, auth.password) == ("me", "pä55") and "pä55" not in repr(auth)
+    assert decode_auth("") is None and decode_auth(base64.b64encode(b"{}").decode()) is None
+    with pytest.raises(InvalidArgument) as refused:
+        decode_auth("c2VjcmV0")
+    assert "secret" not in str(refused.value) and refused.value.__cause__ is None
+
+
+def test_insecure_registries_are_named_or_lie_in_a_range() -> None:
+    assert is_insecure("127.0.0.1:5000", (), ["127.0.0.0/8"]) and is_insecure("reg:5000", (), ["reg:5000"])
+    assert is_insecure("reg", ["10.1.2.3"], ["10.0.0.0/8"]) and is_insecure("[fd00::1]:5000", (), ["fd00::/8"])
+    assert not is_insecure("reg.example", ["8.8.8.8"], ["127.0.0.0/8"])
+    for insecure, mirrors in ((["http://x"], []), ([""], []), ([], ["reg.example"]), ([], ["ftp://x"])):
+        with pytest.raises(InvalidArgument):
+            check_registries(insecure, mirrors)
+
+
+# manifests
+
+
+def test_a_manifest_and_a_list_are_told_apart() -> None:
+    made = MadeImage([tar_of([member("a")])])
+    assert isinstance(parse_manifest(made.manifest), Manifest)
+    listed = parse_manifest(index_of(made))
+    assert isinstance(listed, Index)
+    assert choose(listed.manifests, Platform("amd64", "linux"), "x").digest == made.digest
+    with pytest.raises(NotFound, match="no matching manifest for linux/arm/v7"):
+        choose(listed.manifests, Platform("arm", "linux", "v7"), "x")
+
+
+@given(
+    st.recursive(
+        st.none() | st.integers() | st.text(max_size=5),
+        lambda inner: (
+            st.lists(inner, max_size=3)
+            | st.dictionaries(
+                st.sampled_from(
+                    [
+                        "schemaVersion",
+                        "mediaType",
+                        "config",
+                        "layers",
+                        "manifests",
+                        "digest",
+                        "size",
+                        "rootfs",
+                        "diff_ids",
+                        "Env",
+                    ]
+                ),
+                inner,
+                max_size=4,
+            )
+        ),
+        max_leaves=12,
+    )
+)
+def test_any_json_is_a_manifest_or_an_error(document: Any) -> None:
+    raw = json.dumps(document).encode()
+    for parse in (parse_manifest, parse_config):
+        try:
+            parse(raw)
+        except InvalidArgument:
+            continue
+
+
+def test_chain_ids_are_those_of_the_image_specification() -> None:
+    first, second = "sha256:" + "1" * 64, "sha256:" + "2" * 64
+    chain = chain_ids([first, second])
+    assert chain[0] == first
+    assert chain[1] == "sha256:" + hashlib.sha256(f"{first} {second}".encode()).hexdigest()
+
+
+def test_platforms_are_read_and_others_refused() -> None:
+    assert parse_platform("") is None
+    assert parse_platform("linux/x86_64") == Platform("amd64", "linux")
+    assert str(parse_platform("arm64")) == "linux/arm64" and str(parse_platform("linux/arm/v7")) == "linux/arm/v7"
+    for bad in ("windows/amd64", "a/b/c/d", "linux/", "linux/a b"):
+        with pytest.raises(InvalidArgument):
+            parse_platform(bad)
+
+
+# streams
+
+
+@pytest.mark.parametrize("pack", [gzip.compress, bz2.compress, lzma.compress, zstandard.compress, bytes])
+@pytest.mark.parametrize("data", [b"", b"x" * 3_000_000, bytes(range(256)) * 999])
+def test_a_stream_is_decompressed_whatever_it_is(pack: Any, data: bytes) -> None:
+    assert b"".join(decompressed(io.BytesIO(pack(data)).read)) == data
+    if pack is not bytes:
+        assert b"".join(decompressed(io.BytesIO(pack(data) + pack(b"more")).read)) == data + b"more"
+        assert b"".join(decompressed(io.BytesIO(pack(data) + bytes(600)).read)) == data
+        with pytest.raises(InvalidArgument, match="stream"):
+            b"".join(decompressed(io.BytesIO(pack(data)[:-3]).read))
+        with pytest.raises(InvalidArgument, match="stream"):
+            b"".join(decompressed(io.BytesIO(pack(data) + b"rubbish").read))
+
+
+_files = st.lists(
+    st.tuples(
+        st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=1, max_size=150),
+        st.binary(max_size=1200),
+    ),
+    max_size=5,
+)
+
+
+@given(content=_files, form=st.sampled_from([tarfile.PAX_FORMAT, tarfile.GNU_FORMAT]), piece=st.integers(1, 2000))
+def test_the_reader_sees_what_tarfile_wrote_however_it_is_cut(
+    content: list[tuple[str, bytes]], form: int, piece: int
+) -> None:
+    written = [(name.strip("/") or "x", data) for name, data in content]
+    raw = tar_of([member(name, data, mtime=5) for name, data in written], form)
+    reader = TarReader(iter([raw[at : at + piece] for at in range(0, len(raw), piece)]))
+    seen, again = [], b""
+    for entry in reader.entries():
+        data = reader.take(entry.size)
+        padding = reader.take(-entry.size % 512)
+        seen.append((entry.name.decode(), data))
+        again += entry.raw + data + padding
+        assert entry.mtime == 5 * 10**9
+    again += reader.end + b"".join(reader.rest())
+
+    assert seen == written
+    assert again == raw
+
+
+@given(st.binary(max_size=2000))
+def test_noise_never_breaks_the_readers(noise: bytes) -> None:
+    for raw in (noise, tar_of([member("a", noise)])[:512] + noise):
+        reader = TarReader(iter([raw]))
+        try:
+            for entry in reader.entries():
+                reader.take(entry.size + -entry.size % 512)
+        except InvalidArgument:
+            pass
+    with contextlib.suppress(InvalidArgument):
+        parse_pax(noise)
