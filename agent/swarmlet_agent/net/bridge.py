@@ -28,7 +28,8 @@ from swarmlet_agent.net.firewall_check import find_dropping
 from swarmlet_agent.net.ground import ENDPOINTS, NETWORKS, Ground, OnEvent
 from swarmlet_agent.net.kernel import KernelNet
 from swarmlet_agent.net.plan_create import default_network, plan_network
-from swarmlet_agent.net.records import PREDEFINED, NetworkRecord, SandboxRecord
+from swarmlet_agent.net.plan_ipam import parse_subnet, pick_subnet
+from swarmlet_agent.net.records import BRIDGE, HOST, NONE, NetworkRecord, SandboxRecord
 from swarmlet_agent.net.requests import NetworkConnect, NetworkCreate, NetworkDisconnect, NetworkView
 from swarmlet_agent.net.sandboxes import Sandboxes
 from swarmlet_agent.net.types import Attachment, ContainerView, InterfaceCounters, NetworkWish
@@ -90,6 +91,7 @@ class BridgeNetworks:
             ground.catalog.put(msgspec.msgpack.decode(value, type=NetworkRecord))
         stored = ground.journal.items(ENDPOINTS)
         sandboxes = [msgspec.msgpack.decode(value, type=SandboxRecord) for _, value in stored]
+        await ground.run(ground.kernel.open)
         await self._ensure_predefined({endpoint.network_id for box in sandboxes for endpoint in box.endpoints})
         self._sandboxes.restore(sandboxes, ground.catalog.by_id)
         await ground.run(self._recover)
@@ -110,7 +112,10 @@ class BridgeNetworks:
         self._ground.end_thread()
 
     async def teardown(self) -> None:
-        """Remove every namespace, interface and rule of this agent from the host, for good. Then `close`."""
+        """Remove every namespace, interface and rule of this agent from the host, for good. Then `close`.
+
+        The run folder stays a shared mount: the runtime's own teardown ends that.
+        """
         ground = self._ground
         for ident in list(ground.live):
             self._dns.stop(ident)
@@ -263,30 +268,40 @@ class BridgeNetworks:
         ground.on_event("destroy", network, {"name": network.name, "type": network.driver})
 
     async def _ensure_predefined(self, in_use: set[str]) -> None:
-        """bridge, host and none; the bridge follows the settings unless containers still live by the old ones."""
+        """bridge, host and none. in_use: networks that containers have addresses of."""
         ground = self._ground
+        for name, driver in ((NONE, "null"), (HOST, "host")):
+            if ground.catalog.find(name) is None:
+                network = NetworkRecord(id=new_hex_id(), name=name, driver=driver, created_at=self._clock())
+                ground.catalog.put(network)
+                await ground.save_network(network)
+        known = ground.catalog.find(BRIDGE)
         bridge, subnet, gateway, mtu = self._default
-        for name in PREDEFINED:
-            known = ground.catalog.find(name)
-            ident, made = (known.id, known.created_at) if known is not None else (new_hex_id(), self._clock())
-            if name != "bridge":
-                driver = "host" if name == "host" else "null"
-                wanted = NetworkRecord(id=ident, name=name, driver=driver, created_at=made)
-            else:
-                wanted = default_network(
-                    network_id=ident, now=made, bridge=bridge, subnet=subnet, gateway=gateway, mtu=mtu
-                )
-                if known is not None and wanted != known and ident in in_use:
-                    log.warning("default network keeps its old settings while containers use it", subnet=known.subnet)
-                    continue
-            if wanted != known:
-                ground.catalog.put(wanted)
-                await ground.save_network(wanted)
+        configured = f"{bridge} {subnet} {gateway} {mtu}"
+        if known is not None and known.configured == configured:
+            return
+        if known is not None and known.id in in_use:
+            log.warning("default network keeps its old settings while containers use it", subnet=known.subnet)
+            return
+        if known is not None:  # its bridge may have another address, or another name, from now on
+            await ground.run(ground.kernel.delete_bridge, known.bridge)
+        links, routes = await ground.run(lambda: (ground.kernel.links(), ground.kernel.routes()))
+        foreign = routes if known is None and bridge not in {link.name for link in links} else []
+        if any(route.overlaps(parse_subnet(subnet)) for route in foreign):
+            # Another engine's bridge, or a network of the site: two ways to one address would break both.
+            chosen = pick_subnet(ground.catalog.subnets(), foreign)
+            log.warning("the default network's subnet is in use on this host", subnet=subnet, taken_instead=chosen)
+            subnet, gateway = str(chosen), ""
+        network = default_network(
+            network_id=known.id if known is not None else new_hex_id(), bridge=bridge, subnet=subnet, mtu=mtu,
+            now=known.created_at if known is not None else self._clock(), gateway=gateway, configured=configured,
+        )
+        ground.catalog.put(network)
+        await ground.save_network(network)
 
     def _recover(self) -> None:
         """In the net thread: find out what lives, remove what nobody knows, make what is missing."""
         ground, kernel = self._ground, self._ground.kernel
-        kernel.open()
         links = kernel.links()
         for ident, sandbox in ground.sandboxes.items():
             if sandbox.kind == "host" or (sandbox.kind != "shared" and kernel.alive(sandbox, links)):
@@ -297,11 +312,17 @@ class BridgeNetworks:
         veths = {endpoint.veth for ident in ground.live for endpoint in ground.sandboxes[ident].endpoints}
         kernel.sweep(ground.live, veths, ground.catalog.bridges())
         for network in ground.catalog.bridges():
-            kernel.ensure_bridge(network)
+            try:
+                kernel.ensure_bridge(network)
+            except (Conflict, Internal) as err:
+                if network.predefined:
+                    raise
+                # One network that cannot be had is no reason to leave all others without an agent.
+                log.error("network cannot be made; its containers cannot start", network=network.name, reason=str(err))
         kernel.load_rules(ground.rules())
         for ident in ground.live:
             for endpoint in ground.sandboxes[ident].endpoints:
-                if endpoint.veth:
+                if endpoint.veth and kernel.host.link(ground.catalog.by_id[endpoint.network_id].bridge) is not None:
                     kernel.ensure_master(endpoint, ground.catalog.by_id[endpoint.network_id])
 
     async def _open_inside(self, container_id: str, kind: int) -> socket.socket:

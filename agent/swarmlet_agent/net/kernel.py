@@ -53,7 +53,7 @@ class KernelNet:
         return self._nft
 
     def open(self) -> None:
-        netns.ensure_mount_folder(self.folder)
+        netns.ensure_folder(self.folder)
         netns.write_sysctl("net/ipv4/ip_forward", "1")
         self._host, self._nft = Netlink(), Nft()
 
@@ -260,7 +260,7 @@ class KernelNet:
         for sockets in self._dns.values():
             sockets.close()
         self._dns.clear()
-        netns.remove_mount_folder(self.folder)
+        netns.remove_folder(self.folder)
         for link in self.host.links():
             if link.group == GROUP:
                 self.host.send([netlink.delete_link(link.index)], ignore=frozenset({errno.ENODEV}))

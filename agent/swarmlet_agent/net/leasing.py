@@ -56,7 +56,7 @@ class Leasing:
         """An endpoint with an address of its own. earlier: what the container had there once."""
         pool = self._ground.catalog.pool(network.id)
         wanted = settings.ipam_config.ipv4_address if settings.ipam_config is not None else ""
-        address = pool.take(wanted or (earlier.ip if earlier is not None else ""))
+        address = pool.take(wanted) if wanted else pool.take_again(earlier.ip if earlier is not None else "")
         ident, named = new_hex_id(), not network.predefined
         return EndpointRecord(
             id=ident, network_id=network.id, network=network.name, interface=plan_attach.next_interface(others),

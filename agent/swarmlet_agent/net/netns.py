@@ -14,9 +14,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from swarmlet.errors import Internal
+from swarmlet_agent.runtime.shared import ensure_shared
 
 _CLONE_NEWNET = 0x40000000
-_MS_BIND, _MS_REC, _MS_SHARED, _MNT_DETACH = 4096, 16384, 1 << 20, 2
+_MS_BIND, _MNT_DETACH = 4096, 2
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.mount.argtypes = (ctypes.c_char_p, ctypes.c_char_p, ctypes.c_char_p, ctypes.c_ulong, ctypes.c_char_p)
 _libc.umount2.argtypes = (ctypes.c_char_p, ctypes.c_int)
@@ -97,29 +98,18 @@ def is_namespace(path: Path) -> bool:
         return False
 
 
-def ensure_mount_folder(folder: Path) -> None:
-    """A folder whose mounts reach every mount namespace copied from this one: mounted on itself and shared."""
-    folder.mkdir(parents=True, exist_ok=True, mode=0o755)
-    if not _is_mount_point(folder):
-        _mount(str(folder), str(folder), _MS_BIND)
-    _mount("none", str(folder), _MS_SHARED)
+def ensure_folder(folder: Path) -> None:
+    """A folder for namespaces. Mounts in its parent reach the mount namespace that the OCI runtime is started in."""
+    ensure_shared(folder.parent)
+    folder.mkdir(exist_ok=True, mode=0o755)
 
 
-def remove_mount_folder(folder: Path) -> None:
-    """Undo `ensure_mount_folder`, with every namespace kept there."""
-    if not folder.exists():
-        return
-    for entry in list(folder.iterdir()):
-        forget(entry)
-    if _is_mount_point(folder):
-        _check(_libc.umount2(str(folder).encode(), _MNT_DETACH), f"unmounting {folder}")
-    folder.rmdir()
-
-
-def _is_mount_point(folder: Path) -> bool:
-    wanted = os.path.realpath(folder)
-    with open("/proc/self/mountinfo", encoding="utf-8") as table:
-        return any(line.split(" ", 5)[4] == wanted for line in table)
+def remove_folder(folder: Path) -> None:
+    """Remove the folder with every namespace kept there. The parent stays shared: others have mounts there too."""
+    if folder.exists():
+        for entry in list(folder.iterdir()):
+            forget(entry)
+        folder.rmdir()
 
 
 def write_sysctl(name: str, value: str) -> None:

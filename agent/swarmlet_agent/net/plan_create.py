@@ -66,13 +66,13 @@ def plan_network(
 
 
 def default_network(
-    *, network_id: str, now: int, bridge: str, subnet: str, gateway: str = "", mtu: int = 1500
+    *, network_id: str, now: int, bridge: str, subnet: str, gateway: str = "", mtu: int = 1500, configured: str = ""
 ) -> NetworkRecord:
-    """The network called "bridge"."""
+    """The network called "bridge". configured: the settings it is made from."""
     parsed = parse_subnet(subnet)
     return NetworkRecord(
         id=network_id, name="bridge", created_at=now, bridge=bridge, subnet=str(parsed),
-        gateway=_gateway(IpamConfig(subnet=subnet, gateway=gateway), parsed), mtu=mtu,
+        gateway=_gateway(IpamConfig(subnet=subnet, gateway=gateway), parsed), mtu=mtu, configured=configured,
         options={
             OPTION_DEFAULT: "true", OPTION_ICC: "true", OPTION_MASQUERADE: "true",
             OPTION_HOST_BINDING: "0.0.0.0", OPTION_NAME: bridge, OPTION_MTU: str(mtu),

@@ -7,6 +7,7 @@ entries and connection tracking behind, so its address rests while others are fr
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator
+from contextlib import suppress
 from ipaddress import AddressValueError, IPv4Address, IPv4Network, NetmaskValueError
 
 from swarmlet.errors import InvalidArgument
@@ -78,6 +79,13 @@ class AddressPool:
         number = self._check(parse_address(wanted, "IPv4 address")) if wanted else self._free()
         self._taken.add(number)
         return IPv4Address(number)
+
+    def take_again(self, before: str) -> IPv4Address:
+        """Lease the address a container had once if it is free ("": it had none), else the next. PoolExhausted."""
+        if before:
+            with suppress(AddressTaken, InvalidArgument):
+                return self.take(before)
+        return self.take()
 
     def hold(self, address: str) -> None:
         """Count an address as leased (a lease from the journal, or one that rests)."""

@@ -59,6 +59,8 @@ class NetworkRecord(Record, frozen=True, kw_only=True):
     options: dict[str, str] = {}
     labels: dict[str, str] = {}
     ipam_options: dict[str, str] = {}
+    #: Of the default network: the settings it was made from, to see when they change.
+    configured: str = ""
 
     @property
     def predefined(self) -> bool:

@@ -26,6 +26,7 @@ from swarmlet_agent.net import netlink, netns
 from swarmlet_agent.net.bridge import BridgeNetworks
 from swarmlet_agent.net.netlink import Netlink
 from swarmlet_agent.net.types import Attachment, NetworkWish
+from swarmlet_agent.runtime.shared import release_shared
 
 OUTSIDE, HOST = "203.0.113.9", "203.0.113.1"
 PATIENCE_S = 1.5
@@ -252,7 +253,8 @@ def main() -> None:
         try:
             asyncio.run(_run(scenario, Path(folder)))
         finally:
-            netns.remove_mount_folder(Path(folder) / "run" / "netns")
+            netns.remove_folder(Path(folder) / "run" / "netns")
+            release_shared(Path(folder) / "run")
             netns.forget(Path(folder) / "outside")
 
 

@@ -341,3 +341,36 @@ async def test_a_bridge_that_someone_removed_is_made_again_with_its_ports(lab: L
 
     async with lab.serve(web.netns_path, 80, "web"):
         assert await lab.ask(lab.outside, HOST, 8080) == f"web {OUTSIDE}"
+
+
+@in_own_network
+async def test_a_default_subnet_that_the_host_routes_elsewhere_is_not_taken(lab: Lab) -> None:
+    await lab.networks.teardown()
+    await lab.close()
+    (lab.root / "journal.sqlite").unlink()
+    await command("ip", "address", "add", "172.17.0.1/16", "dev", "uplink")  # as another engine's bridge has it
+
+    lab.networks = lab.make()
+    await lab.networks.start()
+
+    assert lab.networks.get("bridge").subnet == "172.18.0.0/16"
+    await command("ip", "address", "del", "172.17.0.1/16", "dev", "uplink")
+    await lab.restart()
+    assert lab.networks.get("bridge").subnet == "172.18.0.0/16"  # what was chosen stays
+
+
+@in_own_network
+async def test_changed_settings_reach_the_default_network_once_nobody_uses_it(lab: Lab) -> None:
+    ident, web = await lab.attach("web")
+    for subnet, used in (("172.17.0.0/16", True), ("10.44.0.0/16", False)):
+        if not used:
+            await lab.networks.detach(ident)
+        await lab.close()
+        lab.networks = lab.make(default_subnet="10.44.0.0/16")
+        await lab.networks.start()
+        assert lab.networks.get("bridge").subnet == subnet
+    assert web.endpoints["bridge"].network_id == lab.networks.get("bridge").id
+    assert "172.17." not in await command("ip", "address", "show", "swl0")
+    _, again = await lab.attach("again")
+    async with lab.serve(again.netns_path, 80, "again"):
+        assert await lab.ask(None, again.endpoints["bridge"].ip_address, 80) == "again 10.44.0.1"

@@ -82,11 +82,15 @@ def wish(mode: str, **endpoints: EndpointSettings) -> NetworkWish:
 
 def test_the_network_of_the_mode_comes_first_then_the_others_by_name() -> None:
     found = plan_attach.places(
-        wish("chosen", bridge=EndpointSettings(), app=EndpointSettings(aliases=("x",))), NETWORKS.__getitem__
+        wish("chosen", bridge=EndpointSettings(), app=EndpointSettings(aliases=("x",)), chosen=EndpointSettings()),
+        NETWORKS.__getitem__,
     )
 
     assert [place.network.name for place in found] == ["chosen", "app", "bridge"]
     assert found[1].settings.aliases == ("x",)
+    without_main = plan_attach.places(wish("chosen", app=EndpointSettings()), NETWORKS.__getitem__)
+    assert [place.network.name for place in without_main] == ["app"]
+    assert [place.network.name for place in plan_attach.places(wish("default"), NETWORKS.__getitem__)] == ["bridge"]
 
 
 @pytest.mark.parametrize(
