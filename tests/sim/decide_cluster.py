@@ -24,6 +24,7 @@ from swarmlet.model.task import Task, TaskStatus
 from swarmlet.model.times import NS
 from swarmlet_manager.decide import allocate, revise
 from swarmlet_manager.decide.assign import assignments_for, diff_by_node
+from swarmlet_manager.decide.dirty import is_dirty
 from swarmlet_manager.decide.nodes import is_valid, plan_node, suits
 from swarmlet_manager.decide.orchestrate import plan_service
 from swarmlet_manager.decide.plan import Plan
@@ -31,7 +32,6 @@ from swarmlet_manager.decide.reaper import plan_reap
 from swarmlet_manager.decide.resources import capacity_of, demand_of, holds_resources, host_ports
 from swarmlet_manager.decide.schedule import Scheduler
 from swarmlet_manager.decide.status import accept_report
-from swarmlet_manager.decide.update import is_dirty
 from swarmlet_manager.state import Change, Delete, Op, Put, State
 
 MS = NS // 1000

@@ -13,6 +13,7 @@ from swarmlet.model.defaults import restart_condition, restart_delay_ns, restart
 from swarmlet.model.states import TaskState
 from swarmlet.model.task import Task
 from swarmlet.model.times import NS
+from swarmlet_manager.decide.dirty import is_dirty
 from swarmlet_manager.decide.draft import Draft, SlotKey, active, age
 from swarmlet_manager.decide.nodes import is_lost, is_valid
 
@@ -36,10 +37,21 @@ def restart_ended(draft: Draft, key: SlotKey, tasks: Sequence[Task]) -> None:
             continue
         draft.want(task, TaskState.SHUTDOWN)
         slot = draft.slot(key)
-        if active(slot) or (node_gone and not task.slot) or not may_restart(task, slot):
+        if _is_replaced(draft, task, active(slot)) or (node_gone and not task.slot) or not may_restart(task, slot):
             continue
         delay = 0 if node_gone else restart_delay_ns(task.spec)
         draft.create(key, not_before=draft.now + delay)
+
+
+def _is_replaced(draft: Draft, task: Task, others: Sequence[Task]) -> bool:
+    """Others hold the slot already. A new task that fails beside the old one it should replace is followed, though."""
+    if not others or _dirty(draft, task):
+        return bool(others)
+    return any(not _dirty(draft, other) for other in others)
+
+
+def _dirty(draft: Draft, task: Task) -> bool:
+    return is_dirty(draft.service, task, draft.nodes.get(task.node_id))
 
 
 def may_restart(task: Task, slot: Sequence[Task]) -> bool:

@@ -14,35 +14,17 @@ from msgspec.structs import replace
 
 from swarmlet.errors import InvalidArgument
 from swarmlet.model.defaults import update_monitor_ns, update_parallelism
-from swarmlet.model.node import Node
 from swarmlet.model.service import Service, UpdateConfig, UpdateStatus
 from swarmlet.model.states import TaskState
 from swarmlet.model.task import Task
 from swarmlet.model.times import NS
+from swarmlet_manager.decide.dirty import is_dirty as is_dirty  # callers outside ask for it here
 from swarmlet_manager.decide.draft import Draft, SlotKey, active
-from swarmlet_manager.decide.nodes import suits
 from swarmlet_manager.decide.slots import current_tasks
 
 _IN_PROGRESS = ("updating", "rollback_started")
 _PAUSED = ("paused", "rollback_paused")
 _FAILED = (TaskState.COMPLETE, TaskState.FAILED, TaskState.REJECTED)
-
-
-def is_dirty(service: Service, task: Task, node: Node | None) -> bool:
-    """Does the task run something else than the service now says? node: where the task is, if anywhere.
-
-    A change of placement alone leaves it clean as long as its node still satisfies the new constraints.
-    """
-    if task.spec_version == service.spec_version:
-        return False
-    template = service.spec.task_template
-    if task.ports != service.ports:
-        return True
-    if task.spec is template or task.spec == template:
-        return False
-    if replace(task.spec, placement=template.placement) == template:
-        return node is None or not suits(template.placement, node)
-    return True
 
 
 def roll(draft: Draft, keys: Sequence[SlotKey]) -> None:
@@ -55,6 +37,8 @@ def roll(draft: Draft, keys: Sequence[SlotKey]) -> None:
     slots = {key: current_tasks(draft, key) for key in keys}
     dirty = [key for key, tasks in slots.items() if len(tasks) > 1 or any(_dirty(draft, task) for task in tasks)]
     status = draft.service.update_status or UpdateStatus()
+    if status.state:
+        dirty = [key for key in dirty if not _given_up(draft, key, slots[key], status)]
     if status.state in _PAUSED or not (dirty or status.state in _IN_PROGRESS):
         return
     if status.state not in _IN_PROGRESS:
@@ -94,6 +78,13 @@ def _end_overlap(draft: Draft, key: SlotKey) -> None:
         surplus = task is not serving[0] if serving else task in clean[1:]
         if surplus:
             draft.want(task, TaskState.SHUTDOWN)
+
+
+def _given_up(draft: Draft, key: SlotKey, tasks: Sequence[Task], status: UpdateStatus) -> bool:
+    """Replaced by this update already, in vain (start-first): the old task serves on, and nothing follows the new."""
+    return all(_dirty(draft, task) for task in tasks) and any(
+        _is_ours(draft, task, status) for task in draft.slot(key)
+    )
 
 
 @dataclass(frozen=True, slots=True)
