@@ -13,6 +13,7 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+import stat
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -59,17 +60,17 @@ class Process:
 def look(pid: int) -> Process | None:
     """The process with this number now; None if there is none or it is a zombie."""
     try:
-        stat = Path(f"/proc/{pid}/stat").read_text()
+        text = Path(f"/proc/{pid}/stat").read_text()
     except (FileNotFoundError, ProcessLookupError):
         return None
     # The name in parentheses may hold anything; state is the first field after it, the start time the 20th.
-    fields = stat[stat.rindex(")") + 2 :].split()
+    fields = text[text.rindex(")") + 2 :].split()
     return None if fields[0] in ("Z", "X") else Process(pid, int(fields[19]))
 
 
 def _parent(pid: int) -> int:
-    stat = Path(f"/proc/{pid}/stat").read_text()
-    return int(stat[stat.rindex(")") + 2 :].split()[1])
+    text = Path(f"/proc/{pid}/stat").read_text()
+    return int(text[text.rindex(")") + 2 :].split()[1])
 
 
 class Bundle:
@@ -159,6 +160,23 @@ class Bundle:
         except (FileNotFoundError, ProcessLookupError):
             return None
         return look(parent) if self.id.encode() in words else None
+
+    def open_gate(self) -> bool:
+        """What `crun start` does, without a process for it: crun's init waits for a byte in this fifo, and a container
+        is "created" as long as the fifo is there. False, and nothing done, if it is not as expected."""
+        gate = self.state / "exec.fifo"
+        try:
+            if not stat.S_ISFIFO(gate.lstat().st_mode):
+                return False
+            descriptor = os.open(gate, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        except OSError:  # another layout, or nobody waits: let the runtime say what is wrong
+            return False
+        try:
+            os.write(descriptor, b"\0")  # first: were we to die in between, it must not wait for ever
+            gate.unlink()
+        finally:
+            os.close(descriptor)
+        return True
 
     def exit(self) -> Exit | None:
         """What conmon wrote; None as long as it has not."""

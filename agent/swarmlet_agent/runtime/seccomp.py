@@ -48,8 +48,10 @@ def parse(text: str | bytes) -> dict[str, Any]:
         raise InvalidArgument("Decoding seccomp profile failed: expected a JSON object")
     if not isinstance(profile.get("defaultAction"), str):
         raise InvalidArgument("Decoding seccomp profile failed: defaultAction is missing")
-    if not isinstance(profile.get("syscalls") or [], list):
-        raise InvalidArgument("Decoding seccomp profile failed: syscalls is not a list")
+    for key in ("syscalls", "archMap"):
+        entries = profile.get(key)
+        if entries is not None and not (isinstance(entries, list) and all(isinstance(e, dict) for e in entries)):
+            raise InvalidArgument(f"Decoding seccomp profile failed: {key} is not a list of objects")
     return profile
 
 
