@@ -41,18 +41,21 @@ from swarmlet_manager.control.commands import Control
 from swarmlet_manager.control.reconcile import Reconcilers
 from swarmlet_manager.dispatch.dispatcher import Dispatcher
 from swarmlet_manager.fleet.client import Fleet
-from swarmlet_manager.leadership import Leading, Place
+from swarmlet_manager.leadership import Leading, Place, retire_predecessor
 from swarmlet_manager.settings import ManagerSettings, read_settings
 from swarmlet_manager.store.election import Candidate
 from swarmlet_manager.store.etcd.binary import EtcdSettings
 from swarmlet_manager.store.etcd.channels import Tls
 from swarmlet_manager.store.etcd.client import EtcdClient
 from swarmlet_manager.store.etcd.server import EtcdServer
+from swarmlet_manager.store.keys import Keys
 from swarmlet_manager.store.store import Store
 from swarmlet_manager.store.writer import Limits
 
 log = get_logger(__name__)
 
+#: Everything of the cluster lies below this in etcd.
+PREFIX = b"/swarmlet/"
 #: How often the manager looks whether its own certificate has come of age.
 CERTIFICATE_CHECK_S = 3600.0
 #: The embedded etcd is started with room for larger transactions than others allow by default.
@@ -109,7 +112,8 @@ class Manager:
     async def _serve(self, client: EtcdClient, limits: Limits, etcd: EtcdServer | None) -> None:
         settings = self._settings
         candidate = Candidate(id=_own_id(self._data_dir), addr=settings.advertised)
-        store = Store(client, candidate, limits=limits)
+        await retire_predecessor(client, Keys(PREFIX), candidate.id)
+        store = Store(client, candidate, limits=limits, prefix=PREFIX)
         await store.start()
 
         def leader_addr() -> str:

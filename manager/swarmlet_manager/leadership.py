@@ -6,9 +6,14 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Protocol
 
+import msgspec
+
 from swarmlet.errors import SwarmletError
 from swarmlet.log import get_logger
 from swarmlet_manager.control.ports import StorePort
+from swarmlet_manager.store.election import Candidate
+from swarmlet_manager.store.keys import Keys
+from swarmlet_manager.store.kv import KV
 
 log = get_logger(__name__)
 
@@ -90,6 +95,24 @@ class Leading:
 async def _watch(duty: Duty) -> object:
     await duty.wait()
     return None
+
+
+async def retire_predecessor(kv: KV, keys: Keys, own_id: str) -> bool:
+    """Give back the lease of an earlier process of this very manager, so that nobody waits for it to run out.
+
+    Call it while holding the lock that lets only one process of this id run: the holder of the key is dead then.
+    """
+    found = await kv.read(keys.leader)
+    for entry in found.kvs:
+        try:
+            holder = msgspec.json.decode(entry.value, type=Candidate)
+        except msgspec.DecodeError:  # not written by this version: its lease ends by itself
+            return False
+        if holder.id == own_id and entry.lease:
+            await kv.lease_revoke(entry.lease)
+            log.info("the leadership of an earlier process was given back", term=entry.create_revision)
+            return True
+    return False
 
 
 class Place:

@@ -103,8 +103,9 @@ class StatusAck(Record, frozen=True, kw_only=True, tag="ack"):
 AgentMessage = Hello | DescriptionUpdate | Heartbeat | StatusUpdate | Inventory
 ManagerMessage = Welcome | Assignments | StatusAck
 
-#: Why a manager ended a session: WebSocket close codes (4000-4999 are the application's). With NOT_LEADER the reason
-#: is the leader's "host:port" or "".
+#: Why a manager ended a session: WebSocket close codes (RFC 6455; 4000-4999 are the application's). With NOT_LEADER
+#: the reason is the leader's "host:port" or "".
+CLOSE_TRY_LATER = 1013
 CLOSE_NOT_LEADER = 4001
 CLOSE_REMOVED = 4003
 CLOSE_REPLACED = 4009

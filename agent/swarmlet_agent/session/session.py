@@ -122,6 +122,7 @@ class AgentSession:
         self._pulse = Pulse(SPACING_S)
         self._inventory: dict[str, ContainerRef | None] = {}
         self._described: NodeDescription | None = None
+        self._silent: set[str] = set()
         self._seq = 0
         self._term = _stored_term(journal, identity.cluster_id)
         self._renew_share = random.random()
@@ -169,7 +170,10 @@ class AgentSession:
             log.info("session ended", manager=address, reason=err.reason, code=err.code)
             await self._after(address, err)
         except (aiohttp.ClientError, OSError, TimeoutError) as err:
-            log.info("manager does not answer", manager=address, reason=str(err) or type(err).__name__)
+            # Once per outage is news; a line for every attempt would fill the log.
+            tell = log.debug if address in self._silent else log.info
+            tell("manager does not answer", manager=address, reason=_reason(err))
+            self._silent.add(address)
             self.managers.demote(address)
         finally:
             self.connected.clear()
@@ -266,6 +270,7 @@ class AgentSession:
             await self._journal.put("meta", _TERM, f"{welcome.cluster_id} {welcome.term}".encode())
             self._term = welcome.term
         self.welcome = welcome
+        self._silent.discard(address)
         self.managers.prefer(address)
         await self.managers.told(welcome.managers, address)
 
@@ -343,6 +348,12 @@ class AgentSession:
             )
         except SwarmletError as err:
             log.warning("certificate could not be renewed", reason=err)
+
+
+def _reason(error: Exception) -> str:
+    """Short: aiohttp's own text carries the whole TLS context."""
+    cause = error.__cause__ if isinstance(error, aiohttp.ClientConnectorError) and error.__cause__ else error
+    return str(cause) or type(error).__name__
 
 
 def _stored_term(journal: Journal, cluster_id: str) -> int:

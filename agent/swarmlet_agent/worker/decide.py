@@ -98,8 +98,10 @@ def _while_running(task: Task, status: TaskStatus, container: Container | None, 
     if health is not None and health.status == "starting":
         return IDLE  # not running for its clients until the first probe has passed
     ports = published(container.ports, task.ports)
-    running = replace(status, container_id=container.id, pid=container.state.pid, ports=ports, running_at=now)
-    return _become(running, TaskState.RUNNING, "started", now)
+    # Without a health check it runs since its start, also in the eyes of an agent that came back later.
+    since = (container.state.started_at if health is None else 0) or now
+    running = replace(status, container_id=container.id, pid=container.state.pid, ports=ports, running_at=since)
+    return _become(running, TaskState.RUNNING, "started", since)
 
 
 def _towards_shutdown(status: TaskStatus, container: Container | None, now: int) -> Step:

@@ -16,7 +16,7 @@ from aiohttp import WSMsgType, web
 from msgspec.structs import replace
 
 from swarmlet.engine_api.router import Call, Route
-from swarmlet.errors import StaleView
+from swarmlet.errors import StaleView, SwarmletError
 from swarmlet.log import get_logger
 from swarmlet.loops import Group
 from swarmlet.model.cluster import Cluster
@@ -132,6 +132,10 @@ class Dispatcher:
             session = await self._admit(identity.node_id, socket)
         except Ended as err:
             await socket.close(code=err.code, message=err.reason.encode()[:120])
+            return socket
+        except SwarmletError as err:  # the upgrade is done: a status cannot be sent any more
+            log.warning("node could not be registered", node_id=identity.node_id, reason=err)
+            await socket.close(code=messages.CLOSE_TRY_LATER, message=str(err).encode()[:120])
             return socket
         try:
             await session.run()

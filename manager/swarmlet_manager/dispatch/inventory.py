@@ -8,8 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from swarmlet.errors import Conflict, NotFound
+from swarmlet.errors import Conflict, InvalidArgument, NotFound
 from swarmlet.wire.messages import Inventory
+
+#: Of one node: an agent cannot fill the manager's memory.
+MAX_CONTAINERS = 50_000
 
 
 class Inventories:
@@ -17,10 +20,13 @@ class Inventories:
         self._names: dict[str, dict[str, str]] = {}  # node -> container id -> name
 
     def apply(self, node_id: str, told: Inventory) -> None:
+        """InvalidArgument for more than a node can have."""
         held = {} if told.full else self._names.setdefault(node_id, {})
         held.update((container.id, container.name) for container in told.containers)
         for ident in told.removed:
             held.pop(ident, None)
+        if len(held) > MAX_CONTAINERS:
+            raise InvalidArgument(f"node {node_id} lists {len(held)} containers; at most {MAX_CONTAINERS} are kept")
         self._names[node_id] = held
 
     def forget(self, node_id: str) -> None:

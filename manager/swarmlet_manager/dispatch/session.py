@@ -12,6 +12,7 @@ from typing import Protocol
 import msgspec
 from aiohttp import WSMsgType, web
 
+from swarmlet.errors import SwarmletError
 from swarmlet.log import get_logger
 from swarmlet.loops import Pulse
 from swarmlet.model.task import Task, TaskStatus
@@ -167,7 +168,10 @@ class Session:
     async def _close(self, failures: list[Exception]) -> None:
         ended = self._ended or next((failure for failure in failures if isinstance(failure, Ended)), None)
         for failure in failures:
-            if not isinstance(failure, (Ended, ConnectionError, TimeoutError)):
+            if isinstance(failure, SwarmletError):
+                ended = ended or Ended(messages.CLOSE_TRY_LATER, str(failure))
+                log.warning("session ended", node_id=self.node_id, reason=failure)
+            elif not isinstance(failure, (Ended, ConnectionError, TimeoutError)):
                 log.error("session failed", node_id=self.node_id, error=repr(failure))
         code, reason = (ended.code, ended.reason) if ended else (1000, "")
         try:

@@ -10,14 +10,15 @@ import asyncio
 from collections.abc import Callable
 from typing import Protocol
 
-from swarmlet.errors import StaleView, Unavailable
+from msgspec.structs import replace
+
+from swarmlet.errors import InvalidArgument, StaleView, Unavailable
 from swarmlet.log import get_logger
 from swarmlet.loops import Pulse
 from swarmlet.model.task import TaskStatus
 from swarmlet_manager.control.ports import StorePort
 from swarmlet_manager.decide.status import accept_report
 from swarmlet_manager.state import Op, Put
-from swarmlet_manager.store.kv import TooLarge
 
 log = get_logger(__name__)
 
@@ -26,6 +27,8 @@ SPACING_S = 0.03
 #: The largest commit; the rest follows in the next.
 BATCH = 5000
 RETRY_S = 0.2
+#: Longer texts of an agent are cut: they go into every copy of the task's record.
+MAX_TEXT = 4096
 
 
 class Reporter(Protocol):
@@ -38,7 +41,7 @@ class Reporter(Protocol):
 
 
 class StatusCollector:
-    """One per leader. Memory is bounded by the number of tasks: reports of one task merge."""
+    """One per leader. Memory is bounded by the number of tasks there are: reports of one merge."""
 
     def __init__(self, store: StorePort, now: Callable[[], int]) -> None:
         self._store = store
@@ -49,10 +52,13 @@ class StatusCollector:
 
     def add(self, session: Reporter, seq: int, reports: list[tuple[str, TaskStatus]]) -> None:
         for task_id, status in reports:
+            task = self._store.state.tasks.get(task_id)
+            if task is None or task.node_id != session.node_id:
+                continue  # gone meanwhile, or never this node's: acknowledged, and nothing else
             key = (session.node_id, task_id)
             known = self._pending.get(key)
             if known is None or status.state >= known.state:
-                self._pending[key] = status
+                self._pending[key] = _clipped(status)
         self._waiting[session] = seq
         self._pulse.beat()
 
@@ -91,9 +97,11 @@ class StatusCollector:
             except StaleView:  # a decision changed one of the tasks meanwhile: look again
                 await asyncio.sleep(0)
                 continue
-            except TooLarge:
+            except InvalidArgument as err:
+                # Too much for one transaction, or one that no store can hold: its agent must not stop the others.
                 if len(batch) == 1:
-                    raise
+                    log.error("a status report cannot be stored", tasks=[key[1] for key in batch], reason=err)
+                    return
                 pairs = list(batch.items())
                 await self._store_batch(dict(pairs[: len(pairs) // 2]))
                 await self._store_batch(dict(pairs[len(pairs) // 2 :]))
@@ -110,3 +118,9 @@ class StatusCollector:
             if changed is not None:
                 ops.append(Put(changed))
         return ops
+
+
+def _clipped(status: TaskStatus) -> TaskStatus:
+    if len(status.message) <= MAX_TEXT and len(status.err) <= MAX_TEXT:
+        return status
+    return replace(status, message=status.message[:MAX_TEXT], err=status.err[:MAX_TEXT])

@@ -108,6 +108,12 @@ def test_a_task_goes_from_assigned_to_running() -> None:
     assert (running.status.state, running.status.pid, running.status.running_at) == (TaskState.RUNNING, 7, NOW)
 
 
+def test_a_recovered_task_runs_since_its_container_started() -> None:
+    found = step(TaskState.STARTING, container(status="running", started_at=77))
+    assert isinstance(found, Become)
+    assert (found.status.at, found.status.running_at) == (77, 77)
+
+
 def test_a_task_wanted_ready_waits_there() -> None:
     assert step(TaskState.READY, container(), TaskState.READY) == IDLE
     assert isinstance(step(TaskState.READY, container(), TaskState.RUNNING), Become)
