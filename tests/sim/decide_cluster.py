@@ -22,8 +22,8 @@ from swarmlet.model.service import Service, ServiceSpec
 from swarmlet.model.states import Availability, NodeState, TaskState
 from swarmlet.model.task import Task, TaskStatus
 from swarmlet.model.times import NS
-from swarmlet_manager.decide import allocate, revise
-from swarmlet_manager.decide.assign import assignments_for, diff_by_node
+from swarmlet_manager.control import edits
+from swarmlet_manager.decide import allocate
 from swarmlet_manager.decide.dirty import is_dirty
 from swarmlet_manager.decide.nodes import is_valid, plan_node, suits
 from swarmlet_manager.decide.orchestrate import plan_service
@@ -32,6 +32,7 @@ from swarmlet_manager.decide.reaper import plan_reap
 from swarmlet_manager.decide.resources import capacity_of, demand_of, holds_resources, host_ports
 from swarmlet_manager.decide.schedule import Scheduler
 from swarmlet_manager.decide.status import accept_report
+from swarmlet_manager.dispatch.feed import Feed
 from swarmlet_manager.state import Change, Delete, Op, Put, State
 
 MS = NS // 1000
@@ -58,7 +59,13 @@ class Agent:
     linked: bool = True
     wrong_clock: int = 0
     containers: dict[str, Container] = field(default_factory=dict)
+    #: What it was last told, and the manager's memory of that, which lasts as long as their session.
+    orders: dict[str, Task] = field(default_factory=dict)
+    feed: Feed = field(init=False)
     unsent: dict[str, TaskStatus] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.feed = Feed(self.node_id)
 
 
 class Cluster:
@@ -110,13 +117,13 @@ class Cluster:
     def update(self, service_id: str, spec: ServiceSpec) -> None:
         service = self.state.services[service_id]
         ports = allocate.plan_ports(self.state, service_id, spec)
-        self.commit([Put(revise.with_spec(service, spec, ports, self.now))])
+        self.commit([Put(edits.updated_service(service, spec, ports, b"", self.now))])
 
     def roll_back(self, service_id: str) -> None:
         service = self.state.services[service_id]
         assert service.previous_spec is not None
         ports = allocate.plan_ports(self.state, service_id, service.previous_spec)
-        self.commit([Put(revise.rolled_back(service, ports, self.now))])
+        self.commit([Put(edits.rolled_back_service(service, ports, self.now))])
 
     def remove(self, service_id: str) -> None:
         self.commit([Put(replace(self.state.services[service_id], pending_delete=True))])
@@ -188,7 +195,8 @@ class Cluster:
             self._set_node_state(name, NodeState.READY)
             for task_id, status in list(agent.unsent.items()):
                 self._send(agent, task_id, status)
-            self._sync(agent, full=True)
+            agent.feed.start_over()
+            self._sync(agent)
 
     def _judge(self, name: str) -> None:
         agent = self.agents.get(name)
@@ -234,9 +242,10 @@ class Cluster:
         self.scheduler.apply(changes)
         for change in changes:
             self._mark(change)
-        for node_id, increment in diff_by_node(changes).items():
-            agent = self.agents.get(node_id)
-            if agent is not None and (increment.tasks or increment.removed):
+        for task in [record for change in changes if isinstance(record := change.record, Task)]:
+            agent = self.agents.get(task.node_id)
+            if agent is not None:
+                agent.feed.note(task.id)
                 self.after(self.random.randrange(1, 50) * MS, lambda agent=agent: self._sync(agent))
         self._check_safety()
 
@@ -289,15 +298,20 @@ class Cluster:
 
     # Agents
 
-    def _sync(self, agent: Agent, full: bool = False) -> None:
+    def _sync(self, agent: Agent) -> None:
         """The agent learns its orders and acts on what has changed."""
         if not (agent.up and agent.linked) or self.agents.get(agent.node_id) is not agent:
             return
-        wanted = {task.id: task for task in assignments_for(self.state, agent.node_id)}
-        for task_id in [task_id for task_id in agent.containers if task_id not in wanted]:
+        full, tasks, removed = agent.feed.take(self.state)
+        if full:
+            agent.orders = {}
+        agent.orders.update((task.id, task) for task in tasks)
+        for task_id in removed:
+            agent.orders.pop(task_id, None)
+        for task_id in [task_id for task_id in agent.containers if task_id not in agent.orders]:
             del agent.containers[task_id]
             agent.unsent.pop(task_id, None)
-        for task in wanted.values():
+        for task in agent.orders.values():
             container = agent.containers.get(task.id)
             if container is None:
                 container = agent.containers[task.id] = Container(max(task.status.state, TaskState.ASSIGNED))
@@ -321,7 +335,7 @@ class Cluster:
             self.after(self.random.randrange(1, 400) * MS, lambda: self._started(agent, task.id))
 
     def _prepared(self, agent: Agent, task_id: str) -> None:
-        container, task = agent.containers.get(task_id), self.state.tasks.get(task_id)
+        container, task = agent.containers.get(task_id), agent.orders.get(task_id)
         if not agent.up or container is None or task is None or container.state != TaskState.PREPARING:
             return
         if "missing" in image_of(task):
@@ -331,7 +345,7 @@ class Cluster:
         self._sync(agent)
 
     def _started(self, agent: Agent, task_id: str) -> None:
-        container, task = agent.containers.get(task_id), self.state.tasks.get(task_id)
+        container, task = agent.containers.get(task_id), agent.orders.get(task_id)
         if not agent.up or container is None or task is None or container.state != TaskState.STARTING:
             return
         container.alive = True

@@ -173,9 +173,12 @@ def _roll_back(draft: Draft, status: UpdateStatus, cause: str) -> None:
     draft.service = replace(
         service,
         spec=service.previous_spec,
-        spec_version=service.spec_version + 1,
+        # Not the number it had: the next update must not get that of the tasks that have just failed.
+        spec_version=max(service.spec_version, service.previous_spec_version) + 1,
         previous_spec=None,
         previous_spec_version=0,
+        sealed_auth=service.previous_sealed_auth,
+        previous_sealed_auth=b"",
         ports=ports,
         update_status=UpdateStatus(state="rollback_started", started_at=draft.now, message=message),
     )

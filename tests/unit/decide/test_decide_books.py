@@ -1,4 +1,4 @@
-"""Nodes, history, ports, reports and assignments: the smaller decisions."""
+"""Nodes, history, ports and reports: the smaller decisions."""
 
 from __future__ import annotations
 
@@ -15,11 +15,10 @@ from swarmlet.model.states import Availability, NodeState, TaskState
 from swarmlet.model.task import TaskStatus
 from swarmlet.model.times import NS
 from swarmlet_manager.decide.allocate import FIRST_DYNAMIC_PORT, LAST_DYNAMIC_PORT, plan_ports
-from swarmlet_manager.decide.assign import assignments_for, diff, diff_by_node
 from swarmlet_manager.decide.nodes import plan_node
 from swarmlet_manager.decide.reaper import plan_reap
 from swarmlet_manager.decide.status import accept_report
-from swarmlet_manager.state import Change, Delete, Put, State
+from swarmlet_manager.state import Put, State
 
 DAY = 24 * 3600 * NS
 DESIRED = [TaskState.READY, TaskState.RUNNING, TaskState.SHUTDOWN, TaskState.REMOVE]
@@ -277,70 +276,3 @@ def test_a_container_id_once_known_is_kept() -> None:
     ended = accept_report(task, "n1", TaskStatus(state=TaskState.COMPLETE), now=1)
 
     assert ended is not None and ended.status.container_id == "c1"
-
-
-# Assignments
-
-
-def test_an_agent_is_given_what_was_assigned_to_it_ended_tasks_included() -> None:
-    state = make_state(
-        make_task("runs"),
-        make_task("ended", state=TaskState.COMPLETE),
-        make_task("pending", state=TaskState.PENDING),
-        make_task("elsewhere", node="n2"),
-    )
-    assert [task.id for task in assignments_for(state, "n1")] == ["ended", "runs"]
-
-
-def test_an_agent_hears_of_orders_and_not_of_its_own_reports() -> None:
-    state = make_state(make_task("a", state=TaskState.PENDING, node=""))
-    task = state.tasks["a"]
-    assigned = replace(task, node_id="n1", status=TaskStatus(state=TaskState.ASSIGNED))
-    reported = replace(assigned, status=TaskStatus(state=TaskState.RUNNING), version=5, updated_at=9)
-    stopped = replace(reported, desired_state=TaskState.SHUTDOWN)
-
-    assert diff([state.apply(Put(assigned))], "n1").tasks == (assigned,)
-    assert diff_by_node([state.apply(Put(reported))]) == {}
-    assert diff([state.apply(Put(stopped))], "n1").tasks == (stopped,)
-    gone = diff([state.apply(Delete(stopped))], "n1")
-    assert (gone.tasks, gone.removed) == ((), ("a",))
-
-
-moves = st.lists(
-    st.tuples(
-        st.sampled_from(["a", "b", "c"]),
-        st.sampled_from(["put", "put", "put", "delete"]),
-        st.sampled_from(["n1", "n2"]),
-        st.sampled_from([TaskState.PENDING, TaskState.ASSIGNED, TaskState.RUNNING, TaskState.FAILED]),
-        st.sampled_from(DESIRED),
-    ),
-    max_size=25,
-)
-
-
-@given(moves=moves, batch=st.integers(1, 6))
-def test_increments_lead_where_a_full_set_leads(
-    moves: list[tuple[str, str, str, TaskState, TaskState]], batch: int
-) -> None:
-    state = make_state()
-    known: dict[str, dict[str, TaskState]] = {"n1": {}, "n2": {}}
-    changes: list[Change] = []
-    for number, (ident, what, node, observed, desired) in enumerate(moves):
-        current = state.tasks.get(ident)
-        if what == "put":
-            changes.append(state.apply(Put(make_task(ident, node=node, state=observed, desired=desired))))
-        elif current is not None:
-            changes.append(state.apply(Delete(current)))
-        if number % batch and number < len(moves) - 1:
-            continue
-        for node_id, increment in diff_by_node(changes).items():
-            known[node_id].update({task.id: task.desired_state for task in increment.tasks})
-            for task_id in increment.removed:
-                known[node_id].pop(task_id, None)
-        changes = []
-
-    for node_id, tasks in known.items():
-        full = {task.id: task.desired_state for task in assignments_for(state, node_id)}
-        assert full.items() <= tasks.items()
-        # A task is never un-assigned in a real state, only here: what it leaves behind has a record still.
-        assert tasks.keys() - full.keys() <= {task.id for task in state.tasks_on_node(node_id)}

@@ -8,11 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from swarmlet.errors import InvalidArgument
-from swarmlet.model.service import PortConfig, Service, ServiceSpec, TaskRestartPolicy, UpdateConfig
+from swarmlet.model.service import EndpointSpec, PortConfig, Service, ServiceSpec, TaskRestartPolicy, UpdateConfig
 from swarmlet.model.states import TaskState
 from swarmlet.model.times import NS
-from swarmlet_manager.decide import revise
+from swarmlet_manager.control import edits
 from swarmlet_manager.decide.dirty import is_dirty
 
 NODES = [make_node(f"n{number}", labels={"zone": f"z{number}"}) for number in range(3)]
@@ -36,7 +35,7 @@ def running(replicas: int | None, update: UpdateConfig | None = None, rollback: 
         for number in range(count)
     ]
     rig = Rig(*NODES, service, *tasks)
-    rig.put(revise.with_spec(service, with_image(service.spec, "busybox:2"), (), 100 * NS))
+    rig.put(edits.updated_service(service, with_image(service.spec, "busybox:2"), (), b"", 100 * NS))
     return rig
 
 
@@ -103,7 +102,7 @@ def test_a_start_first_slot_whose_new_task_may_not_be_restarted_is_given_up_and_
     rig = running(1, UpdateConfig(order="start-first", failure_action="continue"))
     spec = rig.service().spec
     template = replace(spec.task_template, restart_policy=TaskRestartPolicy(condition="none"))
-    rig.put(revise.with_spec(rig.service(), replace(spec, task_template=template), (), 100 * NS))
+    rig.put(edits.updated_service(rig.service(), replace(spec, task_template=template), (), b"", 100 * NS))
     rig.plan(now=100 * NS)
     rig.observe(fresh(rig)[0], TaskState.FAILED, at=101 * NS)
     for now in (101, 102, 107, 200):
@@ -112,7 +111,7 @@ def test_a_start_first_slot_whose_new_task_may_not_be_restarted_is_given_up_and_
     assert [task.id for task in rig.active()] == ["old0"] and len(rig.tasks()) == 2
     assert rig.service().update_status.state == "completed"
 
-    rig.put(revise.with_spec(rig.service(), rig.service().spec, (), 300 * NS))
+    rig.put(edits.updated_service(rig.service(), rig.service().spec, (), b"", 300 * NS))
     rig.plan(now=300 * NS)
     assert len(rig.active()) == 2, "asked for again, it is tried again"
 
@@ -188,7 +187,7 @@ def test_failures_of_restarts_and_of_a_former_update_do_not_count() -> None:
     assert rig.service().update_status.state == "updating"
 
     spec = rig.service().spec
-    rig.put(revise.with_spec(rig.service(), with_image(spec, "busybox:3"), (), 130 * NS))
+    rig.put(edits.updated_service(rig.service(), with_image(spec, "busybox:3"), (), b"", 130 * NS))
     rig.plan(now=130 * NS)
     assert rig.service().update_status.state == "updating"
 
@@ -225,9 +224,9 @@ def test_without_a_previous_spec_a_rollback_is_a_pause_that_says_why() -> None:
 def test_a_rollback_asked_for_goes_there_and_back() -> None:
     rig = running(2, UpdateConfig(parallelism=0))
     first, second = rig.service().previous_spec, rig.service().spec
-    there = revise.rolled_back(rig.service(), (), 200 * NS)
+    there = edits.rolled_back_service(rig.service(), (), 200 * NS)
     assert there.spec == first and there.update_status.message == "manually requested rollback"
-    assert revise.rolled_back(there, (), 300 * NS).spec == second
+    assert edits.rolled_back_service(there, (), 300 * NS).spec == second
 
     rig.put(there)
     rig.plan(now=200 * NS)
@@ -235,15 +234,10 @@ def test_a_rollback_asked_for_goes_there_and_back() -> None:
     assert [task.id for task in rig.active()] == ["old0", "old1"]
 
 
-def test_there_is_no_rollback_from_the_first_spec() -> None:
-    with pytest.raises(InvalidArgument, match="service web does not have a previous spec"):
-        revise.rolled_back(make_service(), (), 0)
-
-
 def test_scaling_is_no_update() -> None:
     service = make_service(2)
     mode = replace(service.spec.mode, replicated=replace(service.spec.mode.replicated, replicas=4))
-    scaled = revise.with_spec(service, replace(service.spec, mode=mode), (), NS)
+    scaled = edits.updated_service(service, replace(service.spec, mode=mode), (), b"", NS)
 
     assert scaled.spec_version == service.spec_version
     rig = Rig(*NODES, scaled, make_task("a", service=service), make_task("b", slot=2, service=service))
@@ -268,7 +262,7 @@ def test_a_global_service_is_updated_node_by_node() -> None:
 
 def changed(service: Service, **template: object) -> Service:
     spec = replace(service.spec, task_template=replace(service.spec.task_template, **template))
-    return revise.with_spec(service, spec, (), NS)
+    return edits.updated_service(service, spec, (), b"", NS)
 
 
 def test_only_what_a_task_runs_makes_it_outdated() -> None:
@@ -283,7 +277,8 @@ def test_only_what_a_task_runs_makes_it_outdated() -> None:
     assert not is_dirty(fits, task, NODES[1])
     assert is_dirty(fits, task, NODES[2])
     ports = (PortConfig(target_port=80, published_port=8080, publish_mode="host"),)
-    assert is_dirty(revise.with_spec(service, service.spec, ports, NS), task, NODES[1])
+    publishing = replace(service.spec, endpoint_spec=EndpointSpec(ports=ports))
+    assert is_dirty(edits.updated_service(service, publishing, ports, b"", NS), task, NODES[1])
 
 
 @given(
