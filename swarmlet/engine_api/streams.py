@@ -36,6 +36,11 @@ def frame(stream: int, data: bytes) -> bytes:
     return _HEADER.pack(stream, len(data)) + data
 
 
+def frame_head(stream: int, length: int) -> bytes:
+    """The eight bytes before `length` bytes of data."""
+    return _HEADER.pack(stream, length)
+
+
 class HijackedStream(asyncio.Protocol):
     """The client's end of a hijacked connection."""
 

@@ -84,6 +84,8 @@ class StreamBackend(ContainerReader, Protocol):
 
 
 class ExecBackend(Protocol):
+    def get(self, ref: str) -> Container: ...
+
     def exec_create(self, ref: str, request: ExecRequest) -> str: ...
 
     async def exec_start(

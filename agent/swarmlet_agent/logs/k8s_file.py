@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
-from swarmlet.engine_api.streams import STDERR, STDOUT, frame
+from swarmlet.engine_api.streams import STDERR, STDOUT, frame, frame_head
 from swarmlet.model.times import parse_rfc3339, rfc3339
 
 TIME_WIDTH = 35
@@ -54,8 +54,28 @@ def ends_line(line: bytes) -> bool:
     return line[_FLAG] == b"F"
 
 
+class _FrameHeads(dict[int, bytes]):
+    """Heads of frames by the length of the whole log line, made once for each length."""
+
+    def __init__(self, stream: int) -> None:
+        super().__init__()
+        self._stream = stream
+
+    def __missing__(self, length: int) -> bytes:
+        head = frame_head(self._stream, max(0, length - TEXT_AT) + 1)
+        if len(self) < _HEADS_KEPT:
+            self[length] = head
+        return head
+
+
+_HEADS_KEPT = 10_000
+_HEADS = {STDOUT: _FrameHeads(STDOUT), STDERR: _FrameHeads(STDERR)}
+
+
 class Renderer:
     """Turns blocks of the log into bytes for the client, block by block, remembering lines begun.
+
+    Each line (or piece of one) is a frame of its own, as dockerd has it: clients take a frame for a line.
 
     `done` is set once a line beyond `until` has been seen: nothing further is wanted.
     """
@@ -87,7 +107,10 @@ class Renderer:
         """Whole lines of one stream, as they are."""
         if not self._wanted[stream]:
             return b""
-        return self._out(stream, b"\n".join([line[TEXT_AT:] for line in lines]) + b"\n")
+        if not self._query.framed:
+            return b"\n".join([line[TEXT_AT:] for line in lines]) + b"\n"
+        heads = _HEADS[stream]
+        return b"".join([b"%b%b\n" % (heads[len(line)], line[TEXT_AT:]) for line in lines])
 
     def _run(self, kind: bytes, lines: list[bytes]) -> bytes:
         """Consecutive lines of one stream and flag."""
@@ -99,20 +122,17 @@ class Renderer:
             return self._bulk(stream, lines)
         parts = []
         for line in lines:
-            shown = self._begun[stream]
+            shown, head = self._begun[stream], b""
             if shown is None:
                 shown = self._in_bounds(line)
                 if self.done:
                     break
-                if shown:
-                    parts.append(self._head(line))
+                head = self._head(line) if shown else b""
             if shown:
-                parts.append(line[TEXT_AT:] + b"\n" if ends else line[TEXT_AT:])
+                text = head + line[TEXT_AT:] + (b"\n" if ends else b"")
+                parts.append(frame(stream, text) if self._query.framed else text)
             self._begun[stream] = None if ends else shown
-        return self._out(stream, b"".join(parts)) if parts else b""
-
-    def _out(self, stream: int, data: bytes) -> bytes:
-        return frame(stream, data) if self._query.framed else data
+        return b"".join(parts)
 
     def _head(self, line: bytes) -> bytes:
         stamp = utc(line[:TIME_WIDTH]) + b" " if self._query.timestamps else b""

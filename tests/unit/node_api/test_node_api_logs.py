@@ -66,6 +66,14 @@ def test_each_streams_bytes_come_out_whole_and_in_order(entries: list[tuple[str,
         assert text_of(data, number) == expected.encode()
 
 
+def test_every_line_is_a_frame_of_its_own() -> None:
+    block = piece("one") + piece("") + piece("two", "stderr") + piece("a", flag="P") + piece("b")
+
+    assert unframe(Renderer(LogQuery()).render(block)) == [
+        (1, b"one\n"), (1, b"\n"), (2, b"two\n"), (1, b"a"), (1, b"b\n"),
+    ]
+
+
 def test_a_line_in_pieces_gets_one_timestamp_and_its_first_pieces_time_decides() -> None:
     block = (
         piece("old ", flag="P", at=START) + piece("end", at=START + 2 * NS)

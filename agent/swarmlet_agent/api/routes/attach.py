@@ -60,7 +60,9 @@ class AttachRoutes:
         container = self._attachable(call)
         plan = _plan(call, container, framed=False)
         streams = await self._backend.attach(container.id) if call.flag("stream", True) else None
-        websocket = web.WebSocketResponse(heartbeat=WEBSOCKET_PING_S, compress=False)
+        # Whatever protocol a client names: there is but one thing to say here.
+        named = [name.strip() for name in call.request.headers.get("Sec-WebSocket-Protocol", "").split(",")]
+        websocket = web.WebSocketResponse(heartbeat=WEBSOCKET_PING_S, compress=False, protocols=named)
         try:
             await websocket.prepare(call.request)
         except BaseException:

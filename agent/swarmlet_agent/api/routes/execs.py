@@ -9,6 +9,7 @@ from aiohttp import web
 from swarmlet.engine_api.answers import empty, json_answer
 from swarmlet.engine_api.router import Call, Route, convert
 from swarmlet.engine_api.streams import STDOUT, frame, hijack
+from swarmlet.errors import Conflict, SwarmletError
 from swarmlet.model.base import ApiStruct
 from swarmlet_agent.api.backends import ExecBackend
 from swarmlet_agent.api.detach import parse_keys
@@ -16,7 +17,6 @@ from swarmlet_agent.api.pump import PumpPlan, pump
 from swarmlet_agent.api.routes.containers import dimensions
 from swarmlet_agent.api.shapes import decode
 from swarmlet_agent.engine.container import ExecRecord
-from swarmlet_agent.runtime.types import StartFailed
 
 
 class ExecStart(ApiStruct, frozen=True, kw_only=True):
@@ -53,34 +53,39 @@ class ExecRoutes:
         """
         wish = convert(await call.raw_json() or {}, ExecStart)
         record = self._backend.exec_inspect(call.params["id"])
+        self._check_startable(record)
         size = wish.console_size if wish.console_size and all(wish.console_size) else None
-        failure: StartFailed | None = None
-        streams = None
-        try:
-            streams = await self._backend.exec_start(record.id, detach=wish.detach, console_size=size)
-        except StartFailed as err:
-            if wish.detach:
-                raise
-            failure = err
         if wish.detach:
+            await self._backend.exec_start(record.id, detach=True, console_size=size)
             return empty(200)
+        # The head goes out before the program runs, as with dockerd: some clients (docker-py) lose output that
+        # comes in one packet with it.
+        client, response = await hijack(call, tty=wish.tty)
         try:
-            client, response = await hijack(call, tty=wish.tty)
-        except BaseException:
-            if streams is not None:
-                await streams.close()
-            raise
-        try:
-            if failure is not None:
-                text = f"{failure}\r\n".encode()
+            try:
+                streams = await self._backend.exec_start(record.id, detach=False, console_size=size)
+            except SwarmletError as err:
+                text = f"{err}\r\n".encode()
                 await client.write(text if wish.tty else frame(STDOUT, text))
-            elif streams is not None:
-                await pump(client, streams, _plan(record, framed=not wish.tty))
+            else:
+                if streams is not None:
+                    await pump(client, streams, _plan(record, framed=not wish.tty))
         except ConnectionResetError:
             pass  # the client has gone; the process goes on, as Docker has it
         finally:
             client.close()
         return response
+
+    def _check_startable(self, record: ExecRecord) -> None:
+        """What can be known before the head is sent. Conflict."""
+        if record.running or record.exit_code is not None:
+            state = "is already running" if record.running else "has already run"
+            raise Conflict(f"Error: Exec command {record.id} {state}")
+        status = self._backend.get(record.container_id).state.status
+        if status == "paused":
+            raise Conflict(f"Container {record.container_id} is paused, unpause the container before exec")
+        if status != "running":
+            raise Conflict(f"container {record.container_id} is not running")
 
     async def resize(self, call: Call) -> web.StreamResponse:
         """ExecResize."""
