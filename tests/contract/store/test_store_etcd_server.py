@@ -107,7 +107,7 @@ async def test_it_is_found_even_if_the_pid_file_was_never_written(etcd_dir: Path
 
 
 async def test_a_pid_that_belongs_to_somebody_else_by_now_is_left_alone(etcd_dir: Path) -> None:
-    other = subprocess.Popen(["sleep", "60"])  # noqa: ASYNC220 (forks once, and is not waited for)
+    other = subprocess.Popen(["sleep", "60"])
     try:
         found = identify(other.pid)
         assert found is not None

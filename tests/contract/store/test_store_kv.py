@@ -202,7 +202,7 @@ async def test_a_leased_key_lives_as_long_as_its_lease_is_renewed(kv: KV, prefix
         await kv.lease_renew(lease)
     assert (await kv.read(prefix + b"k")).kvs[0].lease == lease
     async with asyncio.timeout(10):
-        while (await kv.read(prefix + b"k")).kvs:  # noqa: ASYNC110 (etcd tells nobody but watchers)
+        while (await kv.read(prefix + b"k")).kvs:
             await asyncio.sleep(0.1)
     with pytest.raises(LeaseGone):
         await kv.lease_renew(lease)

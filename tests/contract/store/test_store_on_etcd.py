@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 import signal
+import subprocess
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
@@ -99,7 +101,7 @@ async def test_kill_9_of_etcd_under_load_loses_nothing_acknowledged(server: Etcd
             os.kill(server.pid, signal.SIGKILL)
             before = dict(load.acknowledged)
             async with asyncio.timeout(30):
-                while load.acknowledged == before:  # noqa: ASYNC110 (any writer may be the first)
+                while load.acknowledged == before:
                     await asyncio.sleep(0.05)
         await load.finish()
         mirrored = {node.id: node.created_at for node in store.state.nodes.values()}
@@ -159,7 +161,7 @@ async def test_a_manager_takes_over_at_once_and_a_deposed_leader_is_fenced(serve
             await stale
         await follower.commit([Put(msgspec.structs.replace(follower.state.nodes["n1"], message="new"))])
         async with asyncio.timeout(5):
-            while leader.state.nodes["n1"].message != "new":  # noqa: ASYNC110 (a test's wait)
+            while leader.state.nodes["n1"].message != "new":
                 await asyncio.sleep(0.01)
         assert not leader.leader
 
@@ -179,12 +181,59 @@ async def test_ten_thousand_tasks_are_written_followed_and_loaded(server: EtcdSe
             made += await leader.commit([Put(task) for task in tasks])
         assert len(made) == 10_000
         async with asyncio.timeout(10):
-            while follower.state.revision < leader.state.revision:  # noqa: ASYNC110 (a test's wait)
+            while follower.state.revision < leader.state.revision:
                 await asyncio.sleep(0.01)
         assert dict(follower.state.tasks) == dict(leader.state.tasks)
     async with running(server.endpoints, "m3") as third:
         assert {task.id: task for task in third.state.tasks.values()} == {record.id: record for record in made}
         assert len({id(task.spec) for task in third.state.tasks.values()}) == 1
+
+
+async def test_a_restored_backup_is_another_cluster_and_is_followed(server: EtcdServer, tmp_path: Path) -> None:
+    backup = tmp_path / "backup"
+    async with running(server.endpoints) as store:
+        await store.wait_for_leadership()
+        (node,) = await store.commit([Put(Node(id="n1", message="then"))])
+        client = store._kv
+        assert isinstance(client, EtcdClient)
+        with backup.open("wb") as file:
+            async for piece in client.snapshot():
+                file.write(piece)
+        for number in range(3):
+            (node,) = await store.commit([Put(msgspec.structs.replace(node, message=f"later {number}"))])
+        before = store._cluster_id
+        await server.stop()
+        await asyncio.to_thread(_restore, backup, server)
+        again = EtcdServer(EtcdSettings(data_dir=Path(server.endpoints[0].removeprefix("unix:")).parent, name="m1"))
+        await again.start()
+        try:
+            async with asyncio.timeout(30):
+                while store.state.nodes["n1"].message != "then" or not store.leader:
+                    await asyncio.sleep(0.05)
+            assert store._cluster_id != before
+            await store.commit([Put(msgspec.structs.replace(store.state.nodes["n1"], message="on"))])
+            assert store.state.nodes["n1"].message == "on"
+        finally:
+            await store.stop()
+            await again.stop()
+
+
+def _restore(backup: Path, server: EtcdServer) -> None:
+    """As an operator does it, with a cluster token of its own."""
+    data = Path(server.endpoints[0].removeprefix("unix:")).parent / "data"
+    data.rename(data.with_name("data.old"))
+    tool = shutil.which("etcdutl") or "etcdctl"
+    subprocess.run(
+        [
+            *(tool, "snapshot", "restore", str(backup), "--name=m1", f"--data-dir={data}"),
+            *("--initial-cluster=m1=unix://peer:0", "--initial-advertise-peer-urls=unix://peer:0"),
+            "--initial-cluster-token=restored",
+        ],
+        check=True,
+        env={**os.environ, "ETCDCTL_API": "3"},
+        capture_output=True,
+        timeout=30,
+    )
 
 
 @pytest.fixture
@@ -217,7 +266,7 @@ async def test_the_loss_of_the_member_that_serves_us_is_bridged(trio: list[EtcdS
         since = loop.time()
         before = dict(load.acknowledged)
         async with asyncio.timeout(15):
-            while any(load.acknowledged.get(name) == count for name, count in before.items()):  # noqa: ASYNC110
+            while any(load.acknowledged.get(name) == count for name, count in before.items()):
                 await asyncio.sleep(0.02)
         gap = loop.time() - since
         if number is signal.SIGSTOP:

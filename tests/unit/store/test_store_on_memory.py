@@ -18,7 +18,7 @@ from swarmlet.model.states import NodeState, TaskState
 from swarmlet.model.task import Task
 from swarmlet_manager.state import Change, Delete, Put
 from swarmlet_manager.store.election import Candidate
-from swarmlet_manager.store.kv import PutKey, TooLarge
+from swarmlet_manager.store.kv import NoSpace, PutKey, TooLarge
 from swarmlet_manager.store.memory import Faults, MemoryClient, MemoryEtcd
 from swarmlet_manager.store.mirror import Resync
 from swarmlet_manager.store.store import NotLeader, Store
@@ -373,3 +373,16 @@ async def test_the_leader_compacts_old_history_and_ticks(etcd: MemoryEtcd) -> No
         assert etcd.revision > at + 10
         assert at <= etcd.compacted < etcd.revision - 5
         assert store.leader
+
+
+async def test_an_etcd_out_of_space_refuses_writes_clearly_and_serves_again_once_it_has_some(etcd: MemoryEtcd) -> None:
+    async with running(etcd) as store:
+        await store.wait_for_leadership()
+        etcd.full = True
+        with pytest.raises(NoSpace):
+            await store.commit([Put(Node(id="n1"))])
+        assert store.leader
+        assert "n1" not in store.state.nodes
+        etcd.full = False
+        await store.commit([Put(Node(id="n1"))])
+        assert "n1" in store.state.nodes
