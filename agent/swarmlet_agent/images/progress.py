@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections.abc import Awaitable, Callable, Coroutine, Hashable
 from typing import Any, Generic, TypeVar
 
@@ -122,8 +121,9 @@ async def _fly(start: Callable[[Hub], Coroutine[Any, Any, T]], hub: Hub) -> T:
 async def _end(task: asyncio.Task[T]) -> None:
     if not task.done():
         task.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await asyncio.wait([task])
+        await asyncio.wait([task])
+    if not task.cancelled():
+        task.exception()  # whoever waited has heard it; with nobody waiting it is nobody's
 
 
 class Throttle:

@@ -9,40 +9,32 @@ from __future__ import annotations
 import asyncio
 import platform as uname
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-import msgspec
-
 from swarmlet.engine_api.filters import Filters
-from swarmlet.errors import Internal, InvalidArgument, NotFound
+from swarmlet.errors import InvalidArgument, NotFound
 from swarmlet.log import get_logger
-from swarmlet.model.container import ImageConfig
-from swarmlet.model.times import rfc3339
 from swarmlet_agent.images import encode, listing
-from swarmlet_agent.images.catalogue import Catalogue, ImageRecord
-from swarmlet_agent.images.changes import apply_changes
+from swarmlet_agent.images.catalogue import Catalogue
 from swarmlet_agent.images.endpoints import check_registries
-from swarmlet_agent.images.layers import Blob, Layer, LayerStore
-from swarmlet_agent.images.load import Found, FromArchive, find_images
+from swarmlet_agent.images.intake import Intake
+from swarmlet_agent.images.layers import Layer, LayerStore
 from swarmlet_agent.images.manifests import (
-    Configuration,
     Platform,
     matches,
     normal_architecture,
-    parse_config,
     parse_platform,
 )
 from swarmlet_agent.images.progress import Hub, Listener, SingleFlight
 from swarmlet_agent.images.pull import Puller
 from swarmlet_agent.images.reference import Reference, is_image_id, parse_reference
 from swarmlet_agent.images.registry import Registries
-from swarmlet_agent.images.removal import User, plan_removal
+from swarmlet_agent.images.removal import Removal, User, plan_removal
 from swarmlet_agent.images.rootfs import RootStore
 from swarmlet_agent.images.save import Saved, archive_chunks
-from swarmlet_agent.images.spool import open_archive, spooled
+from swarmlet_agent.images.shelf import Shelf
 from swarmlet_agent.images.types import Image, RegistryAuth
 from swarmlet_agent.images.unpack import Limits
 from swarmlet_agent.images.workers import UnpackPool
@@ -83,25 +75,14 @@ class ImageStore:
         self._layers = LayerStore(data_dir / "images", UnpackPool(limits))
         self._roots = RootStore(data_dir / "containers-rootfs", self._layers.diff)
         self._catalogue = Catalogue(journal)
+        self._shelf = Shelf(self._catalogue, self._layers, self._roots)
         self._puller = Puller(self._registries, self._layers, self._catalogue)
+        self._intake = Intake(self._shelf, self._puller, self._host, self._event)
         self._flights: SingleFlight[Image] = SingleFlight()
-        # Names and records change one at a time: each change looks, writes the journal, then changes memory.
-        self._changing = asyncio.Lock()
 
     async def start(self) -> None:
         """Recover what the journal and the disk have."""
-        known = self._catalogue.load()
-        await asyncio.to_thread(self._roots.recover)
-        await asyncio.to_thread(self._layers.recover, known, self._needed())
-        for image in self._catalogue.images():
-            missing = [chain for chain in image.layers if self._layers.get(chain) is None]
-            if missing:
-                log.warning("image is dropped: a layer is missing on disk", image=image.id, layer=missing[0])
-                await self._catalogue.remove(image.id, self._catalogue.names(image.id), ())
-        stale = {layer.chain_id for layer in known} - {layer.chain_id for layer in self._layers.all()}
-        if stale:
-            await self._catalogue.forget_layers(stale)
-        await self._sweep([layer.chain_id for layer in self._layers.all()])
+        await self._shelf.recover()
 
     async def close(self) -> None:
         """Pulls are cancelled; mounts stay (containers live on)."""
@@ -146,8 +127,7 @@ class ImageStore:
 
     def history(self, ref: str, wanted: str = "") -> list[dict[str, Any]]:
         image = self._of_platform(ref, parse_platform(wanted))
-        layers = [layer for chain in image.layers if (layer := self._layers.get(chain)) is not None]
-        return encode.history(image, self._catalogue.configuration(image.id), layers)
+        return encode.history(image, self._catalogue.configuration(image.id), self._shelf.layers_of(image.id))
 
     # coming in
 
@@ -162,7 +142,7 @@ class ImageStore:
         parsed = parse_reference(ref).with_default_tag()
         wanted = parse_platform(platform)
         return await self._flights.run(
-            (parsed.full, wanted, auth), lambda hub: self._pull(parsed, auth, wanted, hub), progress
+            (parsed.full, wanted, auth), lambda hub: self._intake.pull(parsed, auth, wanted, hub), progress
         )
 
     async def pull_all_tags(
@@ -187,7 +167,7 @@ class ImageStore:
         """docker load. InvalidArgument for what is no image archive or a broken one."""
         wanted = parse_platform(platform)
         hub = Hub()
-        work = asyncio.create_task(self._load(chunks, wanted, hub, quiet=quiet), name="load images")
+        work = asyncio.create_task(self._intake.load(chunks, wanted, hub, quiet=quiet), name="load images")
         try:
             if progress is not None:
                 await hub.follow(progress)
@@ -202,25 +182,9 @@ class ImageStore:
         changes: Sequence[str] = (), platform: str = "", source: str = "-",
     ) -> Image:
         """docker import: one layer from a plain root file system tar."""
-        name = None
-        if repo:
-            name = parse_reference(repo)
-            if name.digest:
-                raise InvalidArgument("cannot import digest reference")
-            name = name.with_tag(tag) if tag else name.with_default_tag()
-        wanted = parse_platform(platform) or self._host
-        config = apply_changes(ImageConfig(), changes)
-        async with spooled(chunks, self._layers.tmp) as path:
-            layer = await self._layers.add_single(Blob(path, 0, path.stat().st_size), "of the imported archive")
-        comment = message or f"Imported from {source}"
-        new = parse_config(encode.new_config(
-            architecture=wanted.architecture, config=config, created=rfc3339(time.time_ns()),
-            diff_id=layer.diff_id, comment=comment, variant=wanted.variant,
-        ))
-        async with self._installing(new):
-            image = await self._add(new, [name] if name else [], comment=comment, tagged=bool(name))
-        self._event("import", image.id, image)
-        return image
+        return await self._intake.import_tar(
+            chunks, repo=repo, tag=tag, message=message, changes=changes, wanted=parse_platform(platform), source=source
+        )
 
     async def fetch_url(self, url: str) -> AsyncIterator[bytes]:
         """The bytes behind a URL (docker import URL). InvalidArgument, RegistryUnreachable."""
@@ -248,31 +212,17 @@ class ImageStore:
         if name.familiar_name == "sha256":
             raise InvalidArgument("refusing to create an ambiguous tag using digest algorithm as name")
         name = name.with_tag(tag) if tag else name.with_default_tag()
-        async with self._changing:
-            image_id = self._catalogue.find(ref)
-            record = msgspec.structs.replace(self._catalogue.record(image_id), tagged_at=time.time_ns())
-            await self._catalogue.add(record, (), [name])
-        self._event("tag", name.familiar, self._catalogue.image(image_id))
+        image = await self._shelf.tag(ref, name)
+        self._event("tag", name.familiar, image)
 
     async def remove(self, ref: str, *, force: bool = False) -> Deleted:
         """docker rmi: [{"Untagged": …}, {"Deleted": …}]. NotFound; Conflict in dockerd's words."""
-        async with self._changing:
-            image_id = self._catalogue.find(ref)
+
+        def plan(image_id: str) -> Removal:
             named = self._named(ref, image_id)
-            plan = plan_removal(image_id, self._catalogue.names(image_id), named, self._users(image_id), force=force)
-            done: Deleted = [{"Untagged": name.familiar} for name in plan.untag]
-            image = self._catalogue.image(image_id)
-            if plan.delete:
-                await self._catalogue.remove(image_id, plan.untag, ())
-            else:
-                await self._catalogue.untag(plan.untag)
-        for _name in plan.untag:
-            self._event("untag", image_id, image)
-        if plan.delete:
-            done.append({"Deleted": image_id})
-            done += [{"Deleted": layer.chain_id} for layer in await self._sweep(image.layers)]
-            self._event("delete", image_id, image)
-        return done
+            return plan_removal(image_id, self._catalogue.names(image_id), named, self._users(image_id), force=force)
+
+        return self._told(await self._shelf.remove(ref, plan))
 
     async def prune(self, filters: Filters) -> tuple[Deleted, int]:
         """docker image prune: what was deleted, and the bytes that freed."""
@@ -289,7 +239,7 @@ class ImageStore:
                 or ("label!" in filters and filters.matches_labels(image.config.labels, "label!"))
             ):
                 continue
-            deleted += await self._delete_all(image.id)
+            deleted += self._told(await self._shelf.remove(image.id, self._plan_pruning))
         freed = sum(before.get(entry.get("Deleted", ""), 0) for entry in deleted)
         return deleted, freed
 
@@ -309,7 +259,7 @@ class ImageStore:
         """Unmount and delete the container's own changes. Nothing there is fine."""
         layers = await self._roots.remove(container_id)
         if not self._catalogue.layers_in_use().issuperset(layers):
-            await self._sweep(tuple(reversed(layers)))
+            await self._shelf.sweep(tuple(reversed(layers)))
 
     async def rootfs_size(self, container_id: str) -> int:
         """Bytes in the container's own writable layer."""
@@ -317,131 +267,22 @@ class ImageStore:
 
     # inside
 
-    async def _pull(self, ref: Reference, auth: RegistryAuth | None, wanted: Platform | None, hub: Hub) -> Image:
-        known_id = self._catalogue.named(ref.with_digest(ref.digest).full if ref.digest else ref.full)
-        known = self._catalogue.image(known_id) if known_id else None
-        if known is not None and not matches(_platform_of(known), wanted or self._host):
-            known = None
-        digest = ref.digest or (self._digest_of(ref, known) if known else "")
-        if known is not None and ref.digest:
-            self._up_to_date(ref, digest, hub)  # content with this digest cannot have changed
-            return known
-        repository, top = await self._puller.resolve(ref, auth, digest if known else "")
-        if top is None and known is not None:
-            self._up_to_date(ref, digest, hub)
-            return known
-        assert top is not None
-        manifest = await self._puller.manifest_for(repository, top, ref, wanted or self._host)
-        config = await self._puller.configuration(repository, manifest.config)
-        self._puller.check_platform(config.platform, wanted, ref)
-        hub.emit({"status": f"Pulling from {_shown_repository(ref)}", "id": ref.version})
-        names = [ref.with_digest(top.digest)] if ref.digest else [ref, ref.with_digest(top.digest)]
-        moved = self._catalogue.named(names[0].full) != config.id
-        async with self._installing(config):
-            await self._puller.install(repository, manifest, config, hub)
-            image = await self._add(config, names)
-        hub.emit({"status": f"Digest: {top.digest}"})
-        what = "Downloaded newer image for" if moved else "Image is up to date for"
-        hub.emit({"status": f"Status: {what} {ref.familiar}"})
-        self._event("pull", ref.familiar, image)
-        return image
+    def _plan_pruning(self, image_id: str) -> Removal | None:
+        """All of it, unless someone has begun to use it."""
+        return None if self._users(image_id) else Removal(tuple(self._catalogue.names(image_id)), delete=True)
 
-    def _up_to_date(self, ref: Reference, digest: str, hub: Hub) -> None:
-        hub.emit({"status": f"Pulling from {_shown_repository(ref)}", "id": ref.version})
-        hub.emit({"status": f"Digest: {digest}"})
-        hub.emit({"status": f"Status: Image is up to date for {ref.familiar}"})
-        image_id = self._catalogue.named(ref.with_digest(digest).full)
-        if image_id is not None:
-            self._event("pull", ref.familiar, self._catalogue.image(image_id))
-
-    def _digest_of(self, ref: Reference, image: Image) -> str:
-        """The digest under which the image was last pulled from this repository, if there is just one."""
-        digests = [name.digest for name in self._catalogue.names(image.id) if name.digest and name.name == ref.name]
-        return digests[0] if len(digests) == 1 else ""
-
-    async def _load(
-        self, chunks: AsyncIterator[bytes], wanted: Platform | None, hub: Hub, *, quiet: bool
-    ) -> list[Image]:
-        images = []
-        try:
-            async with spooled(chunks, self._layers.tmp) as path, open_archive(path) as archive:
-                for found in await find_images(archive, self._host, wanted):
-                    images.append(await self._load_one(found, hub, quiet=quiet))
-        finally:
-            hub.finish()
-        return images
-
-    async def _load_one(self, found: Found, hub: Hub, *, quiet: bool) -> Image:
-        config = found.configuration
-        async with self._installing(config):
-            await self._layers.install(config.diff_ids, FromArchive(found, Hub() if quiet else hub))
-            for name in found.names:
-                before = self._catalogue.named(name.full)
-                if before not in (None, config.id):
-                    hub.emit({"stream": (
-                        f"The image {name.familiar} already exists, "
-                        f"renaming the old one with ID {before} to empty string\n"
-                    )})
-            image = await self._add(config, found.names, tagged=bool(found.names))
-        for name in found.names:
-            hub.emit({"stream": f"Loaded image: {name.familiar}\n"})
-        if not found.names:
-            hub.emit({"stream": f"Loaded image ID: {config.id}\n"})
-        self._event("load", config.id, image)
-        return image
-
-    @asynccontextmanager
-    async def _installing(self, config: Configuration) -> AsyncIterator[None]:
-        """The image's layers are kept while it comes in; what a failure leaves of them goes again."""
-        try:
-            with self._layers.pinned(config.chain_ids):
-                yield
-        finally:
-            if not self._catalogue.layers_in_use().issuperset(config.chain_ids):
-                await self._sweep(config.chain_ids)
-
-    async def _add(
-        self, config: Configuration, names: Sequence[Reference], *, comment: str = "", tagged: bool = False
-    ) -> Image:
-        """Promise the image: its layers are installed and pinned."""
-        await self._layers.sync(config.chain_ids)
-        layers = [layer for chain in config.chain_ids if (layer := self._layers.get(chain)) is not None]
-        if len(layers) != len(config.chain_ids):
-            raise Internal("a layer of the image was removed meanwhile: try again")
-        async with self._changing:
-            before = self._catalogue.record(config.id) if config.id in self._catalogue else None
-            record = before or ImageRecord(
-                id=config.id, raw_config=config.raw, layers=config.chain_ids, comment=comment,
-                size_bytes=sum(layer.size_bytes for layer in layers),
-            )
-            if tagged:
-                record = msgspec.structs.replace(record, tagged_at=time.time_ns())
-            await self._catalogue.add(record, layers, names)
-        return self._catalogue.image(config.id)
-
-    async def _delete_all(self, image_id: str) -> Deleted:
-        """An unused image with all its names (prune)."""
-        async with self._changing:
-            if image_id not in self._catalogue or self._users(image_id):
-                return []
-            names = self._catalogue.names(image_id)
-            image = self._catalogue.image(image_id)
-            await self._catalogue.remove(image_id, names, ())
-        for _name in names:
-            self._event("untag", image_id, image)
-        self._event("delete", image_id, image)
-        done = [{"Untagged": name.familiar} for name in names]
-        done.append({"Deleted": image_id})
-        return done + [{"Deleted": layer.chain_id} for layer in await self._sweep(image.layers)]
-
-    async def _sweep(self, chains: Iterable[str]) -> list[Layer]:
-        gone = await self._layers.sweep(self._needed, chains)
-        if gone:
-            await self._catalogue.forget_layers(layer.chain_id for layer in gone)
-        return gone
-
-    def _needed(self) -> frozenset[str]:
-        return self._catalogue.layers_in_use() | self._roots.layers_in_use()
+    def _told(self, done: tuple[Image, Removal, list[Layer]] | None) -> Deleted:
+        """A removal's events and the lines that clients print."""
+        if done is None:
+            return []
+        image, removal, layers = done
+        lines: Deleted = [{"Untagged": name.familiar} for name in removal.untag]
+        for _name in removal.untag:
+            self._event("untag", image.id, image)
+        if removal.delete:
+            lines += [{"Deleted": image.id}, *({"Deleted": layer.chain_id} for layer in layers)]
+            self._event("delete", image.id, image)
+        return lines
 
     def _users(self, image_id: str) -> list[User]:
         if self.users is None:
@@ -475,8 +316,7 @@ class ImageStore:
                     known.append(name)
         chosen = []
         for image_id, tags in names.items():
-            record = self._catalogue.record(image_id)
-            layers = tuple(layer for chain in record.layers if (layer := self._layers.get(chain)) is not None)
+            layers = self._shelf.layers_of(image_id)
             chosen.append(Saved(
                 self._catalogue.configuration(image_id), layers,
                 tuple(self._layers.path(layer.chain_id) for layer in layers), tuple(tags),
@@ -509,9 +349,3 @@ class ImageStore:
 
 def _platform_of(image: Image) -> Platform:
     return Platform(image.architecture, image.os, image.variant)
-
-
-def _shown_repository(ref: Reference) -> str:
-    """dockerd shows Docker Hub's repositories as they are on Docker Hub: "library/busybox"."""
-    return ref.path if ref.domain == "docker.io" else ref.familiar_name
-

@@ -16,6 +16,8 @@ from swarmlet_agent.images.registry import RegistryUnreachable
 
 #: Attempts in a row that bring no byte before a blob is given up (Docker: 5).
 MAX_ATTEMPTS = 5
+#: And in all: a server that drips a byte per connection must not keep a pull for ever.
+_MAX_BREAKS = 100
 _BACKOFF_S = 0.5
 _BACKOFF_MAX_S = 10.0
 #: Bytes gathered before a thread hashes and writes them.
@@ -48,14 +50,15 @@ async def fetch_blob(
     """
     download = _Download(blob, await asyncio.to_thread(target.open, "xb"))
     try:
-        failures = 0
+        failures = breaks = 0
         while True:
             before = download.size
             try:
                 await download.attempt(source, progress)
             except RegistryUnreachable:
                 failures = 1 if download.size > before else failures + 1
-                if failures >= MAX_ATTEMPTS:
+                breaks += 1
+                if failures >= MAX_ATTEMPTS or breaks >= _MAX_BREAKS:
                     raise
             else:
                 if await download.verify():

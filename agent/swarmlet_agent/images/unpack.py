@@ -11,19 +11,16 @@ Decompressing and hashing run in a thread beside the one that writes: both relea
 from __future__ import annotations
 
 import errno
-import hashlib
 import os
-import queue
 import shutil
 import stat
-import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import BinaryIO
 
 from swarmlet.errors import InvalidArgument
 from swarmlet_agent.images import tarstream
-from swarmlet_agent.images.compression import decompressed
+from swarmlet_agent.images.feed import BadLayer, Feed
 from swarmlet_agent.images.recipe import RecipeWriter
 from swarmlet_agent.images.tarstream import Entry, TarReader
 
@@ -35,8 +32,6 @@ _PRIVATE_XATTRS = (b"trusted.overlay.", b"user.overlay.")
 _MAX_LINK_STEPS = 40
 _MAX_PATH = 4096
 _MAX_DEPTH = 500
-_QUEUE = 8
-_REPORT_EVERY = 4 << 20
 #: How often (bytes written) the free space is looked at.
 _SPACE_EVERY = 64 << 20
 
@@ -45,10 +40,6 @@ _DIR, _IMPLIED, _OTHER, _LINK = -1, -2, -3, -4
 _FOLDERS = frozenset((_DIR, _IMPLIED))
 #: Errors that an impossible entry causes, not the disk.
 _ENTRY_ERRORS = frozenset((errno.ENAMETOOLONG, errno.EINVAL, errno.EFBIG, errno.E2BIG, errno.ERANGE))
-
-
-class BadLayer(InvalidArgument):
-    """The layer cannot be part of an image; the message says why."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +71,7 @@ def unpack_layer(
     the source bytes consumed. BadLayer if it is broken, escapes or is something else than promised; OSError from
     the disk. What was written so far is the caller's to remove.
     """
-    feed = _Feed(source, length, limits.tar_bytes)
+    feed = Feed(source, length, limits.tar_bytes)
     with feed:
         writer = _Writer(TarReader(feed.pieces(report)), root, kept, RecipeWriter(recipe), label, limits)
         try:
@@ -95,74 +86,6 @@ def unpack_layer(
             f"layer {label} failed verification: its content has digest {diff_id}, the image wants {expected}"
         )
     return Unpacked(diff_id, feed.size, writer.size_bytes, tuple(writer.implied()))
-
-
-class _Feed:
-    """Reads, decompresses and hashes in a thread; the unpacking thread takes the pieces."""
-
-    def __init__(self, source: BinaryIO, length: int, limit: int) -> None:
-        self._source, self._left, self._limit = source, length, limit
-        self._queue: queue.Queue[bytes | BaseException | None] = queue.Queue(_QUEUE)
-        self._stopping = threading.Event()
-        self._hash = hashlib.sha256()
-        self._consumed = 0
-        self.size = 0
-        self._thread = threading.Thread(target=self._run, name="decompress", daemon=True)
-
-    @property
-    def diff_id(self) -> str:
-        return "sha256:" + self._hash.hexdigest()
-
-    def __enter__(self) -> None:
-        self._thread.start()
-
-    def __exit__(self, *_: object) -> None:
-        self._stopping.set()
-        while self._thread.is_alive():
-            try:
-                self._queue.get_nowait()
-            except queue.Empty:
-                self._thread.join(0.01)
-
-    def pieces(self, report: Callable[[int], None] | None) -> Iterator[bytes]:
-        reported = 0
-        while (piece := self._queue.get()) is not None:
-            if isinstance(piece, BaseException):
-                raise piece
-            if report is not None and self._consumed - reported >= _REPORT_EVERY:
-                reported = self._consumed
-                report(reported)
-            yield piece
-
-    def _run(self) -> None:
-        try:
-            for piece in decompressed(self._read):
-                self.size += len(piece)
-                if self.size > self._limit:
-                    raise BadLayer(f"the layer unpacks to more than {self._limit} bytes")
-                self._hash.update(piece)
-                self._put(piece)
-                if self._stopping.is_set():
-                    return
-            self._put(None)
-        except BaseException as err:  # handed to the thread that unpacks, which raises it
-            self._put(err)
-
-    def _read(self, size: int) -> bytes:
-        data = self._source.read(min(size, self._left))
-        self._left -= len(data)
-        self._consumed += len(data)
-        if not data and self._left:
-            raise InvalidArgument("unexpected end of the blob")
-        return data
-
-    def _put(self, item: bytes | BaseException | None) -> None:
-        while not self._stopping.is_set():
-            try:
-                self._queue.put(item, timeout=0.1)
-                return
-            except queue.Full:
-                continue
 
 
 class _Writer:

@@ -17,7 +17,8 @@ from typing import BinaryIO
 
 import msgspec
 
-from swarmlet_agent.images.unpack import BadLayer, Limits, unpack_layer
+from swarmlet_agent.images.feed import BadLayer
+from swarmlet_agent.images.unpack import Limits, unpack_layer
 
 LENGTH = struct.Struct(">I")
 _PR_SET_PDEATHSIG = 1

@@ -12,7 +12,8 @@ from pathlib import Path
 import msgspec
 
 from swarmlet.errors import Internal
-from swarmlet_agent.images.unpack import BadLayer, Limits, Unpacked
+from swarmlet_agent.images.feed import BadLayer
+from swarmlet_agent.images.unpack import Limits, Unpacked
 from swarmlet_agent.images.worker import LENGTH, Job, Report
 
 #: Layers unpacked at once. More than the cores gains nothing; more than four wears the disk.

@@ -16,8 +16,9 @@ from fakes.images_made import digest, files, folder, hardlink, member, symlink, 
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from swarmlet_agent.images.feed import BadLayer
 from swarmlet_agent.images.recipe import replay
-from swarmlet_agent.images.unpack import BadLayer, Limits, Unpacked, unpack_layer
+from swarmlet_agent.images.unpack import Limits, Unpacked, unpack_layer
 
 pytestmark = pytest.mark.kernel
 

@@ -1,0 +1,140 @@
+"""How images come in: pull, load, import. Each brings layers and a configuration to the shelf, or changes nothing."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+
+from swarmlet.errors import InvalidArgument
+from swarmlet.model.container import ImageConfig
+from swarmlet.model.times import rfc3339
+from swarmlet_agent.images import encode
+from swarmlet_agent.images.changes import apply_changes
+from swarmlet_agent.images.layers import Blob
+from swarmlet_agent.images.load import Found, FromArchive, find_images
+from swarmlet_agent.images.manifests import Platform, matches, parse_config
+from swarmlet_agent.images.progress import Hub
+from swarmlet_agent.images.pull import Puller
+from swarmlet_agent.images.reference import DOCKER_HUB, Reference, parse_reference
+from swarmlet_agent.images.shelf import Shelf
+from swarmlet_agent.images.spool import open_archive, spooled
+from swarmlet_agent.images.types import Image, RegistryAuth
+
+#: action, image id or name, the image.
+Event = Callable[[str, str, Image], None]
+
+
+class Intake:
+    def __init__(self, shelf: Shelf, puller: Puller, host: Platform, event: Event) -> None:
+        self._shelf, self._puller, self._host, self._event = shelf, puller, host, event
+
+    async def pull(self, ref: Reference, auth: RegistryAuth | None, wanted: Platform | None, hub: Hub) -> Image:
+        """One reference with a tag or digest; what happens is told to the hub in dockerd's words."""
+        catalogue = self._shelf.catalogue
+        known = self._known(ref, wanted or self._host)
+        if known is not None and ref.digest:
+            return self._up_to_date(ref, ref.digest, known, hub)  # content with this digest cannot have changed
+        digest = self._digest_of(ref, known) if known is not None else ""
+        repository, top = await self._puller.resolve(ref, auth, digest)
+        if top is None:
+            assert known is not None
+            return self._up_to_date(ref, digest, known, hub)
+        manifest = await self._puller.manifest_for(repository, top, ref, wanted or self._host)
+        config = await self._puller.configuration(repository, manifest.config)
+        self._puller.check_platform(config.platform, wanted, ref)
+        hub.emit({"status": f"Pulling from {_shown_repository(ref)}", "id": ref.version})
+        names = [ref.with_digest(top.digest)] if ref.digest else [ref, ref.with_digest(top.digest)]
+        moved = catalogue.named(names[0].full) != config.id
+        async with self._shelf.installing(config):
+            await self._puller.install(repository, manifest, config, hub)
+            image = await self._shelf.add(config, names)
+        hub.emit({"status": f"Digest: {top.digest}"})
+        what = "Downloaded newer image for" if moved else "Image is up to date for"
+        hub.emit({"status": f"Status: {what} {ref.familiar}"})
+        self._event("pull", ref.familiar, image)
+        return image
+
+    async def load(
+        self, chunks: AsyncIterator[bytes], wanted: Platform | None, hub: Hub, *, quiet: bool
+    ) -> list[Image]:
+        """Every image of an archive; those before a broken one stay."""
+        images = []
+        try:
+            async with spooled(chunks, self._shelf.layers.tmp) as path, open_archive(path) as archive:
+                for found in await find_images(archive, self._host, wanted):
+                    images.append(await self._load_one(found, hub, quiet=quiet))
+        finally:
+            hub.finish()
+        return images
+
+    async def import_tar(
+        self, chunks: AsyncIterator[bytes], *, repo: str, tag: str, message: str, changes: Sequence[str],
+        wanted: Platform | None, source: str,
+    ) -> Image:
+        """One layer from a root file system's tar, under a configuration made from `changes`."""
+        name = None
+        if repo:
+            name = parse_reference(repo)
+            if name.digest:
+                raise InvalidArgument("cannot import digest reference")
+            name = name.with_tag(tag) if tag else name.with_default_tag()
+        wanted = wanted or self._host
+        config = apply_changes(ImageConfig(), changes)
+        layers = self._shelf.layers
+        async with spooled(chunks, layers.tmp) as path:
+            layer = await layers.add_single(Blob(path, 0, path.stat().st_size), "of the imported archive")
+        comment = message or f"Imported from {source}"
+        new = parse_config(encode.new_config(
+            architecture=wanted.architecture, config=config, created=rfc3339(time.time_ns()),
+            diff_id=layer.diff_id, comment=comment, variant=wanted.variant,
+        ))
+        async with self._shelf.installing(new):
+            image = await self._shelf.add(new, [name] if name else [], comment=comment, tagged=bool(name))
+        self._event("import", image.id, image)
+        return image
+
+    def _known(self, ref: Reference, wanted: Platform) -> Image | None:
+        """What the reference means here now, if it is for the right platform."""
+        catalogue = self._shelf.catalogue
+        image_id = catalogue.named(ref.with_digest(ref.digest).full if ref.digest else ref.full)
+        if image_id is None:
+            return None
+        image = catalogue.image(image_id)
+        return image if matches(Platform(image.architecture, image.os, image.variant), wanted) else None
+
+    def _up_to_date(self, ref: Reference, digest: str, image: Image, hub: Hub) -> Image:
+        hub.emit({"status": f"Pulling from {_shown_repository(ref)}", "id": ref.version})
+        hub.emit({"status": f"Digest: {digest}"})
+        hub.emit({"status": f"Status: Image is up to date for {ref.familiar}"})
+        self._event("pull", ref.familiar, image)
+        return image
+
+    def _digest_of(self, ref: Reference, image: Image) -> str:
+        """The digest under which the image was pulled from this repository, if there is just one."""
+        names = self._shelf.catalogue.names(image.id)
+        digests = [name.digest for name in names if name.digest and name.name == ref.name]
+        return digests[0] if len(digests) == 1 else ""
+
+    async def _load_one(self, found: Found, hub: Hub, *, quiet: bool) -> Image:
+        config = found.configuration
+        async with self._shelf.installing(config):
+            await self._shelf.layers.install(config.diff_ids, FromArchive(found, Hub() if quiet else hub))
+            for name in found.names:
+                before = self._shelf.catalogue.named(name.full)
+                if before not in (None, config.id):
+                    hub.emit({"stream": (
+                        f"The image {name.familiar} already exists, "
+                        f"renaming the old one with ID {before} to empty string\n"
+                    )})
+            image = await self._shelf.add(config, found.names, tagged=bool(found.names))
+        for name in found.names:
+            hub.emit({"stream": f"Loaded image: {name.familiar}\n"})
+        if not found.names:
+            hub.emit({"stream": f"Loaded image ID: {config.id}\n"})
+        self._event("load", config.id, image)
+        return image
+
+
+def _shown_repository(ref: Reference) -> str:
+    """dockerd shows Docker Hub's repositories as they are on Docker Hub: "library/busybox"."""
+    return ref.path if ref.domain == DOCKER_HUB else ref.familiar_name
