@@ -120,6 +120,12 @@ class Cgroups:
             for parent, _, _ in os.walk(folder, topdown=False):
                 _remove_folder(parent, deadline)
 
+    def remove_if_empty(self, path: str) -> None:
+        """Its folders that have neither processes nor children; others may belong to someone else and stay."""
+        for folder in self.folders(path):
+            with contextlib.suppress(OSError):
+                folder.rmdir()
+
     def make_for_threads(self, path: str) -> list[Path]:
         """Make a cgroup in every version 1 hierarchy and give its `tasks` files, to which a thread may be moved."""
         files = []

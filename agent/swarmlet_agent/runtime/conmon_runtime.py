@@ -118,8 +118,8 @@ class ConmonRuntime:
         await self.close()
         for folder in (self._run_dir, self._data_dir):
             await asyncio.to_thread(release_shared, folder)
-        for path in (f"{self._parent}/conmon", self._parent):
-            await asyncio.to_thread(self._cgroups.remove, path)
+        await asyncio.to_thread(self._cgroups.remove_if_empty, f"{self._parent}/conmon")
+        await asyncio.to_thread(self._cgroups.remove_if_empty, self._parent)
 
     def supports(self) -> RuntimeInfo:
         """What `info` tells of the runtime and the host."""
@@ -278,7 +278,7 @@ class ConmonRuntime:
         return await asyncio.to_thread(self._cgroups.pids, path)
 
     async def update(self, plan: ContainerPlan) -> None:
-        """Apply plan.host's limits now. NotFound; InvalidArgument with the runtime's words if the kernel refuses."""
+        """Apply plan.host's limits now. NotFound; Internal with the runtime's words if the kernel refuses."""
         box = Bundle(self._run_dir, plan.id)
         path = box.meta().cgroup_path
         found = await asyncio.to_thread(devices.resolve, plan.host)

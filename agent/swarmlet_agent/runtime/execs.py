@@ -79,14 +79,18 @@ class RunningExec:
 
 @dataclass(slots=True)
 class _Begun:
-    """The runtime's process has been started. complaints: where it writes errors before it uses `streams`."""
+    """The runtime's process has been started. complaints: where it writes errors before it uses `streams`.
+    log: where it writes them if it has no streams."""
 
     child: Child
     streams: PipeStreams
     complaints: PipeStreams | None = None
+    log: Path | None = None
 
     async def complaint(self) -> str:
         """What it said, after its end. Once it has a terminal it complains there."""
+        if self.log is not None:
+            return failures.last_logged(self.log.read_text()) if self.log.exists() else ""
         for source in (self.complaints, self.streams):
             if source is not None:
                 source.process_ended()
@@ -131,6 +135,8 @@ class ExecStarter:
                 begun = await self._with_terminal(words, container_id, plan, self.folder / f"{name}.sock")
             elif plan.tty:
                 begun = await self._with_own_terminal(words, container_id, plan)
+            elif plan.detached:
+                begun = await self._detached(words, container_id, self.folder / f"{name}.log")
             else:
                 begun = await self._with_pipes(words, container_id, plan)
             try:
@@ -146,7 +152,7 @@ class ExecStarter:
             return RunningExec(begun.child, pid, begun.streams)
         finally:
             started.cancel()
-            for file in (spec, pid_file):
+            for file in (spec, pid_file, self.folder / f"{name}.log"):
                 file.unlink(missing_ok=True)
 
     async def _with_pipes(self, words: list[str], container_id: str, plan: ExecPlan) -> _Begun:
@@ -163,6 +169,16 @@ class ExecStarter:
             child = await self._spawn([*words, container_id], fds)
             ours.pop_all()
             return _Begun(child, PipeStreams(outputs, stdin, tty=False))
+
+    async def _detached(self, words: list[str], container_id: str, log: Path) -> _Begun:
+        """Without any pipe of ours that could break; complaints come by the runtime's log instead."""
+        argv = ["--log", str(log), "--log-format", "json", *words, container_id]
+        nowhere = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+        try:
+            child = await self._spawn(argv, dict.fromkeys((0, 1, _STDERR), nowhere))
+        finally:
+            os.close(nowhere)
+        return _Begun(child, PipeStreams({}, None, tty=False), log=log)
 
     async def _with_terminal(self, words: list[str], container_id: str, plan: ExecPlan, path: Path) -> _Begun:
         with ExitStack() as theirs, ExitStack() as ours:

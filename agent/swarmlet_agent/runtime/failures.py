@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 
+import msgspec
+
 from swarmlet_agent.runtime.types import StartFailed
 
 _CREATE = "failed to create task for container: failed to create shim task: OCI runtime create failed: "
@@ -22,6 +24,10 @@ _NOT_FOUND = ("executable file not found", "no such file or directory")
 _NOT_RUNNABLE = ("permission denied", "is a directory", "not a directory", "exec format error")
 
 
+class _LogLine(msgspec.Struct):
+    msg: str
+
+
 def create_failed(text: str, program: str) -> StartFailed:
     """For a container that could not be created or started. program: argv[0]."""
     return _failed(_CREATE, "runc create failed: ", text, program)
@@ -30,6 +36,16 @@ def create_failed(text: str, program: str) -> StartFailed:
 def exec_failed(text: str, program: str) -> StartFailed:
     """For an exec."""
     return _failed(_EXEC, "exec failed: ", text, program)
+
+
+def last_logged(text: str) -> str:
+    """The last message of a runtime's log in JSON lines; "" if there is none."""
+    for line in reversed(text.splitlines()):
+        try:
+            return msgspec.json.decode(line, type=_LogLine).msg
+        except msgspec.DecodeError:  # cut off, or something else wrote there
+            continue
+    return ""
 
 
 def _failed(prefix: str, step: str, text: str, program: str) -> StartFailed:

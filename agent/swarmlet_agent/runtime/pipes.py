@@ -33,6 +33,8 @@ class PipeStreams:
             os.set_blocking(descriptor, False)
         if stdin is not None:
             os.set_blocking(stdin, False)
+        if not self._open:
+            self._queue.finish()
         self._go()
 
     def __aiter__(self) -> AsyncIterator[tuple[int, bytes]]:

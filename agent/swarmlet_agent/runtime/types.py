@@ -72,7 +72,10 @@ class Exit:
 
 @dataclass(frozen=True, slots=True)
 class ExecPlan:
-    """A further process in a running container. uid/gid/groups resolved; env complete."""
+    """A further process in a running container. uid/gid/groups resolved; env complete.
+
+    detached: nobody takes its output, and it outlives this agent whatever it writes (not with a terminal).
+    """
 
     args: tuple[str, ...]
     env: tuple[str, ...]
@@ -84,6 +87,7 @@ class ExecPlan:
     privileged: bool = False
     open_stdin: bool = False
     console_size: tuple[int, int] = (0, 0)  # rows, columns
+    detached: bool = False
 
 
 @dataclass(frozen=True, slots=True)

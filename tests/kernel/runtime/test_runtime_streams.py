@@ -272,7 +272,26 @@ async def test_a_background_child_does_not_keep_an_exec_s_streams_open(bench) ->
     assert (code, out) == (0, b"done\n")
 
 
-async def test_a_detached_exec_goes_on_without_readers(bench) -> None:
+@pytest.mark.parametrize("name", ["crun", "runc"])
+async def test_a_detached_exec_outlives_the_agent_and_has_no_streams(open_bench, name: str) -> None:
+    bench = await open_bench(name)
+    ident = await bench.launch("sleep", "100")
+    script = "echo started; sleep 0.4; echo still writing && touch /dev/shm/done"
+    running = await bench.runtime.exec(ident, bench.exec_plan("sh", "-c", script, detached=True))
+    assert await gather_output(running.streams) == {}
+
+    await bench.runtime.close()
+    later = await open_bench(name)
+    await asyncio.sleep(0.6)
+
+    assert await later.exec(ident, "ls", "/dev/shm") == (0, b"done\n", b"")
+    with pytest.raises(StartFailed, match="executable file not found") as raised:
+        await later.runtime.exec(ident, later.exec_plan("nope", detached=True))
+    assert raised.value.exit_code == 127
+    assert os.listdir(later.folder / "run" / "execs") == []
+
+
+async def test_an_exec_goes_on_after_its_client_has_left(bench) -> None:
     ident = await bench.launch("sleep", "100")
     running = await bench.runtime.exec(ident, bench.exec_plan("sh", "-c", "yes | head -c 1000000 && exit 5"))
 

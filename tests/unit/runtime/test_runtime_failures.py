@@ -49,3 +49,10 @@ def test_an_exec_has_its_own_form() -> None:
         "OCI runtime exec failed: exec failed: unable to start container process: "
         'exec: "x": executable file not found in $PATH: unknown'
     )
+
+
+def test_the_last_message_of_a_log_counts() -> None:
+    log = '{"msg":"first","level":"warning"}\n{"msg":"last","level":"error","time":"x"}\n{"msg":"cut o'
+
+    assert failures.last_logged(log) == "last"
+    assert failures.last_logged("") == ""

@@ -113,8 +113,16 @@ def test_the_key_of_a_compiled_filter_covers_profile_and_runtime() -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["{", "[]", "{}", '{"defaultAction": 5}', '{"defaultAction": "X", "syscalls": {}}', b"\xff"]
-    + ['{"defaultAction": "X", "syscalls": [1]}', '{"defaultAction": "X", "archMap": ["x"]}'],
+    [
+        "{",
+        "[]",
+        "{}",
+        '{"defaultAction": 5}',
+        '{"defaultAction": "X", "syscalls": {}}',
+        '{"defaultAction": "X", "syscalls": [1]}',
+        '{"defaultAction": "X", "archMap": ["x"]}',
+        b"\xff",
+    ],
 )
 def test_what_is_no_profile_is_refused(text: str | bytes) -> None:
     with pytest.raises(InvalidArgument, match="Decoding seccomp profile failed"):
