@@ -7,7 +7,7 @@ part before the text has a fixed width, so whole blocks are cut without looking 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import dataclass
 from itertools import groupby
 
@@ -19,7 +19,6 @@ _CLOCK_WIDTH = 29  # without the zone
 _KIND = slice(36, 44)  # "stdout F"
 _FLAG = slice(43, 44)
 TEXT_AT = 45
-_STREAMS = {b"stdout": STDOUT, b"stderr": STDERR}
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,11 +40,7 @@ class LogQuery:
     prefix: str | None = None
 
 
-def is_line(line: bytes) -> bool:
-    """True for something conmon wrote, False for what a crash of the host may have left."""
-    return len(line) >= TEXT_AT - 1 and line[_KIND] in _KINDS
-
-
+#: Anything else in the file is not conmon's (a crash of the host may leave such) and is passed over.
 _KINDS = {b"stdout F": STDOUT, b"stdout P": STDOUT, b"stderr F": STDERR, b"stderr P": STDERR}
 
 
@@ -69,7 +64,7 @@ class _FrameHeads(dict[int, bytes]):
 
 
 _HEADS_KEPT = 10_000
-_HEADS = {STDOUT: _FrameHeads(STDOUT), STDERR: _FrameHeads(STDERR)}
+_WHOLE = {b"stdout F": _FrameHeads(STDOUT), b"stderr F": _FrameHeads(STDERR)}
 
 
 class Renderer:
@@ -95,22 +90,22 @@ class Renderer:
         lines.pop()
         if self._plain and self._begun[STDOUT] is None and self._begun[STDERR] is None:
             kinds = {line[_KIND] for line in lines}
-            if kinds == {b"stdout F"}:
-                return self._bulk(STDOUT, lines)
-            if kinds == {b"stderr F"}:
-                return self._bulk(STDERR, lines)
+            if kinds <= _WHOLE.keys():
+                return self._whole(kinds, lines)
         return b"".join(
             self._run(kind, list(run)) for kind, run in groupby(lines, key=lambda line: line[_KIND]) if kind in _KINDS
         )
 
-    def _bulk(self, stream: int, lines: Sequence[bytes]) -> bytes:
-        """Whole lines of one stream, as they are."""
-        if not self._wanted[stream]:
-            return b""
+    def _whole(self, kinds: Set[bytes], lines: Sequence[bytes]) -> bytes:
+        """Whole lines of both streams, as they are: the common case, made fast."""
+        if not all(self._wanted[_KINDS[kind]] for kind in kinds):
+            lines = [line for line in lines if self._wanted[_KINDS[line[_KIND]]]]
         if not self._query.framed:
-            return b"\n".join([line[TEXT_AT:] for line in lines]) + b"\n"
-        heads = _HEADS[stream]
-        return b"".join([b"%b%b\n" % (heads[len(line)], line[TEXT_AT:]) for line in lines])
+            return b"".join([line[TEXT_AT:] + b"\n" for line in lines])
+        if len(kinds) == 1:
+            heads = _WHOLE[next(iter(kinds))]
+            return b"".join([heads[len(line)] + line[TEXT_AT:] + b"\n" for line in lines])
+        return b"".join([_WHOLE[line[_KIND]][len(line)] + line[TEXT_AT:] + b"\n" for line in lines])
 
     def _run(self, kind: bytes, lines: list[bytes]) -> bytes:
         """Consecutive lines of one stream and flag."""
@@ -118,8 +113,6 @@ class Renderer:
         ends = kind.endswith(b"F")
         if not self._wanted[stream]:
             return b""
-        if self._plain and ends and self._begun[stream] is None:
-            return self._bulk(stream, lines)
         parts = []
         for line in lines:
             shown, head = self._begun[stream], b""
