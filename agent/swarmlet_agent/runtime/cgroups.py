@@ -20,6 +20,8 @@ from swarmlet_agent.runtime.types import Usage
 
 _FREEZE_TIMEOUT_S = 5.0
 _REMOVE_TIMEOUT_S = 5.0
+#: A thread that has ended is in its cgroup for a moment longer.
+_LEAVE_TIMEOUT_S = 0.5
 _SIGNAL_ROUNDS = 10
 
 
@@ -122,9 +124,10 @@ class Cgroups:
 
     def remove_if_empty(self, path: str) -> None:
         """Its folders that have neither processes nor children; others may belong to someone else and stay."""
+        deadline = time.monotonic() + _LEAVE_TIMEOUT_S
         for folder in self.folders(path):
-            with contextlib.suppress(OSError):
-                folder.rmdir()
+            with contextlib.suppress(Internal):
+                _remove_folder(str(folder), deadline)
 
     def make_for_threads(self, path: str) -> list[Path]:
         """Make a cgroup in every version 1 hierarchy and give its `tasks` files, to which a thread may be moved."""
