@@ -20,8 +20,8 @@ from swarmlet_agent.images.shelf import Shelf
 from swarmlet_agent.images.spool import open_archive, spooled
 from swarmlet_agent.images.types import Image, RegistryAuth
 
-#: action, image id or name, the image.
-Event = Callable[[str, str, Image], None]
+#: action, whom it is about (an id; a pull is about its reference), the name in its attributes, the image.
+Event = Callable[[str, str, str, Image], None]
 
 
 class Intake:
@@ -51,7 +51,7 @@ class Intake:
         hub.emit({"status": f"Digest: {top.digest}"})
         what = "Downloaded newer image for" if moved else "Image is up to date for"
         hub.emit({"status": f"Status: {what} {ref.familiar}"})
-        self._event("pull", ref.familiar, image)
+        self._event("pull", ref.familiar, ref.familiar_name, image)
         return image
 
     async def load(
@@ -90,7 +90,7 @@ class Intake:
         ))
         async with self._shelf.installing(new):
             image = await self._shelf.add(new, [name] if name else [], comment=comment, tagged=bool(name))
-        self._event("import", image.id, image)
+        self._event("import", image.id, image.id, image)
         return image
 
     def _known(self, ref: Reference, wanted: Platform) -> Image | None:
@@ -106,7 +106,7 @@ class Intake:
         hub.emit({"status": f"Pulling from {_shown_repository(ref)}", "id": ref.version})
         hub.emit({"status": f"Digest: {digest}"})
         hub.emit({"status": f"Status: Image is up to date for {ref.familiar}"})
-        self._event("pull", ref.familiar, image)
+        self._event("pull", ref.familiar, ref.familiar_name, image)
         return image
 
     def _digest_of(self, ref: Reference, image: Image) -> str:
@@ -131,7 +131,7 @@ class Intake:
             hub.emit({"stream": f"Loaded image: {name.familiar}\n"})
         if not found.names:
             hub.emit({"stream": f"Loaded image ID: {config.id}\n"})
-        self._event("load", config.id, image)
+        self._event("load", config.id, config.id, image)
         return image
 
 

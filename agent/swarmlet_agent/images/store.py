@@ -51,7 +51,7 @@ class ImageUsers(Protocol):
         ...
 
 
-#: action ("pull", "tag", "untag", "delete", "load", "import"), image id or name, attributes.
+#: action ("pull", "tag", "untag", "delete", "load", "import"), image id (a pull's reference), attributes.
 OnEvent = Callable[[str, str, dict[str, str]], None]
 Deleted = list[dict[str, str]]
 
@@ -213,7 +213,7 @@ class ImageStore:
             raise InvalidArgument("refusing to create an ambiguous tag using digest algorithm as name")
         name = name.with_tag(tag) if tag else name.with_default_tag()
         image = await self._shelf.tag(ref, name)
-        self._event("tag", name.familiar, image)
+        self._event("tag", image.id, name.familiar, image)
 
     async def remove(self, ref: str, *, force: bool = False) -> Deleted:
         """docker rmi: [{"Untagged": …}, {"Deleted": …}]. NotFound; Conflict in dockerd's words."""
@@ -278,10 +278,10 @@ class ImageStore:
         image, removal, layers = done
         lines: Deleted = [{"Untagged": name.familiar} for name in removal.untag]
         for _name in removal.untag:
-            self._event("untag", image.id, image)
+            self._event("untag", image.id, image.id, image)
         if removal.delete:
             lines += [{"Deleted": image.id}, *({"Deleted": layer.chain_id} for layer in layers)]
-            self._event("delete", image.id, image)
+            self._event("delete", image.id, image.id, image)
         return lines
 
     def _users(self, image_id: str) -> list[User]:
@@ -341,9 +341,8 @@ class ImageStore:
     def _shared_sizes(self) -> dict[str, int]:
         return encode.shared_sizes(self.all(), {layer.chain_id: layer for layer in self._layers.all()})
 
-    def _event(self, action: str, subject: str, image: Image) -> None:
+    def _event(self, action: str, subject: str, name: str, image: Image) -> None:
         if self.on_event is not None:
-            name = subject if action in ("pull", "tag") else next(iter(image.repo_tags), image.id)
             self.on_event(action, subject, {**image.config.labels, "name": name})
 
 

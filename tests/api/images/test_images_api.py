@@ -137,7 +137,8 @@ async def test_the_docker_cli_shows_what_went_wrong(client: Client, registry: Fa
     for words, expected in (
         (
             ("pull", "127.0.0.1:9/x"),
-            'Error response from daemon: Get "http://127.0.0.1:9/v2/": dial tcp 127.0.0.1:9: connect: connection refused',
+            'Error response from daemon: Get "http://127.0.0.1:9/v2/": '
+            "dial tcp 127.0.0.1:9: connect: connection refused",
         ),
         (
             ("pull", f"{registry.host}/x"),

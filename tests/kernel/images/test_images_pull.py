@@ -57,6 +57,7 @@ async def test_an_image_of_a_real_registry_arrives_whole(
         statuses
     )
     assert statuses[-2:] == [f"Digest: {image.digest}", f"Status: Downloaded newer image for {ref}"]
+    assert node.events == [("pull", ref)]
     again, seen = await pull(node, ref)
     assert again == pulled
     assert [message["status"] for message in seen][-1] == f"Status: Image is up to date for {ref}"
