@@ -155,6 +155,12 @@ async def test_the_docker_cli_shows_what_went_wrong(client: Client, registry: Fa
     assert code == 1 and "invalid archive" in out
 
 
+async def test_pushing_is_refused_clearly(client: Client) -> None:
+    await client.call("POST", "/images/load", data=_IMAGE.docker_archive("made:1"))
+    code, out = await client.cli("push", "made:1")
+    assert code == 1 and "pushing images is not supported yet by this engine" in out
+
+
 async def test_docker_py_imports_and_loads(client: Client) -> None:
     def work() -> tuple[Any, Any]:
         api = docker.DockerClient(base_url=f"unix://{client.socket}", version="1.44")

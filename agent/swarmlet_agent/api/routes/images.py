@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import msgspec
 from aiohttp import web
 
-from swarmlet.engine_api.answers import json_answer
+from swarmlet.engine_api.answers import json_answer, refusal
 from swarmlet.engine_api.filters import Filters
 from swarmlet.engine_api.router import Call, Route
 from swarmlet.engine_api.streams import JsonStream
@@ -68,6 +68,7 @@ class ImageRoutes:
             Route("GET", "/images/{name:path}/history", self._history),
             Route("GET", "/images/{name:path}/get", self._save_one),
             Route("POST", "/images/{name:path}/tag", self._tag),
+            Route("POST", "/images/{name:path}/push", self._push),
             Route("DELETE", "/images/{name:path}", self._remove),
         ]
 
@@ -171,6 +172,11 @@ class ImageRoutes:
         """ImageTag: 201; 400 for a bad name; 404."""
         await self._images.tag(call.params["name"], call.text("repo"), call.text("tag"))
         return web.Response(status=201)
+
+    async def _push(self, call: Call) -> web.StreamResponse:
+        """ImagePush: 501; an image that is not here is a 404 all the same."""
+        self._images.inspect(call.params["name"], call.version)
+        return refusal("pushing images is not supported yet by this engine", 501)
 
     async def _remove(self, call: Call) -> web.StreamResponse:
         """ImageDelete: 200 with what was untagged and deleted; 404; 409 while it is in use."""
