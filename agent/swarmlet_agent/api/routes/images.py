@@ -175,7 +175,8 @@ class ImageRoutes:
 
     async def _push(self, call: Call) -> web.StreamResponse:
         """ImagePush: 501; an image that is not here is a 404 all the same."""
-        self._images.inspect(call.params["name"], call.version)
+        tag = call.text("tag")
+        self._images.inspect(call.params["name"] + (f":{tag}" if tag else ""), call.version)
         return refusal("pushing images is not supported yet by this engine", 501)
 
     async def _remove(self, call: Call) -> web.StreamResponse:
