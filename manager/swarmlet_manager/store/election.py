@@ -129,10 +129,15 @@ class Election:
                 await self._wait_for_vacancy()
 
     async def _campaign(self) -> Leadership | None:
-        sent = asyncio.get_running_loop().time()
+        loop = asyncio.get_running_loop()
+        sent = loop.time()
         lease = await self._kv.lease_grant(self._ttl_s)
         won: Leadership | None = None
         try:
+            if loop.time() - sent > self._ttl_s / 4:
+                # The request has waited somewhere: counted from then, little or nothing of the TTL may be left.
+                sent = loop.time()
+                await self._kv.lease_renew(lease)
             won = await self._try_key(lease)
         finally:
             if won is None:
