@@ -26,8 +26,10 @@ def reconcile_replicated(draft: Draft) -> list[SlotKey]:
         for task in held.pop(key):
             draft.forget(task)
         slots.pop(key)
-    for key, tasks in held.items():
+    for key, tasks in list(held.items()):
         restart_ended(draft, key, tasks)
+        if not current_tasks(draft, key):
+            del held[key]
     keys = sorted(held)
     slot = 0
     while len(keys) < wanted:
@@ -35,9 +37,9 @@ def reconcile_replicated(draft: Draft) -> list[SlotKey]:
         if (slot, "") not in held:
             draft.create((slot, ""))
             keys.append((slot, ""))
-            slots.pop((slot, ""), None)
+    taken = set(keys)
     for key, tasks in slots.items():
-        if key not in held:  # nothing of it is to run any more, nor came back: its history goes with it
+        if key not in taken:  # nothing of it is to run any more, nor came back: its history goes with it
             for task in tasks:
                 draft.forget(task)
     return sorted(keys)
@@ -83,7 +85,8 @@ def _current(draft: Draft, tasks: Sequence[Task]) -> list[Task]:
     running = active(tasks)
     if running or not tasks:
         return running
-    newest = max(tasks, key=age)
+    # One that never got to any agent says nothing about what the slot has done.
+    newest = max((task for task in tasks if task.status.state >= TaskState.ASSIGNED), key=age, default=tasks[-1])
     update = draft.service.update_status
     if update is not None and update.state == _ROLLING_BACK:
         return []

@@ -32,8 +32,9 @@ def roll(draft: Draft, keys: Sequence[SlotKey]) -> None:
 
     A paused update does nothing but end what it had begun: tasks that overlap (start-first).
     """
-    for key in draft.slots():  # on paused nodes, too: an overlap is not what was asked to be kept
-        _end_overlap(draft, key)
+    for key, tasks in draft.slots().items():  # on paused nodes, too: an overlap is not what was asked to be kept
+        if len(tasks) > 1:
+            _end_overlap(draft, key)
     slots = {key: current_tasks(draft, key) for key in keys}
     dirty = [key for key, tasks in slots.items() if len(tasks) > 1 or any(_dirty(draft, task) for task in tasks)]
     status = draft.service.update_status or UpdateStatus()

@@ -156,6 +156,19 @@ def attempts(policy: TaskRestartPolicy, lasts: int, most: int = 12) -> int:
     return len(rig.tasks())
 
 
+def test_a_slot_that_has_finished_stays_so_whatever_was_called_off_beside_it() -> None:
+    service = make_service(1, make_template(restart=TaskRestartPolicy(condition="on-failure")))
+    rig = Rig(
+        *NODES,
+        service,
+        make_task("done", service=service, state=TaskState.COMPLETE),
+        make_task("never", service=service, state=TaskState.PENDING, desired=TaskState.SHUTDOWN, node="", created=NS),
+    )
+    rig.plan(now=2 * NS)
+
+    assert rig.active() == []
+
+
 def test_attempts_are_limited() -> None:
     assert attempts(TaskRestartPolicy(max_attempts=3, delay=NS), lasts=NS) == 4
     assert attempts(TaskRestartPolicy(max_attempts=0, delay=NS), lasts=NS, most=9) == 9
@@ -271,7 +284,7 @@ policies = st.none() | st.builds(
 )
 
 
-@settings(max_examples=300)
+@settings(max_examples=400)
 @given(
     replicas=st.none() | st.integers(0, 6),
     drawn=st.lists(tasks, max_size=12),
