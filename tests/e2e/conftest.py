@@ -20,7 +20,7 @@ from swarmlet.local import cluster as clusters
 from swarmlet.local import hosts
 from swarmlet.local.layout import ClusterLayout, HostLayout
 
-NAME = "e2e"
+NAME = os.environ.get("SWARMLET_E2E_NAME", "e2e")
 T = TypeVar("T")
 
 
@@ -74,7 +74,10 @@ class View:
     ) -> subprocess.CompletedProcess[bytes]:
         """The docker command; never raises for its exit code."""
         return subprocess.run(
-            ["docker", *args], input=b"" if input is None else input, capture_output=True, timeout=timeout,
+            ["docker", *args],
+            input=b"" if input is None else input,
+            capture_output=True,
+            timeout=timeout,
             env=os.environ | {"DOCKER_HOST": self.url} | (env or {}),
         )
 
@@ -214,4 +217,3 @@ def registry(whole_cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -
         process.terminate()
         process.wait(10)
         log.close()
-

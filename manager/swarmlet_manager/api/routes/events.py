@@ -179,14 +179,15 @@ class EventRoutes:
                 running = {ident: task for ident, task in running.items() if not task.done()}
                 for node in self._fleet.ready():
                     if node.id not in running:
-                        running[node.id] = group.create_task(self._follow(node, query, offer), name=f"events-{node.id}")
+                        follow = self._follow(node, urlencode(query), offer)
+                        running[node.id] = group.create_task(follow, name=f"events-{node.id}")
                 # A node whose stream has broken is heard again from here on, not from the start.
                 query.pop("since", None)
                 await asyncio.sleep(LOOK_AGAIN_S)
 
-    async def _follow(self, node: Node, query: dict[str, str], offer: Callable[[Json], None]) -> None:
+    async def _follow(self, node: Node, query: str, offer: Callable[[Json], None]) -> None:
         try:
-            async with self._fleet.request(node, "GET", f"/events?{urlencode(query)}") as answer:
+            async with self._fleet.request(node, "GET", f"/events?{query}") as answer:
                 if answer.status >= 400:
                     return
                 async for line in answer.content:

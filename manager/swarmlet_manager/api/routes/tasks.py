@@ -14,6 +14,7 @@ from swarmlet.model.states import TaskState
 from swarmlet.model.task import Task
 from swarmlet_manager.api import encode
 from swarmlet_manager.api.backend import Commands
+from swarmlet_manager.decide.update import is_dirty
 
 #: The encoder's memory is swept when it holds this many more tasks than there are.
 STALE_ENTRIES = 1000
@@ -47,13 +48,12 @@ class TaskRoutes:
         nodes = self._ids(filters, "node")
         services = self._ids(filters, "service")
         up_to_date = filters.flag("_up-to-date")
-        versions = {ident: service.spec_version for ident, service in self._commands.state.services.items()}
         for task in self._candidates(services, nodes):
             if desired and task.desired_state not in desired:
                 continue
             if nodes is not None and task.node_id not in nodes:
                 continue
-            if up_to_date and task.spec_version != versions.get(task.service_id):
+            if up_to_date and not self._is_up_to_date(task):
                 continue
             if (
                 filters.matches_prefix("id", task.id)
@@ -62,6 +62,12 @@ class TaskRoutes:
                 and filters.matches("runtime", task.spec.runtime or "container")
             ):
                 yield task
+
+    def _is_up_to_date(self, task: Task) -> bool:
+        """Does it run what its service says now? (What the client's progress display counts.)"""
+        state = self._commands.state
+        service = state.services.get(task.service_id)
+        return service is not None and not is_dirty(service, task, state.nodes.get(task.node_id))
 
     def _candidates(self, services: set[str] | None, nodes: set[str] | None) -> Iterable[Task]:
         """By the narrowest index that applies."""
