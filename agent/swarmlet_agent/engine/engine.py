@@ -8,6 +8,7 @@ the engine is recovering: there is no other path.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from pathlib import Path
@@ -18,7 +19,7 @@ import msgspec
 from msgspec.structs import replace
 
 from swarmlet.engine_api.filters import Filters
-from swarmlet.errors import Conflict, InvalidArgument, NotFound, NotSupported, SwarmletError
+from swarmlet.errors import Conflict, InvalidArgument, NotFound, NotModified, NotSupported, SwarmletError
 from swarmlet.log import get_logger
 from swarmlet.model.container import ContainerCreate, EndpointSettings, HostConfig
 from swarmlet_agent.decide.names import check_name, taken_message
@@ -215,7 +216,7 @@ class Engine:
     async def _restart(self, unit: Unit, timeout_s: int | None, signal: str) -> None:
         unit.keep = True
         try:
-            if unit.record.is_running:
+            with contextlib.suppress(NotModified):  # it does not run, or ended by itself just now
                 await self._signals.stop(unit, timeout_s, signal)
             await self._lifecycle.start(unit)
         finally:

@@ -73,6 +73,9 @@ class Lifecycle:
                     return
                 if pid != record.state.pid:
                     await self._core.save(unit, replace(record, state=replace(record.state, pid=pid)))
+                # A pause or unpause may have been cut before it was journaled, so never answered: undo it.
+                freeze = self._core.runtime.pause if record.state.status == "paused" else self._core.runtime.resume
+                await freeze(unit.id)
                 self._begin(unit)
             else:
                 await self._adopt_stopped(unit, record)
@@ -120,7 +123,9 @@ class Lifecycle:
         self._begin(unit)
 
     def _begin(self, unit: Unit) -> None:
-        """Watch a run, from its start or from adoption."""
+        """Watch a run, from its start or from adoption. A closing engine leaves that to the next one."""
+        if self._core.closing:
+            return
         unit.monitor = self._core.spawn(self._watch(unit), f"monitor {unit.id[:12]}")
         self._checks.begin(unit)
 
@@ -193,7 +198,7 @@ class Lifecycle:
     async def _remove_ended(self, unit: Unit) -> None:
         """`--rm`. If it cannot be removed it stays as exited, for a client to try."""
         try:
-            await self._removal.destroy(unit, volumes=True)
+            await self._removal.destroy(unit, volumes=True, clear_later=True)
         except SwarmletError as err:
             log.error("container could not be removed after its end", container_id=unit.id, error=str(err))
             state = replace(unit.record.state, status="dead", error=str(err))
@@ -208,6 +213,8 @@ class Lifecycle:
 
     def _schedule(self, unit: Unit, again: Again) -> None:
         unit.delay_s = again.delay_s
+        if self._core.closing:  # its record says restarting: the next engine sees to it
+            return
         unit.again = self._core.spawn(self._start_again(unit, again.delay_s), f"restart {unit.id[:12]}")
 
     async def _start_again(self, unit: Unit, delay_s: float) -> None:

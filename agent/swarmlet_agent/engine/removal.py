@@ -29,8 +29,12 @@ class Removal:
         self._core = core
         self._bringup = bringup
 
-    async def destroy(self, unit: Unit, *, volumes: bool) -> None:
-        """Remove a container that has no process; the caller holds its lock. volumes: its anonymous ones too."""
+    async def destroy(self, unit: Unit, *, volumes: bool, clear_later: bool = False) -> None:
+        """Remove a container that has no process; the caller holds its lock. volumes: its anonymous ones too.
+
+        clear_later: only its network has to be free when this returns; mounts and cgroup follow in the background
+        (`run --rm` is waited for, and nothing can come in the way of a container whose id is gone).
+        """
         core, record = self._core, unit.record
         unit.removing = True
         try:
@@ -40,7 +44,9 @@ class Removal:
                     record, removes_volumes=volumes, state=replace(record.state, status="removing", pid=0)
                 )
                 await core.save(unit, record)
-            if unit.dirty:
+            if unit.dirty and clear_later:
+                await core.networks.detach(unit.id)
+            elif unit.dirty:
                 await self._bringup.down(unit)
             if uses_volumes:
                 await core.volumes.release(unit.id, remove_anonymous=volumes)
@@ -53,7 +59,16 @@ class Removal:
             pending.end()
         core.emit(record, "destroy")
         unit.waiters.removed(WaitResult(exit_code=record.state.exit_code))
-        core.spawn(self.delete_files(unit.id), f"delete {unit.id[:12]}")
+        core.spawn(self._clear_and_delete(unit), f"delete {unit.id[:12]}")
+
+    async def _clear_and_delete(self, unit: Unit) -> None:
+        if unit.dirty:
+            try:
+                await self._bringup.down(unit, keep_network=True)
+            except (SwarmletError, OSError) as err:
+                log.error("leftovers of a removed container stay until the next start", container_id=unit.id, error=err)
+                return
+        await self.delete_files(unit.id)
 
     async def delete_files(self, ident: str) -> None:
         """The container's own layer and folder. What cannot be deleted now is tried again at the next start."""

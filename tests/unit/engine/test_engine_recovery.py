@@ -128,6 +128,29 @@ async def test_a_record_that_cannot_be_read_does_not_stop_the_others(node):
     assert len(node.engine.list()) == 1
 
 
+@pytest.mark.parametrize("calls", range(3))
+async def test_a_pause_that_was_cut_is_undone_or_whole(node, calls):
+    ident = await node.run(*LONG)
+    node.world.crash_after(calls)
+    with pytest.raises(asyncio.CancelledError):
+        await node.engine.pause(ident)
+    await node.again()
+
+    assert node.world.processes[ident].state == node.engine.get(ident).state.status
+
+
+async def test_closing_during_a_start_does_not_wait_for_the_container(node):
+    record, _ = await node.engine.create("", ContainerCreate(image="busybox", cmd=LONG))
+    starting = asyncio.create_task(node.engine.start_container(record.id))
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    async with asyncio.timeout(2):
+        await node.engine.close()
+    await starting
+
+    assert (await node.again()).get(record.id).state.status == "running"
+
+
 NAMES = st.sampled_from(["aa", "bb", "cc"])
 OPERATIONS = st.one_of(
     st.tuples(st.just("create"), NAMES, st.sampled_from(["sleep", "exit", "nosuch", "stubborn"]),
