@@ -93,7 +93,8 @@ def test_a_terminal_is_a_terminal(view: View) -> None:
 
 
 def test_attach_sees_what_comes_and_sends_what_is_typed(view: View) -> None:
-    view("run", "-d", "-i", "--name", "echo", "busybox", "sh", "-c", 'while read x; do [ "$x" = end ] && exit 4; echo "got $x"; done')
+    script = 'while read x; do [ "$x" = end ] && exit 4; echo "got $x"; done'
+    view("run", "-d", "-i", "--name", "echo", "busybox", "sh", "-c", script)
     process = view.popen("attach", "echo", stdin=-1, stdout=-1, stderr=-1)
     assert process.stdin and process.stdout
     process.stdin.write(b"one\n")
