@@ -10,7 +10,7 @@ from msgspec.structs import replace
 
 from swarmlet.errors import InvalidArgument
 from swarmlet.model.cluster import Cluster, OrchestrationSpec, SwarmSpec
-from swarmlet.model.service import EndpointSpec, PortConfig, Service, ServiceSpec, TaskRestartPolicy
+from swarmlet.model.service import EndpointSpec, PortConfig, Service, ServiceSpec, TaskRestartPolicy, TaskSpec
 from swarmlet.model.states import Availability, NodeState, TaskState
 from swarmlet.model.task import TaskStatus
 from swarmlet.model.times import NS
@@ -67,11 +67,14 @@ def test_only_active_nodes_have_their_tasks_checked(availability: Availability) 
     assert plan_node(state, "n1", NS).ops == ()
 
 
-def test_a_node_that_has_shrunk_loses_its_youngest_reservations_and_no_task_that_reserves_nothing() -> None:
-    service = make_service(template=make_template(memory=2 * GIB))
+@pytest.mark.parametrize("template", [make_template(memory=2 * GIB), make_template(cpus=2)], ids=["memory", "cpus"])
+def test_a_node_that_has_shrunk_loses_its_youngest_reservations_and_no_task_that_reserves_nothing(
+    template: TaskSpec,
+) -> None:
+    service = make_service(template=template)
     free = make_service(ident="s2")
     tasks = [make_task(f"t{number}", service=service, created=number) for number in range(3)]
-    state = make_state(make_node("n1", memory=5 * GIB), service, free, *tasks, make_task("z", service=free, created=9))
+    state = make_state(make_node("n1", cpus=5, memory=5 * GIB), service, free, *tasks, make_task("z", service=free, created=9))
 
     assert [op.record.id for op in plan_node(state, "n1", NS).ops] == ["t2"]
 

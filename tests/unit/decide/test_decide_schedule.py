@@ -81,6 +81,17 @@ def test_a_service_is_spread_before_the_number_of_other_tasks_counts() -> None:
     assert per_node(state) == {"n1": 1, "n2": 2}
 
 
+def test_a_service_that_grows_goes_first_where_it_has_the_fewest_tasks() -> None:
+    service, busy = make_service(), make_service(ident="busy")
+    others = [make_task(f"b{number}", service=busy, slot=number, node=f"n{1 + number % 2}") for number in range(8)]
+    mine = [make_task(f"m{number}", service=service, slot=10 + number, node="n3") for number in range(2)]
+    nodes = [make_node(f"n{number}") for number in (1, 2, 3)]
+    state = make_state(*nodes, *others, *mine, *pending(service, 4))
+    run(Scheduler(state), state)
+
+    assert per_node(state) == {"n1": 2, "n2": 2, "n3": 2}
+
+
 def test_resources_already_given_away_by_services_scheduled_earlier_are_not_given_again() -> None:
     first = make_service(ident="s1", template=make_template(cpus=3))
     second = make_service(ident="s2", template=make_template(cpus=3))

@@ -170,11 +170,12 @@ def test_a_failure_counts_only_within_the_monitoring_time(after: int, state: str
     assert rig.service().update_status.state == state
 
 
-def test_failures_up_to_the_ratio_are_borne() -> None:
-    rig = running(3, UpdateConfig(max_failure_ratio=0.4))
+@pytest.mark.parametrize(("replicas", "state"), [(5, "updating"), (4, "updating"), (3, "paused")])
+def test_failures_up_to_the_ratio_are_borne(replicas: int, state: str) -> None:
+    rig = running(replicas, UpdateConfig(max_failure_ratio=0.25))
     fail_the_new_task(rig, after=0)
 
-    assert rig.service().update_status.state == "updating"
+    assert rig.service().update_status.state == state
 
 
 def test_failures_of_restarts_and_of_a_former_update_do_not_count() -> None:
@@ -276,6 +277,7 @@ def test_only_what_a_task_runs_makes_it_outdated() -> None:
     fits = changed(service, placement=replace(placement, constraints=("node.labels.zone == z1",)))
     assert not is_dirty(fits, task, NODES[1])
     assert is_dirty(fits, task, NODES[2])
+    assert is_dirty(fits, task, None), "a task without a node has none that could satisfy the new constraints"
     ports = (PortConfig(target_port=80, published_port=8080, publish_mode="host"),)
     publishing = replace(service.spec, endpoint_spec=EndpointSpec(ports=ports))
     assert is_dirty(edits.updated_service(service, publishing, ports, b"", NS), task, NODES[1])
