@@ -74,7 +74,8 @@ def test_a_node_that_has_shrunk_loses_its_youngest_reservations_and_no_task_that
     service = make_service(template=template)
     free = make_service(ident="s2")
     tasks = [make_task(f"t{number}", service=service, created=number) for number in range(3)]
-    state = make_state(make_node("n1", cpus=5, memory=5 * GIB), service, free, *tasks, make_task("z", service=free, created=9))
+    node = make_node("n1", cpus=5, memory=5 * GIB)
+    state = make_state(node, service, free, *tasks, make_task("z", service=free, created=9))
 
     assert [op.record.id for op in plan_node(state, "n1", NS).ops] == ["t2"]
 
