@@ -30,8 +30,8 @@ log = get_logger(__name__)
 Result = TypeVar("Result")
 
 TABLE = "containers"
-#: How long `close` waits for operations under way before it lets go of them; start() repairs what is cut.
-CLOSE_TIMEOUT_S = 10.0
+#: How long `close` waits for operations under way, and then for exits being handled.
+CLOSE_TIMEOUT_S = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +112,10 @@ class Core:
         self.names: dict[str, str] = {}
         self.closing = False
         self._tasks: set[asyncio.Task[Any]] = set()
+        #: Those of them that a client waits for.
+        self._operations: set[asyncio.Task[Any]] = set()
+        #: Those that only watch, and may be cut anywhere.
+        self._idle: set[asyncio.Task[Any]] = set()
 
     def find(self, ref: str) -> Unit:
         """By id, name (with or without slash) or id prefix. NotFound, InvalidArgument if ambiguous."""
@@ -154,16 +158,22 @@ class Core:
         self.settings.marker(unit.id).unlink(missing_ok=True)
         unit.dirty = False
 
-    def spawn(self, work: Coroutine[Any, Any, Result], name: str) -> asyncio.Task[Result]:
-        """A task that close() ends; its failure, if no one awaits it, is logged."""
+    def spawn(self, work: Coroutine[Any, Any, Result], name: str, *, idle: bool = False) -> asyncio.Task[Result]:
+        """A task that close() ends, without waiting if it is `idle`; its failure, if no one awaits it, is logged."""
         task = asyncio.get_running_loop().create_task(work, name=name)
         self._tasks.add(task)
+        if idle:
+            self._idle.add(task)
+            task.add_done_callback(self._idle.discard)
         task.add_done_callback(self._done)
         return task
 
     async def run(self, work: Coroutine[Any, Any, Result], name: str) -> Result:
         """Carry an operation through even if the client that asked for it goes away."""
-        return await asyncio.shield(self.spawn(work, name))
+        task = self.spawn(work, name)
+        self._operations.add(task)
+        task.add_done_callback(self._operations.discard)
+        return await asyncio.shield(task)
 
     def _done(self, task: asyncio.Task[Any]) -> None:
         self._tasks.discard(task)
@@ -171,27 +181,43 @@ class Core:
             log.error("engine task failed", task=task.get_name(), error=repr(error))
 
     async def close(self) -> None:
-        """Cancel what only waits (monitors, timers, probes), let operations finish for a while, then cut them."""
+        """Let what clients asked for finish for a while, then cancel what only waits (monitors, timers, probes).
+
+        What still is under way after CLOSE_TIMEOUT_S is cut; the next start() repairs it.
+        """
         self.closing = True
+        self.events.close()
         for unit in self.units.values():
-            # Who holds the lock is in the middle of an operation, which is better finished.
-            waiting = (unit.health,) if unit.lock.locked() else (unit.health, unit.again, unit.monitor)
-            for task in waiting:
-                if task is not None:
-                    task.cancel()
+            _cancel(unit.health)
             for pending in unit.pending:
                 pending.end()
-        self.events.close()
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(CLOSE_TIMEOUT_S):
-                await self._drain()
+        # Monitors go on meanwhile: a stop or kill ends when they have seen the exit.
+        await _finish(self._operations)
+        for task in tuple(self._idle):
+            task.cancel()
+        for unit in self.units.values():
+            # Who holds the lock is in the middle of handling an exit, which is better finished.
+            if not unit.lock.locked():
+                _cancel(unit.again)
+                _cancel(unit.monitor)
+        await _finish(self._tasks)
         for task in self._tasks:
             task.cancel()
-        await self._drain()
-
-    async def _drain(self) -> None:
         while self._tasks:
             await asyncio.wait(tuple(self._tasks))
+
+
+async def _finish(tasks: set[asyncio.Task[Any]]) -> None:
+    """Until the set is empty, or its time is up."""
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(CLOSE_TIMEOUT_S):
+            while tasks:
+                await asyncio.wait(tuple(tasks))
+
+
+def _cancel(task: asyncio.Task[None] | None) -> None:
+    if task is not None:
+        task.cancel()
 
 
 def encode(record: Container) -> bytes:

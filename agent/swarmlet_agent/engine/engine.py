@@ -84,7 +84,6 @@ class Engine:
         self._signals = Signals(core)
         self._execs = Execs(core)
         self._rotation = LogRotation(core)
-        self._rotating: asyncio.Task[None] | None = None
 
     @property
     def events(self) -> EventBus:
@@ -114,7 +113,7 @@ class Engine:
             *(self._recover(limit, self._removal.sweep(ident), ident) for ident in sorted(orphans)),
             *(self._recover(limit, self._lifecycle.adopt(unit), unit.id) for unit in tuple(core.units.values())),
         )
-        self._rotating = core.spawn(self._rotation.run(), "log rotation")
+        core.spawn(self._rotation.run(), "log rotation", idle=True)
 
     async def _recover(self, limit: asyncio.Semaphore, work: Coroutine[Any, Any, None], ident: str) -> None:
         """One container's trouble must not keep the others from being taken up."""
@@ -126,8 +125,6 @@ class Engine:
 
     async def close(self) -> None:
         """End what the engine itself does; what runs goes on and is taken up by the next start()."""
-        if self._rotating is not None:
-            self._rotating.cancel()
         await self._core.close()
 
     # Looking

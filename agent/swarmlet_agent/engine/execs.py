@@ -101,7 +101,7 @@ class Execs:
             item.ended.set()
             raise
         item.record = replace(record, running=True, pid=item.process.pid)
-        self._core.spawn(self._watch(item, item.process, drain=detach), f"exec {ident[:12]}")
+        self._core.spawn(self._watch(item, item.process, drain=detach), f"exec {ident[:12]}", idle=True)
         return None if detach else EndedStreams(item.process.streams, item.ended.wait, EXIT_PATIENCE_S)
 
     async def resize(self, ident: str, rows: int, columns: int) -> None:
@@ -112,7 +112,7 @@ class Execs:
         await item.process.resize(rows, columns)
 
     async def _watch(self, item: _Exec, process: ExecProcess, *, drain: bool) -> None:
-        reading = self._core.spawn(_drain(process.streams), "exec output") if drain else None
+        reading = self._core.spawn(_drain(process.streams), "exec output", idle=True) if drain else None
         try:
             code = await process.wait()
         finally:

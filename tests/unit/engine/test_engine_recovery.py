@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from swarmlet.errors import SwarmletError
 from swarmlet.model.container import ContainerCreate, HostConfig, RestartPolicy
+from swarmlet_agent.engine.container import ExecRequest
 
 LONG = ("sleep", "1000")
 
@@ -151,6 +152,19 @@ async def test_closing_during_a_start_does_not_wait_for_the_container(node):
     assert (await node.again()).get(record.id).state.status == "running"
 
 
+async def test_closing_does_not_wait_for_what_runs_on(node):
+    ident = await node.run(*LONG)
+    await node.engine.exec_start(node.engine.exec_create(ident, ExecRequest(cmd=("sleep",))), detach=True)
+    await node.engine.attach(ident)
+    stopped = asyncio.create_task(node.engine.wait(ident))
+    await node.settle()
+    async with asyncio.timeout(2):
+        await node.engine.close()
+
+    assert node.world.processes[ident].state == "running"
+    stopped.cancel()
+
+
 NAMES = st.sampled_from(["aa", "bb", "cc"])
 OPERATIONS = st.one_of(
     st.tuples(st.just("create"), NAMES, st.sampled_from(["sleep", "exit", "nosuch", "stubborn"]),
@@ -172,6 +186,9 @@ async def _play(script) -> None:
     with tempfile.TemporaryDirectory(prefix="swl-engine-") as folder, pytest.MonkeyPatch.context() as patch:
         patch.setattr("swarmlet_agent.decide.restart.FIRST_DELAY_S", 0.02)
         patch.setattr("swarmlet_agent.decide.restart.LONGEST_DELAY_S", 0.04)
+        # A dead engine waits in vain for exits that no monitor of it sees any more.
+        patch.setattr("swarmlet_agent.engine.signals.KILL_WAIT_S", 0.3)
+        patch.setattr("swarmlet_agent.engine.core.CLOSE_TIMEOUT_S", 0.3)
         node = Node(World(Path(folder)))
         await node.engine.start()
         try:
