@@ -35,6 +35,11 @@ def restart_ended(draft: Draft, key: SlotKey, tasks: Sequence[Task]) -> None:
         node_gone = bool(task.node_id) and not is_valid(draft.nodes.get(task.node_id))
         if not ended and not node_gone:
             continue
+        if not node_gone and draft.now < task.not_before:
+            # It failed in its preparation, before its own turn: that pause is waited for, or a task that cannot even
+            # be created would be followed as fast as nodes refuse (SwarmKit waits for the last delay too).
+            draft.wake(task.not_before)
+            continue
         draft.want(task, TaskState.SHUTDOWN)
         slot = draft.slot(key)
         if _is_replaced(draft, task, active(slot)) or (node_gone and not task.slot) or not may_restart(task, slot):

@@ -85,6 +85,21 @@ def test_a_crashed_task_is_shut_down_and_its_successor_waits_for_the_delay() -> 
     assert rig.tasks()[1].desired_state == TaskState.RUNNING
 
 
+def test_a_successor_that_is_rejected_while_it_waits_is_followed_no_earlier_than_its_own_turn() -> None:
+    rig = Rig(*NODES, make_service(1), make_task("old", service=make_service(1)))
+    rig.observe("old", TaskState.REJECTED, at=10 * NS)
+    rig.plan(now=10 * NS)
+    second = rig.tasks()[1]
+    rig.observe(second.id, TaskState.REJECTED, at=11 * NS)
+
+    assert rig.plan(now=11 * NS).wake_at == 15 * NS
+    assert len(rig.tasks()) == 2
+
+    rig.plan(now=15 * NS)
+    assert [task.desired_state for task in rig.tasks()] == [TaskState.SHUTDOWN, TaskState.SHUTDOWN, TaskState.READY]
+    assert rig.tasks()[2].not_before == 20 * NS
+
+
 @pytest.mark.parametrize(
     "lost",
     [None, make_node("n1", state=NodeState.DOWN)],
