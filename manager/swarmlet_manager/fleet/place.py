@@ -23,11 +23,11 @@ LABEL = "com.docker.swarm.constraints"
 def split_constraints(body: Mapping[str, Any]) -> tuple[list[str], dict[str, Any]]:
     """The constraints in a ContainerCreate body, and the body without those that stood in its environment.
 
-    InvalidArgument for a label that is not a JSON array of strings.
+    InvalidArgument for a label that is not a JSON array of strings. A body of wrong types is left as it is.
     """
     env = body.get("Env") or []
     if not isinstance(env, list) or not all(isinstance(entry, str) for entry in env):
-        raise InvalidArgument("invalid JSON: Expected `array` of `str` - at `$.Env`")
+        return [], dict(body)  # the node's engine refuses it, naming the very field
     found = [entry.removeprefix(ENV_PREFIX) for entry in env if entry.startswith(ENV_PREFIX)]
     rest = [entry for entry in env if not entry.startswith(ENV_PREFIX)]
     labels = body.get("Labels") or {}

@@ -75,8 +75,7 @@ class ContainerRoutes:
 
     async def create(self, call: Call) -> web.Response:
         """Placed on the best fitting node that has the image; 404 if no node has it (the client then pulls)."""
-        body = await call.raw_json()
-        expressions, body = split_constraints(body if isinstance(body, dict) else {})
+        expressions, body = split_constraints(await call.json(dict[str, Any]))
         name = call.text("name")
         if name and (holder := self._holder(name)) is not None:
             raise Conflict(

@@ -24,7 +24,7 @@ class LaterRoutes:
                 Route("DELETE", f"/{kind}/{{id}}", self.unknown),
                 Route("POST", f"/{kind}/{{id}}/update", self.unknown),
             )
-        ] + [Route("GET", "/plugins", self.nothing)]
+        ] + [Route("GET", "/plugins", self.nothing), Route("POST", "/plugins/{verb}", self.refuse)]
 
     async def nothing(self, call: Call) -> web.Response:
         return json_answer([])
