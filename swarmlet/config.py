@@ -6,10 +6,11 @@ Unknown keys are refused: a typo must not silently mean the default. Every defau
 
 from __future__ import annotations
 
+import builtins
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_origin
 
 import msgspec
 
@@ -70,13 +71,37 @@ def load(kind: type[Settings], file: Path | None, environ: Mapping[str, str]) ->
             raise InvalidArgument(f"{file}: {err}") from err
         # Types of the file's own values are checked strictly: "2378" is not a number there.
         _convert(values, kind, f"{file}", strict=True)
-    known = {info.name: info for info in msgspec.structs.fields(kind)}
-    for variable, text in environ.items():
-        key = variable.removeprefix(ENV_PREFIX).lower()
-        if variable.startswith(ENV_PREFIX) and key in known:
-            is_list = str(known[key].type).startswith("tuple")
-            values[key] = [part for part in text.split(",") if part] if is_list else text
+    _merge_environment(values, kind, environ, ENV_PREFIX)
     return _convert(values, kind, f"{file}" if file else "environment", strict=False)
+
+
+def _merge_environment(
+    values: dict[str, Any], kind: type[msgspec.Struct], environ: Mapping[str, str], prefix: str
+) -> None:
+    """Lists are separated by commas, tables of strings are `key=value` pairs separated by commas."""
+    for field in msgspec.structs.fields(kind):
+        variable = prefix + field.name.upper()
+        if isinstance(field.type, type) and issubclass(field.type, msgspec.Struct):
+            below = dict(values.get(field.name, {}))
+            _merge_environment(below, field.type, environ, f"{variable}__")
+            if below:
+                values[field.name] = below
+        elif (text := environ.get(variable)) is not None:
+            parts = [part for part in text.split(",") if part]
+            match get_origin(field.type):
+                case builtins.tuple:
+                    values[field.name] = parts
+                case builtins.dict:
+                    values[field.name] = dict(_pair(variable, part) for part in parts)
+                case _:
+                    values[field.name] = text
+
+
+def _pair(variable: str, text: str) -> tuple[str, str]:
+    key, equals, value = text.partition("=")
+    if not key or not equals:
+        raise InvalidArgument(f"{variable}: expected key=value, not {text!r}")
+    return key, value
 
 
 def _convert(values: dict[str, Any], kind: type[Settings], where: str, *, strict: bool) -> Settings:

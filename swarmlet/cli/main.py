@@ -17,10 +17,11 @@ import click
 from rich.console import Console
 from rich.table import Table
 
+from swarmlet.config import EtcdSettings
 from swarmlet.errors import Forbidden, SwarmletError
 from swarmlet.local import cluster as clusters
 from swarmlet.local import hosts
-from swarmlet.local.layout import ClusterLayout, HostLayout
+from swarmlet.local.layout import ClusterLayout, HostLayout, plan_cluster
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -55,19 +56,29 @@ def main() -> None:
 
 
 @main.command()
-@click.option("--nodes", default=3, show_default=True, help="How many hosts.")
+@click.option("--nodes", type=int, help=f"How many hosts.  [default: as many as it has, or {clusters.DEFAULT_NODES}]")
 @click.option("--demo", is_flag=True, help="Deploy the demo web service as well.")
+@click.option("--etcd", multiple=True, metavar="URL", help="Keep the state in this etcd of yours (may repeat).")
+@click.option("--etcd-ca", default="", metavar="FILE", help="The CA of that etcd's certificate (PEM).")
+@click.option("--etcd-cert", default="", metavar="FILE", help="The client certificate for it (PEM).")
+@click.option("--etcd-key", default="", metavar="FILE", help="The client certificate's key (PEM).")
 @name_option
 @_answers_errors
-def up(nodes: int, demo: bool, name: str) -> None:
+def up(
+    nodes: int | None, demo: bool, etcd: tuple[str, ...], etcd_ca: str, etcd_cert: str, etcd_key: str, name: str
+) -> None:
     """Start a cluster on this machine, or what is missing of it."""
     _need_root()
     from swarmlet.local.demo import ensure_demo
     from swarmlet.local.images import ensure_images
 
-    cluster = clusters.up(name, nodes, lambda line: click.echo(line, err=True))
-    ensure_images(cluster)
-    urls = ensure_demo(cluster) if demo else []
+    ca, cert, key = (os.path.abspath(file) if file else "" for file in (etcd_ca, etcd_cert, etcd_key))
+    settings = EtcdSettings(endpoints=etcd, ca=ca, cert=cert, key=key)
+    plan_cluster(name, 1, 0)
+    with clusters.changing(name):
+        cluster = clusters.up(name, nodes, lambda line: click.echo(line, err=True), settings)
+        ensure_images(cluster)
+        urls = ensure_demo(cluster) if demo else []
     option = "" if name == clusters.DEFAULT_NAME else f" --name {name}"
     click.echo(f"\nThe cluster is up. To use it:\n\n    eval $({_self()} env{option})\n    docker node ls")
     if urls:
@@ -96,7 +107,8 @@ def down(name: str, everything: bool) -> None:
         if each not in clusters.all_names():
             click.echo(f"There is no cluster {each!r} on this machine.", err=True)
             continue
-        clusters.down(each)
+        with clusters.changing(each):
+            clusters.down(each)
         click.echo(f"Cluster {each!r} is gone.", err=True)
 
 

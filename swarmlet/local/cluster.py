@@ -7,41 +7,59 @@ and one that was interrupted is finished by the next. What the cluster is (name,
 
 from __future__ import annotations
 
-import json
+import contextlib
+import errno
 import shutil
+import socket
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from swarmlet.errors import InvalidArgument, NotFound, SwarmletError
+import msgspec
+
+from swarmlet.config import EtcdSettings
+from swarmlet.errors import Conflict, InvalidArgument, NotFound, SwarmletError
 from swarmlet.local import hosts
 from swarmlet.local.client import ApiError, call, wait_until
 from swarmlet.local.layout import (
     CGROUP_ROOT,
     DATA_ROOT,
+    EMBEDDED_ETCD,
     RUN_ROOT,
     ClusterLayout,
     HostLayout,
+    agent_config,
     plan_cluster,
     preferred_subnet,
 )
 
 DEFAULT_NAME = "default"
+DEFAULT_NODES = 3
 #: A cold start on a busy two-core machine takes some seconds; this is for one that swaps.
 START_TIMEOUT_S = 60.0
 
 Report = Callable[[str], None]
 
 
+class _Record(msgspec.Struct, frozen=True, kw_only=True):
+    """What stands in `cluster.json`."""
+
+    name: str
+    nodes: int
+    subnet: int
+    etcd: EtcdSettings = EtcdSettings()
+
+
 def find(name: str) -> ClusterLayout:
-    """The layout of an existing cluster. NotFound says how to make it."""
+    """The layout of an existing cluster. NotFound says how to make it; InvalidArgument for a bad name."""
     try:
-        saved = json.loads((DATA_ROOT / name / "cluster.json").read_text())
+        text = plan_cluster(name, 1, 0).record.read_bytes()
     except FileNotFoundError as err:
         message = f"there is no cluster {name!r} on this machine: start it with swarmlet up"
         raise NotFound("cluster", name, message) from err
-    return plan_cluster(saved["name"], saved["nodes"], saved["subnet"])
+    saved = msgspec.json.decode(text, type=_Record)
+    return plan_cluster(saved.name, saved.nodes, saved.subnet, saved.etcd)
 
 
 def all_names() -> list[str]:
@@ -49,16 +67,32 @@ def all_names() -> list[str]:
     return sorted(file.parent.name for file in DATA_ROOT.glob("*/cluster.json"))
 
 
-def up(name: str, nodes: int, report: Report) -> ClusterLayout:
-    """Make the cluster complete: hosts, agents, membership, and busybox:latest on every node."""
-    cluster = _plan(name, nodes)
+@contextlib.contextmanager
+def changing(name: str) -> Iterator[None]:
+    """Around `up` and `down`. Conflict if another command is at it already.
+
+    The lock is a name in the kernel (unix(7), abstract sockets): it goes with the command, however that ends.
+    """
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as lock:
+        try:
+            lock.bind(f"\0swarmlet-local/{name}")
+        except OSError as err:
+            if err.errno != errno.EADDRINUSE:
+                raise
+            raise Conflict(f"cluster {name!r} is being changed by another command: try again when it is done") from err
+        yield
+
+
+def up(name: str, nodes: int | None, report: Report, etcd: EtcdSettings = EMBEDDED_ETCD) -> ClusterLayout:
+    """Make the cluster complete: hosts, agents and membership. nodes None: as many as it has, or DEFAULT_NODES."""
+    cluster = _plan(name, nodes, etcd)
     hosts.ensure_bridge(cluster)
     for host in cluster.nodes:
         hosts.ensure_host(cluster, host)
-        _write_config(cluster, host)
+        host.config_file.write_text(agent_config(cluster, host))
     for host in cluster.nodes:
         hosts.start_supervisor(host, agent_command())
-    report(f"{nodes} hosts at {cluster.nodes[0].address} to {cluster.nodes[-1].address}")
+    report(f"{len(cluster.nodes)} hosts at {cluster.nodes[0].address} to {cluster.nodes[-1].address}")
     for host in cluster.nodes:
         wait_for_agent(host)
     _form_cluster(cluster)
@@ -76,11 +110,14 @@ def down(name: str) -> None:
         hosts.remove_host_network(host)
     hosts.remove_bridge(cluster)
     hosts.remove_cgroups(cluster.cgroup)
-    shutil.rmtree(cluster.run_dir, ignore_errors=True)
+    for folder in (cluster.run_dir, *(host.data_dir for host in cluster.nodes)):
+        if folder.exists():
+            shutil.rmtree(folder)
+    # Its record goes last: as long as it is there, the next `down` goes on where this one was cut off.
     shutil.rmtree(cluster.data_dir)
-    for folder in (DATA_ROOT, RUN_ROOT):
-        if folder.is_dir() and not any(folder.iterdir()):
-            folder.rmdir()
+    for root in (DATA_ROOT, RUN_ROOT):
+        with contextlib.suppress(OSError):  # other clusters are in it
+            root.rmdir()
     if not all_names():
         hosts.remove_cgroups(CGROUP_ROOT)
 
@@ -144,37 +181,32 @@ def status(cluster: ClusterLayout) -> list[dict[str, Any]]:
     ]
 
 
-def _plan(name: str, nodes: int) -> ClusterLayout:
+def _plan(name: str, nodes: int | None, etcd: EtcdSettings) -> ClusterLayout:
     if name in all_names():
         cluster = find(name)
-        if len(cluster.nodes) != nodes:
-            raise InvalidArgument(
-                f"cluster {name!r} has {len(cluster.nodes)} nodes already: "
-                f"remove it first (swarmlet down --name {name})"
-            )
+        remove = f"remove it first (swarmlet down --name {name})"
+        if nodes is not None and len(cluster.nodes) != nodes:
+            count = len(cluster.nodes)
+            raise InvalidArgument(f"cluster {name!r} has {count} {'node' if count == 1 else 'nodes'} already: {remove}")
+        if etcd not in (EMBEDDED_ETCD, cluster.etcd):
+            kept = ", ".join(cluster.etcd.endpoints) or "an etcd of its own"
+            raise InvalidArgument(f"cluster {name!r} keeps its state in {kept} already: {remove}")
         return cluster
-    plan_cluster(name, nodes, 0)
+    nodes = DEFAULT_NODES if nodes is None else nodes
+    plan_cluster(name, nodes, 0, etcd)
+    for file in filter(None, (etcd.ca, etcd.cert, etcd.key)):
+        if not Path(file).is_file():
+            raise InvalidArgument(f"there is no file {file}")
     used = hosts.used_subnets() | {find(other).subnet for other in all_names()}
     first = preferred_subnet(name)
     subnet = next(octet for octet in ((first + step) % 250 for step in range(250)) if octet not in used)
-    cluster = plan_cluster(name, nodes, subnet)
+    cluster = plan_cluster(name, nodes, subnet, etcd)
     cluster.data_dir.mkdir(parents=True, exist_ok=True)
     cluster.data_dir.chmod(0o711)
-    (cluster.data_dir / "cluster.json").write_text(json.dumps({"name": name, "nodes": nodes, "subnet": subnet}))
+    draft = cluster.record.with_suffix(".new")
+    draft.write_bytes(msgspec.json.encode(_Record(name=name, nodes=nodes, subnet=subnet, etcd=etcd)))
+    draft.replace(cluster.record)
     return cluster
-
-
-def _write_config(cluster: ClusterLayout, host: HostLayout) -> None:
-    host.config_file.write_text(
-        f"""# Written by swarmlet up.
-data_dir = "{host.data_dir}/data"
-run_dir = "{host.run_dir}"
-hostname = "{host.name}"
-advertise_addr = "{host.address}"
-cgroup_parent = "{host.cgroup}"
-insecure_registries = ["127.0.0.0/8", "{cluster.cidr}"]
-"""
-    )
 
 
 def _form_cluster(cluster: ClusterLayout) -> None:

@@ -74,7 +74,8 @@ def ensure_host(cluster: ClusterLayout, host: HostLayout) -> None:
     """The node's folders, namespaces and cable."""
     host.data_dir.mkdir(parents=True, exist_ok=True)
     host.run_dir.mkdir(parents=True, exist_ok=True)
-    if not host.netns.exists():
+    if not os.path.ismount(host.netns):
+        host.netns.unlink(missing_ok=True)  # `ip` was killed between making the file and mounting on it
         run("ip", "netns", "add", host.netns.name)
     if not os.path.ismount(host.utsns):
         host.utsns.touch()
@@ -146,11 +147,19 @@ def start_supervisor(host: HostLayout, agent: str) -> None:
     process = subprocess.Popen(
         enter_argv(host, ["sh", "-c", script, agent, str(host.config_file), str(host.log_file)]),
         stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-        start_new_session=True, cwd="/", preexec_fn=lambda: join_cgroup(host, os.getpid()),
+        start_new_session=True, cwd="/", preexec_fn=lambda: _settle_supervisor(host, os.getpid()),
     )
-    (host.run_dir / "supervisor.pid").write_text(f"{process.pid} {start_time(process.pid)}")
     # It outlives this command on purpose; nobody will wait for it here.
     process.returncode = 0
+
+
+def _settle_supervisor(host: HostLayout, pid: int) -> None:
+    """In the new process itself: whatever happens to the command that starts it, it is found and ended by `down`."""
+    join_cgroup(host, pid)
+    file = host.run_dir / "supervisor.pid"
+    draft = file.with_suffix(".new")
+    draft.write_text(f"{pid} {start_time(pid)}")
+    draft.replace(file)
 
 
 def set_cable(host: HostLayout, *, plugged: bool) -> None:
@@ -175,8 +184,9 @@ def remove_host_network(host: HostLayout) -> None:
     """The node's cable and namespaces."""
     if Path(f"/sys/class/net/{host.link}").exists():
         run("ip", "link", "delete", host.link)
-    if host.netns.exists():
+    if os.path.ismount(host.netns):
         run("ip", "netns", "delete", host.netns.name)
+    host.netns.unlink(missing_ok=True)
 
 
 def remove_bridge(cluster: ClusterLayout) -> None:

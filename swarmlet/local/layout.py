@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from swarmlet.config import EtcdSettings
 from swarmlet.errors import InvalidArgument
 
 DATA_ROOT = Path("/var/lib/swarmlet-local")
@@ -14,6 +16,7 @@ RUN_ROOT = Path("/run/swarmlet-local")
 NETNS_ROOT = Path("/run/netns")
 CGROUP_ROOT = "/swarmlet-local"
 MAX_NODES = 200
+EMBEDDED_ETCD = EtcdSettings()
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,10 +81,16 @@ class ClusterLayout:
     name: str
     subnet: int  # third octet
     nodes: tuple[HostLayout, ...]
+    etcd: EtcdSettings = EMBEDDED_ETCD  # without endpoints the first node embeds one
 
     @property
     def data_dir(self) -> Path:
         return DATA_ROOT / self.name
+
+    @property
+    def record(self) -> Path:
+        """What the cluster is; written before anything is made, removed after everything is gone."""
+        return self.data_dir / "cluster.json"
 
     @property
     def run_dir(self) -> Path:
@@ -115,21 +124,56 @@ class ClusterLayout:
         raise InvalidArgument(f"no node {ref!r}; there are {', '.join(node.name for node in self.nodes)}")
 
 
-def plan_cluster(name: str, nodes: int, subnet: int) -> ClusterLayout:
-    """The layout of a cluster. InvalidArgument for a bad name or number of nodes."""
+def plan_cluster(name: str, nodes: int, subnet: int, etcd: EtcdSettings = EMBEDDED_ETCD) -> ClusterLayout:
+    """The layout of a cluster. InvalidArgument for a bad name or number of nodes, or for bad etcd settings."""
     if not re.fullmatch(r"[a-z0-9][a-z0-9-]{0,30}", name):
         raise InvalidArgument(
             f"invalid cluster name {name!r}: use lower case letters, digits and dashes, at most 31, no dash first"
         )
     if not 1 <= nodes <= MAX_NODES:
         raise InvalidArgument(f"invalid number of nodes {nodes}: it must be from 1 to {MAX_NODES}")
+    _check_etcd(etcd)
     hosts = tuple(HostLayout(name, f"node-{index}", index, subnet) for index in range(1, nodes + 1))
-    return ClusterLayout(name, subnet, hosts)
+    return ClusterLayout(name, subnet, hosts, etcd)
+
+
+def agent_config(cluster: ClusterLayout, host: HostLayout) -> str:
+    """The text of a node's agent.toml."""
+    lines = [
+        "# Written by swarmlet up.",
+        f"data_dir = {_quoted(f'{host.data_dir}/data')}",
+        f"run_dir = {_quoted(str(host.run_dir))}",
+        f"hostname = {_quoted(host.name)}",
+        f"advertise_addr = {_quoted(host.address)}",
+        f"cgroup_parent = {_quoted(host.cgroup)}",
+        f'insecure_registries = ["127.0.0.0/8", {_quoted(cluster.cidr)}]',
+    ]
+    if cluster.etcd.endpoints:
+        lines += ["", "[etcd]", f"endpoints = [{', '.join(map(_quoted, cluster.etcd.endpoints))}]"]
+        files = (("ca", cluster.etcd.ca), ("cert", cluster.etcd.cert), ("key", cluster.etcd.key))
+        lines += [f"{name} = {_quoted(file)}" for name, file in files if file]
+    return "\n".join(lines) + "\n"
 
 
 def preferred_subnet(name: str) -> int:
     """Where to start looking for a free third octet: the same for the same name."""
     return int(hashlib.sha256(name.encode()).hexdigest(), 16) % 250
+
+
+def _check_etcd(etcd: EtcdSettings) -> None:
+    files = (etcd.ca, etcd.cert, etcd.key)
+    for endpoint in etcd.endpoints:
+        if not re.fullmatch(r"https?://[^/\s]+", endpoint):
+            raise InvalidArgument(f"invalid etcd endpoint {endpoint!r}: use http[s]://host:port")
+        if endpoint.startswith("https:") and not all(files):
+            raise InvalidArgument("https endpoints of etcd need --etcd-ca, --etcd-cert and --etcd-key")
+    if any(files) and not etcd.endpoints:
+        raise InvalidArgument("--etcd-ca, --etcd-cert and --etcd-key go with --etcd")
+
+
+def _quoted(text: str) -> str:
+    """A TOML basic string: JSON's escapes are a part of TOML's."""
+    return json.dumps(text, ensure_ascii=False)
 
 
 def _digest(name: str) -> str:
