@@ -172,7 +172,7 @@ class TaskSpec(ApiStruct, frozen=True, kw_only=True):
     restart_policy: TaskRestartPolicy | None = None
     placement: Placement | None = None
     force_update: int = 0
-    runtime: str = ""
+    runtime: str = "container"  # clients may leave it out or say it: the same
     networks: tuple[NetworkAttachmentConfig, ...] = ()
     log_driver: Driver | None = None
 
