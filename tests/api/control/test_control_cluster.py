@@ -103,7 +103,8 @@ async def test_a_new_manager_goes_on_where_the_last_one_was(tmp_path: Path) -> N
         try:
             await until(lambda: len(successor.dispatcher.connected) == 3)
             await until(lambda: tasks_in(successor, TaskState.COMPLETE))
-            assert [name for agent in agents for name in agent.engine.created][: len(created)] == created
+            now = [name for agent in agents for name in agent.engine.created]
+            assert {now.count(name) for name in created} == {1}  # nothing was made anew
             assert all(node.state is NodeState.READY for node in successor.control.nodes())
             others = [name for name in created if name != finished]
             assert {task.name for task in running(successor)} >= set(others)
