@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import re
 import shutil
 import threading
@@ -11,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from swarmlet.errors import Internal, InvalidArgument
+from swarmlet_agent.runtime import linux
 from swarmlet_agent.runtime.cgroups import Cgroups
 from swarmlet_agent.runtime.facts import CGROUP_ROOT, HostFacts
 from swarmlet_agent.runtime.spawner import isolate
@@ -81,8 +83,10 @@ async def choose(wanted: str, facts: HostFacts, cgroups: Cgroups) -> tuple[str, 
     return program, info
 
 
-def prepare_thread(cgroups: Cgroups, parent: str, *, isolated: bool) -> Callable[[], None]:
-    """For the spawner: conmon's cgroup, and, for crun on a hybrid host, no cgroup2 mount.
+def prepare_thread(cgroups: Cgroups, parent: str, *, isolated: bool, folder: Path) -> Callable[[], None]:
+    """For the spawner: conmon's cgroup, its working folder, and, for crun on a hybrid host, no cgroup2 mount.
+
+    folder: conmon leaves a file named "oom" in its working folder when a container runs out of memory.
 
     On version 1 a thread can be in a cgroup of its own, and what it starts begins there. Version 2 has only
     whole processes, so there each conmon is moved (`ConmonRuntime`).
@@ -94,6 +98,8 @@ def prepare_thread(cgroups: Cgroups, parent: str, *, isolated: bool) -> Callable
                 file.write_text(str(threading.get_native_id()))
         if isolated:
             isolate(str(CGROUP_ROOT / "unified"), str(CGROUP_ROOT))
+        linux.unshare(linux.CLONE_FS)  # else the working folder were the whole agent's
+        os.chdir(folder)
 
     return prepare
 

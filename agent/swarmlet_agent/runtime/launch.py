@@ -113,4 +113,4 @@ class Launcher:
             os.close(reading)
 
     def _fresh(self) -> Spawner:
-        return Spawner(prepare_thread(self._cgroups, self._parent, isolated=self._isolated))
+        return Spawner(prepare_thread(self._cgroups, self._parent, isolated=self._isolated, folder=self._shared[0]))
