@@ -101,8 +101,9 @@ def test_attach_sees_what_comes_and_sends_what_is_typed(view: View) -> None:
     process.stdin.flush()
     assert process.stdout.readline() == b"got one\n"
     process.stdin.write(b"two\nend\n")
-    process.stdin.close()
+    process.stdin.flush()  # as in Docker, the end of a client's input would end its attachment here
     assert process.stdout.read() == b"got two\n" and process.wait(20) == 4
+    process.stdin.close()
     process.stdout.close()
     assert process.stderr
     process.stderr.close()
