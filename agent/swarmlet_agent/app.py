@@ -29,8 +29,10 @@ from swarmlet.engine_api.server import Server
 from swarmlet.errors import Internal, SwarmletError
 from swarmlet.log import get_logger
 from swarmlet.model.ids import new_hex_id
+from swarmlet.process import allow_many_files
 from swarmlet.tls import shrink_buffers
 from swarmlet_agent import adapters
+from swarmlet_agent.api.routes.distribution import DistributionRoutes
 from swarmlet_agent.api.routes.images import ImageRoutes
 from swarmlet_agent.api.routes.networks import NetworkRoutes
 from swarmlet_agent.api.routes.swarm import SwarmRoutes
@@ -144,7 +146,8 @@ async def agent(settings: AgentSettings) -> AsyncIterator[None]:
 
         def own_routes() -> Sequence[Route]:
             groups: list[RouteGroup] = [
-                ImageRoutes(images), NetworkRoutes(networks), VolumeRoutes(volumes), SwarmRoutes(member, manager_socket)
+                ImageRoutes(images), DistributionRoutes(images), NetworkRoutes(networks), VolumeRoutes(volumes),
+                SwarmRoutes(member, manager_socket),
             ]
             return node_routes(engine, images, reader, system, groups)
 

@@ -15,7 +15,7 @@ from swarmlet_agent.images.load import Found, FromArchive, find_images
 from swarmlet_agent.images.manifests import Platform, matches, parse_config
 from swarmlet_agent.images.progress import Hub
 from swarmlet_agent.images.pull import Puller
-from swarmlet_agent.images.reference import DOCKER_HUB, Reference, parse_reference
+from swarmlet_agent.images.reference import Reference, parse_reference
 from swarmlet_agent.images.shelf import Shelf
 from swarmlet_agent.images.spool import open_archive, spooled
 from swarmlet_agent.images.types import Image, RegistryAuth
@@ -40,9 +40,9 @@ class Intake:
             assert known is not None
             return self._up_to_date(ref, digest, known, hub)
         manifest = await self._puller.manifest_for(repository, top, ref, wanted or self._host)
-        config = await self._puller.configuration(repository, manifest.config)
+        config = await self._puller.configuration(repository, manifest.value.config)
         self._puller.check_platform(config.platform, wanted, ref)
-        hub.emit({"status": f"Pulling from {_shown_repository(ref)}", "id": ref.version})
+        hub.emit({"status": f"Pulling from {ref.path}", "id": ref.version})
         names = [ref.with_digest(top.digest)] if ref.digest else [ref, ref.with_digest(top.digest)]
         moved = catalogue.named(names[0].full) != config.id
         async with self._shelf.installing(config):
@@ -103,7 +103,7 @@ class Intake:
         return image if matches(Platform(image.architecture, image.os, image.variant), wanted) else None
 
     def _up_to_date(self, ref: Reference, digest: str, image: Image, hub: Hub) -> Image:
-        hub.emit({"status": f"Pulling from {_shown_repository(ref)}", "id": ref.version})
+        hub.emit({"status": f"Pulling from {ref.path}", "id": ref.version})
         hub.emit({"status": f"Digest: {digest}"})
         hub.emit({"status": f"Status: Image is up to date for {ref.familiar}"})
         self._event("pull", ref.familiar, ref.familiar_name, image)
@@ -133,8 +133,3 @@ class Intake:
             hub.emit({"stream": f"Loaded image ID: {config.id}\n"})
         self._event("load", config.id, config.id, image)
         return image
-
-
-def _shown_repository(ref: Reference) -> str:
-    """dockerd shows Docker Hub's repositories as they are on Docker Hub: "library/busybox"."""
-    return ref.path if ref.domain == DOCKER_HUB else ref.familiar_name

@@ -12,10 +12,14 @@ from swarmlet_agent.images.reference import Reference
 
 @dataclass(frozen=True, slots=True)
 class Removal:
-    """Names to take away, in this order, and whether the image goes too."""
+    """Names to take away, in this order, and whether the image goes too.
+
+    kept_for: ids of the containers that go on living from the layers of an image removed by force.
+    """
 
     untag: tuple[Reference, ...]
     delete: bool
+    kept_for: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +42,7 @@ def plan_removal(
         if not _is_single(names) and not force:
             raise _conflict(image_id, "must be forced", "image is referenced in multiple repositories")
         _refuse_users(image_id, users, force=force)
-        return Removal(tuple(names), delete=True)
+        return Removal(tuple(names), delete=True, kept_for=tuple(user.container_id for user in users))
     if not force and _is_single(names) and users:
         raise Conflict(
             f'conflict: unable to remove repository reference "{named.familiar}" (must force) - container '
@@ -51,7 +55,7 @@ def plan_removal(
         left = [name for name in left if name.name != named.name]
     # A running container keeps its image, without a name then; only an id gives an error for that.
     delete = not left and not any(user.running for user in users)
-    return Removal(tuple(gone), delete=delete)
+    return Removal(tuple(gone), delete, tuple(user.container_id for user in users) if delete else ())
 
 
 def _refuse_users(image_id: str, users: Sequence[User], *, force: bool) -> None:

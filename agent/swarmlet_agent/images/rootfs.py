@@ -39,6 +39,7 @@ class RootStore:
         self._folder = folder
         self._diff_of = diff_of
         self._layers: dict[str, tuple[str, ...]] = {}
+        self._leaving: set[str] = set()
 
     def recover(self) -> None:
         """At start, blocking: finish removals and learn which layers containers use."""
@@ -68,12 +69,28 @@ class RootStore:
                 self._layers.pop(container_id, None)
             raise
 
+    def reserve(self, container_id: str, layers: Sequence[str]) -> None:
+        """Keep these layers (lowest first) for a container that was never mounted; nothing changes for one that was.
+
+        A few small files, written at once: between the look at who uses an image and its removal nobody may get in.
+        """
+        folder = self._place(container_id)
+        if container_id in self._layers or container_id in self._leaving:
+            return
+        chains = tuple(reversed(layers))
+        _prepare(folder, chains, [self._diff_of(chain) for chain in chains])
+        self._layers[container_id] = chains
+
     async def unmount(self, container_id: str) -> None:
         await asyncio.to_thread(_unmount, self._place(container_id) / "merged")
 
     async def remove(self, container_id: str) -> tuple[str, ...]:
         """Returns the layers it used."""
-        await asyncio.to_thread(_remove, self._place(container_id), self._folder)
+        self._leaving.add(container_id)
+        try:
+            await asyncio.to_thread(_remove, self._place(container_id), self._folder)
+        finally:
+            self._leaving.discard(container_id)
         return self._layers.pop(container_id, ())
 
     async def size(self, container_id: str) -> int:
@@ -92,20 +109,26 @@ def _ensure(folder: Path, chains: Sequence[str], diffs: Sequence[Path]) -> Path:
     merged = folder / "merged"
     if os.path.ismount(merged):
         return merged
-    if not (folder / "layers").exists():
-        for part in ("upper", "work", "merged"):
-            (folder / part).mkdir(parents=True, exist_ok=True)
-        if diffs:
-            _like(diffs[0], folder / "upper")
-        # Written last and in one step: a folder with this file is complete.
-        fresh = folder / "layers.new"
-        fresh.write_text("\n".join(chains))
-        os.replace(fresh, folder / "layers")
+    _prepare(folder, chains, diffs)
     missing = next((diff for diff in diffs if not diff.is_dir()), None)
     if missing is not None:
         raise Internal(f"container {folder.name} cannot be mounted: layer {missing.parent.name} is missing on disk")
     _mount_overlay(diffs or [folder.parent / ".empty"], folder)
     return merged
+
+
+def _prepare(folder: Path, chains: Sequence[str], diffs: Sequence[Path]) -> None:
+    """The container's folder, complete but not mounted."""
+    if (folder / "layers").exists():
+        return
+    for part in ("upper", "work", "merged"):
+        (folder / part).mkdir(parents=True, exist_ok=True)
+    if diffs:
+        _like(diffs[0], folder / "upper")
+    # Written last and in one step: a folder with this file is complete.
+    fresh = folder / "layers.new"
+    fresh.write_text("\n".join(chains))
+    os.replace(fresh, folder / "layers")
 
 
 def _like(source: Path, target: Path) -> None:

@@ -102,6 +102,8 @@ class Shelf:
                 return None
             image = self.catalogue.image(image_id)
             if removal.delete:
+                for container_id in removal.kept_for:
+                    self.roots.reserve(container_id, image.layers)
                 await self.catalogue.remove(image_id, removal.untag, ())
             else:
                 await self.catalogue.untag(removal.untag)

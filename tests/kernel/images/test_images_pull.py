@@ -52,7 +52,7 @@ async def test_an_image_of_a_real_registry_arrives_whole(
     assert pulled.id == image.id and pulled.config.cmd == ("/a",) and pulled.repo_tags == (ref,)
     assert pulled.repo_digests == (f"{docker_registry.host}/{repository}@{image.digest}",)
     statuses = [message["status"] for message in seen]
-    assert statuses[0] == f"Pulling from {docker_registry.host}/{repository}" and seen[0]["id"] == "1"
+    assert statuses[0] == f"Pulling from {repository}" and seen[0]["id"] == "1"
     assert {"Pulling fs layer", "Verifying Checksum", "Download complete", "Extracting", "Pull complete"} <= set(
         statuses
     )

@@ -82,7 +82,7 @@ async def test_a_container_keeps_its_layers_when_its_image_is_removed_by_force(n
     image = await load(node, MadeImage([files({"a": b"1"})]), "made:1")
     try:
         await node.store.ensure_rootfs("c1", image)
-        node.users[image] = [("c1" * 32, False)]
+        node.users[image] = [("c1", False)]
         with pytest.raises(Conflict, match="must be forced"):
             await node.store.remove(image)
         await node.store.remove(image, force=True)
@@ -92,6 +92,20 @@ async def test_a_container_keeps_its_layers_when_its_image_is_removed_by_force(n
         assert (await node.store.ensure_rootfs("c1", image) / "a").read_bytes() == b"1"
     finally:
         await node.store.remove_rootfs("c1")
+    assert node.layer_folders() == set()
+
+
+async def test_a_container_that_never_ran_keeps_its_layers_too(node: Node) -> None:
+    image = await load(node, MadeImage([files({"a": b"1"})]), "made:1")
+    node.users[image] = [("c1" * 32, False)]
+    await node.store.remove("made:1", force=True)
+    assert node.store.all() == [] and len(node.layer_folders()) == 1
+
+    await node.restart()
+    try:
+        assert (await node.store.ensure_rootfs("c1" * 32, image) / "a").read_bytes() == b"1"
+    finally:
+        await node.store.remove_rootfs("c1" * 32)
     assert node.layer_folders() == set()
 
 

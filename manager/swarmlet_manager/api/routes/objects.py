@@ -96,22 +96,27 @@ class ObjectRoutes:
         return web.Response(status=204)
 
     async def remove_network(self, call: Call) -> web.Response:
-        """By name on every node: the ids differ from node to node."""
-        ref = call.params["id"]
-        answers = await self._fleet.ask_all(self._fleet.ready(), "GET", f"/networks/{quote(ref, safe='')}")
-        name = first_found(answers, "network", ref).body["Name"]
-        path = f"/networks/{quote(name, safe='')}"
-        removed = await self._fleet.ask_all(self._fleet.ready(), "DELETE", path, timeout_s=CHANGE_S)
-        _raise_refusal(removed)
+        """By name on every node; on none if one refuses because containers are connected there."""
+        name, answers = await self._network(call.params["id"])
+        busy = [answer.node for answer in answers if answer.status < 400 and answer.body.get("Containers")]
+        for nodes in (busy, self._fleet.ready()):
+            path = f"/networks/{quote(name, safe='')}"
+            _raise_refusal(await self._fleet.ask_all(nodes, "DELETE", path, timeout_s=CHANGE_S))
         return web.Response(status=204)
 
     async def connect(self, call: Call) -> web.Response:
         """On the node that has the container: every other answers 404."""
         body = await call.raw_json() or {}
-        path = call.request.rel_url.raw_path_qs
+        name, _ = await self._network(call.params["id"])
+        path = f"/networks/{quote(name, safe='')}/{call.path.rpartition('/')[2]}"
         answers = await self._fleet.ask_all(self._fleet.ready(), "POST", path, json=body, timeout_s=CHANGE_S)
         first_found(answers, "container", str(body.get("Container", "")))
         return web.Response()
+
+    async def _network(self, ref: str) -> tuple[str, list[Answer]]:
+        """The name behind a name or an id, which differs from node to node, and what each node knows. NotFound."""
+        answers = await self._fleet.ask_all(self._fleet.ready(), "GET", f"/networks/{quote(ref, safe='')}")
+        return first_found(answers, "network", ref).body["Name"], answers
 
     async def prune_volumes(self, call: Call) -> web.Response:
         answers = await self._ask(call, "POST")
