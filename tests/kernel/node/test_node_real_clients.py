@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import signal
 import time
+import warnings
+from collections.abc import Iterator
 from pathlib import Path
 
 import aiodocker
@@ -11,7 +14,17 @@ import docker
 import pytest
 from conftest import RealNode
 
-pytestmark = pytest.mark.kernel
+# docker-py leaves the sockets of finished execs to the garbage collector.
+pytestmark = [pytest.mark.kernel, pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning")]
+
+
+@pytest.fixture(autouse=True)
+def collect_sockets_of_docker_py() -> Iterator[None]:
+    """Here and not in some later test, where the warning would be an error."""
+    yield
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)
+        gc.collect()
 
 
 def test_docker_py_runs_reads_and_removes(real_node: RealNode) -> None:
