@@ -7,7 +7,10 @@ from __future__ import annotations
 
 import asyncio
 import os
+import resource
 import signal
+import socket
+import struct
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -45,6 +48,37 @@ def write_pid_file(path: Path, process: ProcessId) -> None:
     draft = path.with_name(f"{path.name}.new")
     draft.write_text(f"{process.pid} {process.started}\n")
     draft.replace(path)
+
+
+def allow_many_files() -> tuple[int, int]:
+    """Raise this process's limit of open files as far as it may; returns what it was: (soft, hard).
+
+    The soft limit is low for the sake of programs that use select(2); a daemon with a descriptor per container
+    and per connection is not one. What it starts inherits the raised limit.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    return soft, hard
+
+
+def listener_of(path: Path) -> ProcessId | None:
+    """The process that listens on a unix socket (unix(7): SO_PEERCRED is that of listen()); None if none does."""
+    with socket.socket(socket.AF_UNIX) as probe:
+        probe.settimeout(1.0)
+        try:
+            probe.connect(str(path))
+        except OSError:  # not there, refused, or frozen with a full backlog: nobody we could identify
+            return None
+        pid, _, _ = struct.unpack("3i", probe.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+    return identify(pid)
+
+
+def arguments(process: ProcessId) -> list[str]:
+    """Its command line; [] if it is gone."""
+    try:
+        return Path(f"/proc/{process.pid}/cmdline").read_bytes().decode(errors="replace").split("\0")[:-1]
+    except (FileNotFoundError, ProcessLookupError):
+        return []
 
 
 class Held:

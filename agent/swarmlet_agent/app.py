@@ -69,18 +69,18 @@ def main(config: Path | None) -> None:
         settings = load(AgentSettings, config or (DEFAULT_CONFIG if DEFAULT_CONFIG.exists() else None), os.environ)
         logs.set_up(settings.log_level)
         with _only_one(Path(settings.data_dir)):
-            asyncio.run(_run(settings))
+            asyncio.run(_run(settings, allow_many_files()))
     except SwarmletError as err:
         raise click.ClickException(str(err)) from err
 
 
-async def _run(settings: AgentSettings) -> None:
+async def _run(settings: AgentSettings, open_files: tuple[int, int]) -> None:
     """Until SIGTERM or SIGINT."""
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    async with agent(settings):
+    async with agent(settings, open_files=open_files):
         # What start-up made stays for the life of the process: the collector need not look at it again.
         gc.collect()
         gc.freeze()
@@ -90,8 +90,11 @@ async def _run(settings: AgentSettings) -> None:
 
 
 @contextlib.asynccontextmanager
-async def agent(settings: AgentSettings) -> AsyncIterator[None]:
-    """A whole agent, serving inside the block."""
+async def agent(settings: AgentSettings, *, open_files: tuple[int, int] | None = None) -> AsyncIterator[None]:
+    """A whole agent, serving inside the block.
+
+    open_files: (soft, hard) limit for containers that ask for none; None: the agent's own.
+    """
     shrink_buffers()
     data_dir, run_dir = Path(settings.data_dir), Path(settings.run_dir)
     hostname = settings.hostname or os.uname().nodename
@@ -111,6 +114,7 @@ async def agent(settings: AgentSettings) -> AsyncIterator[None]:
         runtime = ConmonRuntime(
             run_dir, data_dir=data_dir, cgroup_parent=settings.cgroup_parent, runtime=settings.runtime,
             seccomp_profile=Path(settings.seccomp_profile) if settings.seccomp_profile else None,
+            open_files=open_files,
         )
         engine = Engine(
             images, runtime, networks, volumes, journal, data_dir=data_dir, run_dir=run_dir,
@@ -129,6 +133,7 @@ async def agent(settings: AgentSettings) -> AsyncIterator[None]:
         stack.push_async_callback(runtime.close)
         await engine.start()
         stack.push_async_callback(engine.close)
+        await networks.retain({container.id for container in engine.list()})
 
         reader = LogReader()
         stack.callback(reader.close)

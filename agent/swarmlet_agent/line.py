@@ -16,10 +16,8 @@ from pathlib import Path
 from aiohttp import web
 
 from swarmlet.config import AgentSettings
-from swarmlet.engine_api.filters import Filters
 from swarmlet.engine_api.router import Call, Handler, Route
 from swarmlet.engine_api.server import Server
-from swarmlet.errors import SwarmletError
 from swarmlet.log import get_logger
 from swarmlet.model.common import Platform
 from swarmlet.model.node import EngineDescription, EnginePlugin, NodeDescription, NodeResources, TLSInfo
@@ -33,6 +31,7 @@ from swarmlet_agent.images.store import ImageStore
 from swarmlet_agent.journal import Journal
 from swarmlet_agent.session.buffer import StatusBuffer
 from swarmlet_agent.session.identity import NodeIdentity
+from swarmlet_agent.session.inventory import follow_containers
 from swarmlet_agent.session.managers import ManagerList
 from swarmlet_agent.session.session import AgentSession, NodePlace, NodeRemoved
 from swarmlet_agent.worker.template import NodeFacts
@@ -104,7 +103,7 @@ class ClusterLine:
         self._tasks = [
             asyncio.create_task(self._run(session), name="session"),
             asyncio.create_task(session.renew_for_ever(), name="certificate"),
-            asyncio.create_task(self._inventory(session), name="inventory"),
+            asyncio.create_task(follow_containers(self._engine, session), name="inventory"),
         ]
 
     async def stop(self, *, forget: bool) -> None:
@@ -140,20 +139,6 @@ class ClusterLine:
         except NodeRemoved as err:
             self._error = str(err)
             log.error("no longer a member of the cluster: leave it to join again", reason=err)
-
-    async def _inventory(self, session: AgentSession) -> None:
-        """Tell the session of containers that come, go, or change their name."""
-        with self._engine.events.subscribe(filters=Filters({"type": ("container",)})) as events:
-            async for event in events:
-                match event.action:
-                    case "create" | "rename":
-                        try:
-                            container = self._engine.get(event.actor_id)
-                        except SwarmletError:  # gone already: its destroy event follows
-                            continue
-                        session.container_changed(ContainerRef(id=container.id, name=container.name))
-                    case "destroy":
-                        session.container_removed(event.actor_id)
 
     def _containers(self) -> list[ContainerRef]:
         return [ContainerRef(id=container.id, name=container.name) for container in self._engine.list()]

@@ -32,7 +32,7 @@ from swarmlet.loops import every
 from swarmlet.model.ids import new_cluster_id
 from swarmlet.model.states import Role
 from swarmlet.pki import KeyPair, renew_at
-from swarmlet.process import identify, write_pid_file
+from swarmlet.process import allow_many_files, identify, write_pid_file
 from swarmlet.tls import TlsIdentity, client_context, load_pair, require_role, server_context, shrink_buffers
 from swarmlet_manager.api.app import cluster_routes
 from swarmlet_manager.ca.authority import Authority
@@ -277,6 +277,7 @@ def main() -> None:
         sys.exit(f"swarmlet-manager: {err}")
     logging.set_up(settings.log_level)
     shrink_buffers()
+    allow_many_files()
     try:
         asyncio.run(_run(settings, only_stop_etcd))
     except* SwarmletError as group:

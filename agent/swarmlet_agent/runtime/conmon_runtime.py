@@ -62,11 +62,14 @@ class ConmonRuntime:
         cgroup_parent: str,
         runtime: str = "auto",
         seccomp_profile: Path | None = DEFAULT_PROFILE,
+        open_files: tuple[int, int] | None = None,
     ) -> None:
+        """open_files: (soft, hard) limit for containers where the user asks for none; None: what they inherit."""
         self._run_dir, self._data_dir = run_dir.resolve(), data_dir.resolve()
         self._parent = cgroup_parent
         self._wanted = runtime
         self._profile = seccomp_profile
+        self._open_files = open_files
         self._info = RuntimeInfo()
         self._cgroups = Cgroups.of_this_host()
         self._watch = FolderWatch()
@@ -81,7 +84,7 @@ class ConmonRuntime:
         """Look at the host and get ready. Internal if conmon or an OCI runtime is missing; OSError."""
         for name in ("containers", "exits", "oci", "execs"):
             (self._run_dir / name).mkdir(parents=True, exist_ok=True, mode=0o700)
-        self._facts = await asyncio.to_thread(facts.probe, self._profile)
+        self._facts = await asyncio.to_thread(facts.probe, self._profile, open_files=self._open_files)
         program, self._info = await choose(self._wanted, self._facts, self._cgroups)
         is_crun = self._info.name == "crun"
         args = ("--cgroup-manager=cgroupfs",) if is_crun else ()

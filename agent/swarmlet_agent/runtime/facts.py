@@ -36,6 +36,7 @@ _INIT_PROGRAMS = (
 class HostFacts:
     """cgroup_version: 1 or 2. hybrid: version 1 with a cgroup2 mount beside it that has controllers.
     oom_score_adj: this process's own, which containers would inherit. init_path "": no static init program found.
+    open_files: (soft, hard) limit of open files for containers, None if they may have what they inherit.
     """
 
     cgroup_version: int
@@ -50,6 +51,7 @@ class HostFacts:
     init_path: str = ""
     swap_accounting: bool = True
     oom_score_adj: int = 0
+    open_files: tuple[int, int] | None = None
     cpus: int = 1
 
     @property
@@ -57,7 +59,9 @@ class HostFacts:
         return profiles.Host(self.machine, self.kernel)
 
 
-def probe(profile: Path | None, *, cgroup_root: Path = CGROUP_ROOT) -> HostFacts:
+def probe(
+    profile: Path | None, *, cgroup_root: Path = CGROUP_ROOT, open_files: tuple[int, int] | None = None
+) -> HostFacts:
     """Look. profile: the default seccomp profile; None or a missing file means there is none.
 
     InvalidArgument for a profile that is not one; OSError for one that cannot be read.
@@ -77,6 +81,7 @@ def probe(profile: Path | None, *, cgroup_root: Path = CGROUP_ROOT) -> HostFacts
         apparmor=apparmor,
         apparmor_profile=_loaded_profile() if apparmor else "",
         init_path=find_init(),
+        open_files=open_files,
         swap_accounting=_swap_accounting(is_v2, cgroup_root),
         oom_score_adj=int(Path("/proc/self/oom_score_adj").read_text()),
         cpus=os.cpu_count() or 1,

@@ -71,7 +71,8 @@ class Launcher:
             ours.callback(os.close, begin)
             try:
                 fds = {conmon.SYNC_FD: tell, conmon.START_FD: begun}
-                child = await self.spawner.spawn(argv, conmon.ENVIRONMENT, fds)
+                # conmon writes some of its notes (oom) into its working directory too.
+                child = await self.spawner.spawn(argv, conmon.ENVIRONMENT, fds, cwd=bundle.path)
             finally:
                 os.close(tell)
                 os.close(begun)

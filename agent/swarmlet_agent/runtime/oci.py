@@ -93,7 +93,7 @@ def _process(
         "capabilities": _capabilities(given, plan.uid),
         "noNewPrivileges": options.no_new_privileges,
     }
-    if limits := resources.rlimits(plan.host.ulimits):
+    if limits := resources.rlimits(plan.host.ulimits, open_files=facts.open_files):
         process["rlimits"] = limits
     # Written only where it differs from what is inherited: lowering it needs CAP_SYS_RESOURCE.
     if plan.host.oom_score_adj != facts.oom_score_adj:

@@ -96,8 +96,11 @@ def _throttles(entries: Sequence[ThrottleDevice], numbers: Mapping[str, tuple[in
     return [{"major": numbers[e.path][0], "minor": numbers[e.path][1], "rate": e.rate} for e in entries]
 
 
-def rlimits(ulimits: Iterable[Ulimit]) -> list[dict[str, Any]]:
-    """`process.rlimits`; -1 is no limit. InvalidArgument for a name Linux has not, or soft above hard."""
+def rlimits(ulimits: Iterable[Ulimit], *, open_files: tuple[int, int] | None = None) -> list[dict[str, Any]]:
+    """`process.rlimits`; -1 is no limit. open_files: (soft, hard) where the user asks for none.
+
+    InvalidArgument for a name Linux has not, or soft above hard.
+    """
     result = []
     for limit in ulimits:
         if limit.name not in _LIMITS:
@@ -109,6 +112,9 @@ def rlimits(ulimits: Iterable[Ulimit]) -> list[dict[str, Any]]:
         result.append(
             {"type": f"RLIMIT_{limit.name.upper()}", "soft": _unsigned(limit.soft), "hard": _unsigned(limit.hard)}
         )
+    if open_files is not None and not any(limit["type"] == "RLIMIT_NOFILE" for limit in result):
+        soft, hard = map(_unsigned, open_files)
+        result.append({"type": "RLIMIT_NOFILE", "soft": soft, "hard": hard})
     return result
 
 

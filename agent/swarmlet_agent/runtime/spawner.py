@@ -16,6 +16,7 @@ import queue
 import signal
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, TypeVar
 
 from swarmlet.errors import Internal
@@ -87,7 +88,7 @@ class Spawner:
         self._thread = threading.Thread(target=self._run, name="spawner", daemon=True)
         self._thread.start()
         try:
-            await self.run(self._prepare)
+            await self.run(self._set_up)
         except BaseException:
             await self.close()
             raise
@@ -109,16 +110,18 @@ class Spawner:
         return await result
 
     async def spawn(
-        self, argv: Sequence[str], env: Mapping[str, str], fds: Mapping[int, int], *, terminal: str = ""
+        self, argv: Sequence[str], env: Mapping[str, str], fds: Mapping[int, int], *, terminal: str = "",
+        cwd: str | Path = "/",
     ) -> Child:
         """Start a program in a session of its own. Internal if it cannot be.
 
         fds: the child's number -> ours; without 0 its stdin is /dev/null.
         terminal: the path of a terminal that becomes its controlling one and its standard streams, or "".
+        cwd: its working directory; not ours, which may be on a disk that somebody wants to unmount.
         """
         try:
             # Shielded: a process once started must get its owner, or nobody would reap it.
-            started = asyncio.ensure_future(self.run(lambda: _spawn(argv, env, fds, terminal)))
+            started = asyncio.ensure_future(self.run(lambda: _spawn(argv, env, fds, terminal, cwd)))
             pid, pidfd = await asyncio.shield(started)
         except asyncio.CancelledError:
             started.add_done_callback(_abandon)
@@ -126,6 +129,10 @@ class Spawner:
         except OSError as err:
             raise Internal(f"{argv[0]} cannot be started: {err.strerror}") from err
         return Child(pid, pidfd)
+
+    def _set_up(self) -> None:
+        linux.unshare(linux.CLONE_FS)  # a working directory of this thread's own, to pass on
+        self._prepare()
 
     def _run(self) -> None:
         while (item := self._jobs.get()) is not None:
@@ -169,7 +176,9 @@ def isolate(hidden: str, within: str) -> None:
     linux.umount(hidden)
 
 
-def _spawn(argv: Sequence[str], env: Mapping[str, str], fds: Mapping[int, int], terminal: str) -> tuple[int, int]:
+def _spawn(
+    argv: Sequence[str], env: Mapping[str, str], fds: Mapping[int, int], terminal: str, cwd: str | Path
+) -> tuple[int, int]:
     duplicates: list[int] = []
     try:
         actions: list[tuple[Any, ...]] = [] if 0 in fds else [_NULL]
@@ -183,6 +192,7 @@ def _spawn(argv: Sequence[str], env: Mapping[str, str], fds: Mapping[int, int], 
                 source = fcntl.fcntl(source, fcntl.F_DUPFD_CLOEXEC, highest + 1)
                 duplicates.append(source)
             actions.append((os.POSIX_SPAWN_DUP2, source, target))
+        os.chdir(cwd)
         pid = os.posix_spawn(
             argv[0], list(argv), dict(env), file_actions=actions, setsid=True, setsigmask=[], setsigdef=_RESET
         )

@@ -121,6 +121,7 @@ class AgentSession:
         self._orders = orders
         self._pulse = Pulse(SPACING_S)
         self._inventory: dict[str, ContainerRef | None] = {}
+        self._inventory_lost = False
         self._described: NodeDescription | None = None
         self._silent: set[str] = set()
         self._seq = 0
@@ -141,6 +142,11 @@ class AgentSession:
 
     def container_removed(self, ident: str) -> None:
         self._inventory[ident] = None
+        self._pulse.beat()
+
+    def inventory_lost(self) -> None:
+        """Changes may have been missed: the whole list is to be told again."""
+        self._inventory_lost = True
         self._pulse.beat()
 
     def description_changed(self) -> None:
@@ -275,8 +281,7 @@ class AgentSession:
         await self.managers.told(welcome.managers, address)
 
     async def _write(self, socket: aiohttp.ClientWebSocketResponse) -> None:
-        self._inventory.clear()
-        await self._send(socket, Inventory(full=True, containers=tuple(self._containers())))
+        self._inventory_lost = True
         self._pulse.beat()
         loop = asyncio.get_running_loop()
         beat_at = loop.time()
@@ -295,7 +300,11 @@ class AgentSession:
     async def _tell(self, socket: aiohttp.ClientWebSocketResponse) -> None:
         while (update := self._statuses.take()) is not None:
             await self._send(socket, update)
-        if self._inventory:
+        if self._inventory_lost:
+            self._inventory_lost = False
+            self._inventory.clear()
+            await self._send(socket, Inventory(full=True, containers=tuple(self._containers())))
+        elif self._inventory:
             changed, self._inventory = self._inventory, {}
             await self._send(
                 socket,

@@ -16,10 +16,10 @@ import pytest
 from store_tls import free_port, make_tls
 
 from swarmlet.errors import Conflict, Internal, InvalidArgument, Unavailable
+from swarmlet.process import identify, write_pid_file
 from swarmlet_manager.store.etcd.binary import EtcdSettings
 from swarmlet_manager.store.etcd.channels import Tls
 from swarmlet_manager.store.etcd.client import EtcdClient
-from swarmlet_manager.store.etcd.process import identify, write_pid_file
 from swarmlet_manager.store.etcd.server import EtcdServer
 from swarmlet_manager.store.kv import PutKey
 

@@ -223,6 +223,15 @@ async def test_conmon_and_the_container_are_outside_the_agents_cgroup(bench) -> 
     assert f"/{ident}\n" in Path(f"/proc/{init}/cgroup").read_text()
 
 
+async def test_what_conmon_notes_in_its_working_directory_lies_in_the_bundle(bench) -> None:
+    ident = await bench.launch("sleep", "100")
+    folder = bench.folder / "run" / "containers" / ident
+    watcher = (folder / "conmon").read_text().split()[0]
+
+    assert Path(f"/proc/{watcher}/cwd").readlink() == folder
+    assert Path.cwd() != folder
+
+
 async def test_if_conmon_is_killed_the_end_of_the_container_is_still_told(bench) -> None:
     ident = await bench.launch("sleep", "100")
     watcher = int((bench.folder / "run" / "containers" / ident / "conmon").read_text().split()[0])

@@ -274,6 +274,15 @@ def test_times_that_decide_are_the_managers_whatever_the_agents_clock_says() -> 
     assert (failed.status.running_at, failed.status.applied_at, failed.status.at) == (7, 9, far)
 
 
+def test_an_agent_that_has_come_back_does_not_make_a_task_younger() -> None:
+    task = replace(make_task("a"), status=TaskStatus(state=TaskState.RUNNING, at=5, running_at=6, applied_at=6, pid=1))
+    again = accept_report(task, "n1", TaskStatus(state=TaskState.RUNNING, at=70, running_at=70, pid=1), now=80)
+    moved = accept_report(task, "n1", TaskStatus(state=TaskState.RUNNING, at=70, running_at=70, pid=2), now=80)
+
+    assert again is None
+    assert moved is not None and (moved.status.at, moved.status.pid) == (5, 2)
+
+
 def test_a_container_id_once_known_is_kept() -> None:
     status = TaskStatus(state=TaskState.RUNNING, container_id="c1")
     task = replace(make_task("a"), status=status)

@@ -237,6 +237,14 @@ def test_ulimits() -> None:
         resources.rlimits([Ulimit(name="nofile", soft=3, hard=2)])
 
 
+def test_the_agents_raised_limit_of_open_files_is_not_passed_on_unless_asked_for() -> None:
+    facts = replace(FACTS, open_files=(1024, -1))
+    assert build(facts)["process"]["rlimits"] == [{"type": "RLIMIT_NOFILE", "soft": 1024, "hard": 2**64 - 1}]
+    asked = build(facts, host=HostConfig(ulimits=(Ulimit(name="nofile", soft=5, hard=6),)))
+    assert asked["process"]["rlimits"] == [{"type": "RLIMIT_NOFILE", "soft": 5, "hard": 6}]
+    assert "rlimits" not in build()["process"]
+
+
 def test_devices_are_shown_and_allowed_after_the_default_denial() -> None:
     node = DeviceNode("/dev/mine", "b", 8, 3, 0o660, 0, 6, "rw")
     config = build(found=Devices((node,)), host=HostConfig(device_cgroup_rules=("c 42:* rmw", "a *:* r")))

@@ -10,10 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from swarmlet.errors import Internal, InvalidArgument, SwarmletError
+from swarmlet.process import ProcessId, identify, read_pid_file, write_pid_file
 from swarmlet_manager.store.etcd.binary import EtcdSettings, command_line, objection, parse_version
 from swarmlet_manager.store.etcd.channels import Channels, Tls, grpc_target, translate
 from swarmlet_manager.store.etcd.messages import message
-from swarmlet_manager.store.etcd.process import ProcessId, identify, read_pid_file, write_pid_file
 from swarmlet_manager.store.kv import Compacted, LeaseGone, NoAnswer, NoSpace, TooLarge
 from swarmlet_manager.store.maintenance import History
 

@@ -24,9 +24,10 @@ from pathlib import Path
 
 import msgspec
 
+from swarmlet import process
 from swarmlet.errors import Conflict, Internal
 from swarmlet.log import get_logger
-from swarmlet_manager.store.etcd import binary, process
+from swarmlet_manager.store.etcd import binary
 from swarmlet_manager.store.etcd.binary import EtcdSettings
 from swarmlet_manager.store.etcd.client import EtcdClient
 from swarmlet_manager.store.kv import NoAnswer
@@ -55,7 +56,7 @@ class EtcdServer:
         self._log_file = self._dir / "etcd.log"
         self._lock: int | None = None
         self._command: list[str] = []
-        self._running: process.Watched | None = None
+        self._running: process.Held | None = None
         self._supervisor: asyncio.Task[None] | None = None
 
     @property
@@ -65,7 +66,7 @@ class EtcdServer:
 
     @property
     def pid(self) -> int | None:
-        return self._running.process.pid if self._running and not self._running.ended else None
+        return self._running.process.pid if self._running and not self._running.over else None
 
     async def start(self, *, ready_s: float = READY_S) -> None:
         """Serving when it returns. Internal: no usable etcd, or it does not start (with its last words);
@@ -113,7 +114,7 @@ class EtcdServer:
         if found is None:
             return False
         try:
-            running = process.Watched(found)
+            running = process.Held(found)
         except ProcessLookupError:
             return False
         self._running = running
@@ -150,12 +151,12 @@ class EtcdServer:
                 start_new_session=True,
             )
         identity = process.identify(child.pid)
-        # Waiting for it is Watched's affair, the same way as for an adopted one: Popen must not complain.
+        # Waiting for it is Held's affair, the same way as for an adopted one: Popen must not complain.
         child.returncode = 0
         if identity is None:
             os.waitpid(child.pid, 0)
             raise Internal(f"etcd ended at once: {self._last_words()}")
-        self._running = process.Watched(identity)
+        self._running = process.Held(identity)
         process.write_pid_file(self._pid_file, identity)
 
     async def _ready(self, ready_s: float) -> None:
@@ -209,7 +210,7 @@ class EtcdServer:
         """End the process we hold; keep: the supervisor still looks at it."""
         if self._running is None:
             return
-        if not self._running.ended:
+        if not self._running.over:
             await self._running.end(END_PATIENCE_S)
         if not keep:
             self._running.close()
