@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import re
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator
 
 import aiohttp
 from aiohttp import web
 
-from swarmlet.engine_api.connection import WhileConnected, connection_of
+from swarmlet.engine_api.connection import connection_of
+from swarmlet.engine_api.relay import kept_headers, relay
 from swarmlet.engine_api.router import Call
 from swarmlet.engine_api.streams import HijackedResponse, HijackedStream
 from swarmlet.errors import Internal
@@ -18,10 +19,6 @@ from swarmlet.model.node import Node
 from swarmlet.wire import tunnel
 from swarmlet_manager.fleet.client import Fleet, NodeError, decoded, unreachable
 
-#: Headers that belong to one connection, not to the request (RFC 9110 section 7.6.1).
-HOP_BY_HOP = frozenset(
-    {"connection", "keep-alive", "proxy-connection", "te", "trailer", "transfer-encoding", "upgrade", "host"}
-)
 HEAD_LIMIT = 64 << 10
 #: How long a node may take to answer an attach or exec at all.
 ANSWER_S = 60.0
@@ -32,32 +29,12 @@ async def forward(call: Call, fleet: Fleet, node: Node, path_qs: str | None = No
     request = call.request
     data = request.content if request.can_read_body else None
     target = path_qs or request.rel_url.raw_path_qs
-    async with fleet.request(node, request.method, target, headers=_kept(request.headers), data=data) as answer:
-        return await relay(call, node, answer)
-
-
-async def relay(call: Call, node: Node, answer: aiohttp.ClientResponse) -> web.StreamResponse:
-    """A node's answer to the client, piece by piece; ends when either is gone."""
-    response = web.StreamResponse(status=answer.status, headers=_kept(answer.headers))
-    if answer.content_length is None and answer.status not in (204, 304) and call.request.method != "HEAD":
-        response.headers.pop("Content-Length", None)
-        response.enable_chunked_encoding()
+    headers = kept_headers(request.headers)
     try:
-        async with WhileConnected(call.request):
-            await response.prepare(call.request)
-            async for data in answer.content.iter_any():
-                await response.write(data)
-            await response.write_eof()
+        async with fleet.request(node, request.method, target, headers=headers, data=data) as answer:
+            return await relay(call, answer)
     except aiohttp.ClientError as err:
-        raise _cut_off(response, node, err) from err
-    return response
-
-
-def _cut_off(response: web.StreamResponse, node: Node, err: aiohttp.ClientError) -> Exception:
-    """Once the head is out, only ending the connection tells the client that the rest is missing."""
-    if response.prepared:
-        return ConnectionResetError(str(unreachable(node, err)))
-    return unreachable(node, err)
+        raise unreachable(node, err) from err
 
 
 async def forward_stream(call: Call, fleet: Fleet, node: Node, path_qs: str | None = None) -> web.StreamResponse:
@@ -108,7 +85,8 @@ async def _carry(
 
 def _request_bytes(request: web.Request, path_qs: str, body: bytes) -> bytes:
     lines = [f"{request.method} {path_qs} HTTP/1.1", "Host: node"]
-    lines += [f"{name}: {value}" for name, value in _kept(request.headers).items() if name.lower() != "content-length"]
+    kept = kept_headers(request.headers)
+    lines += [f"{name}: {value}" for name, value in kept.items() if name.lower() != "content-length"]
     upgrade = request.headers.get("Upgrade")
     lines += [f"Upgrade: {upgrade}", "Connection: Upgrade"] if upgrade else ["Connection: close"]
     lines += [f"Content-Length: {len(body)}", "", ""]
@@ -149,7 +127,3 @@ async def _refusal(status: int, head: bytes, body: bytes, incoming: AsyncIterato
         return web.Response(status=status)
     decoded(status, body[:wanted])
     raise NodeError(status, "the node's engine refused")
-
-
-def _kept(headers: Mapping[str, str]) -> dict[str, str]:
-    return {name: value for name, value in headers.items() if name.lower() not in HOP_BY_HOP}

@@ -7,7 +7,6 @@ refuses it.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -15,12 +14,10 @@ import aiohttp
 from aiohttp import web
 
 from swarmlet.engine_api.answers import json_answer
-from swarmlet.engine_api.connection import WhileConnected
+from swarmlet.engine_api.relay import kept_headers, relay
 from swarmlet.engine_api.router import Call, Route
 from swarmlet.errors import InvalidArgument, NotAManager, Unavailable
 
-#: Headers of one connection, not of the request (RFC 9110 section 7.6.1).
-_HOP_BY_HOP = frozenset({"connection", "keep-alive", "te", "trailer", "transfer-encoding", "upgrade", "host"})
 _PASSED_ON = ("nodes", "services", "tasks", "secrets", "configs")
 
 
@@ -91,23 +88,11 @@ class SwarmRoutes:
                     connector=aiohttp.UnixConnector(str(self._socket)), timeout=aiohttp.ClientTimeout(total=None),
                     auto_decompress=False,
                 ) as client,
-                client.request(request.method, url, headers=_kept(request.headers), data=data) as answer,
+                client.request(request.method, url, headers=kept_headers(request.headers), data=data) as answer,
             ):
-                return await _relay(call, answer)
+                return await relay(call, answer)
         except aiohttp.ClientConnectorError as err:
             raise Unavailable("this host's manager does not answer yet; it is being started") from err
-
-
-async def _relay(call: Call, answer: aiohttp.ClientResponse) -> web.StreamResponse:
-    response = web.StreamResponse(status=answer.status, headers=_kept(answer.headers))
-    if answer.content_length is None and answer.status not in (204, 304):
-        response.enable_chunked_encoding()
-    async with WhileConnected(call.request):
-        await response.prepare(call.request)
-        async for data in answer.content.iter_any():
-            await response.write(data)
-        await response.write_eof()
-    return response
 
 
 async def _body(call: Call) -> dict[str, Any]:
@@ -117,7 +102,3 @@ async def _body(call: Call) -> dict[str, Any]:
     if not isinstance(body, dict):
         raise InvalidArgument(f"invalid JSON: expected an object, got {json.dumps(body)[:40]}")
     return body
-
-
-def _kept(headers: Mapping[str, str]) -> dict[str, str]:
-    return {name: value for name, value in headers.items() if name.lower() not in _HOP_BY_HOP}
