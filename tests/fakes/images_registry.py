@@ -7,6 +7,7 @@ import base64
 import socket
 import subprocess
 import time
+import urllib.error
 import urllib.request
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
@@ -49,12 +50,15 @@ class RealRegistry:
 
 
 @contextmanager
-def real_registry(folder: Path) -> Iterator[RealRegistry]:
+def real_registry(folder: Path, password_file: Path | None = None) -> Iterator[RealRegistry]:
     host = f"127.0.0.1:{free_port()}"
     config = folder / "registry.yml"
     config.write_text(
         f"version: 0.1\nstorage: {{filesystem: {{rootdirectory: {folder / 'registry'}}}}}\nhttp: {{addr: '{host}'}}\n"
     )
+    if password_file:
+        with config.open("a") as more:
+            more.write(f"auth: {{htpasswd: {{realm: tests, path: {password_file}}}}}\n")
     with (folder / "registry.log").open("wb") as log:
         process = subprocess.Popen(["docker-registry", "serve", str(config)], stdout=log, stderr=log)
     try:
@@ -71,6 +75,9 @@ def _wait_until_it_answers(host: str) -> None:
         try:
             with urllib.request.urlopen(f"http://{host}/v2/", timeout=2):
                 return
+        except urllib.error.HTTPError as err:
+            err.close()  # it asks who is there: it is up
+            return
         except OSError:
             if time.monotonic() > deadline:
                 raise
@@ -108,6 +115,7 @@ class FakeRegistry:
     @asynccontextmanager
     async def running(self) -> AsyncIterator[FakeRegistry]:
         app = web.Application()
+        self.add_routes(app)
         app.router.add_get("/token", self._token)
         app.router.add_get("/v2/", self._ping)
         app.router.add_get(r"/v2/{name:.+}/manifests/{ref}", self._manifest)
@@ -122,6 +130,9 @@ class FakeRegistry:
             yield self
         finally:
             await runner.cleanup()
+
+    def add_routes(self, app: web.Application) -> None:
+        """For those that can do more."""
 
     def _refuse(self, request: web.Request) -> web.Response | None:
         if not self.user:

@@ -30,12 +30,16 @@ class _Given(msgspec.Struct, frozen=True):
 
 @dataclass(frozen=True, slots=True)
 class Challenge:
-    """One way in that a registry offers: "bearer" with realm, service and scope, or "basic"."""
+    """One way in that a registry offers: "bearer" with realm, service and scope, or "basic".
+
+    error: why the token that was shown is not good enough (RFC 6750 section 3.1).
+    """
 
     scheme: str
     realm: str = ""
     service: str = ""
     scope: str = ""
+    error: str = ""
 
 
 def decode_auth(header: str) -> RegistryAuth | None:
@@ -44,18 +48,29 @@ def decode_auth(header: str) -> RegistryAuth | None:
         return None
     try:
         text = header.strip().replace("+", "-").replace("/", "_").rstrip("=")
-        raw = base64.b64decode(text + "=" * (-len(text) % 4), altchars=b"-_", validate=True)
-        given = msgspec.json.decode(raw or b"{}", type=_Given)
-        username, password = given.username or "", given.password or ""
-        if given.auth and not username:
-            username, _, password = base64.b64decode(given.auth).decode().partition(":")
+        auth = _auth(base64.b64decode(text + "=" * (-len(text) % 4), altchars=b"-_", validate=True))
     except (binascii.Error, msgspec.DecodeError, UnicodeDecodeError, ValueError):
         # Not chained: the cause would quote what was sent.
         raise InvalidArgument("invalid X-Registry-Auth header: expected base64url-encoded JSON") from None
-    auth = RegistryAuth(
+    return auth if auth.username or auth.identity_token or auth.registry_token else None
+
+
+def decode_body(body: bytes) -> RegistryAuth:
+    """The JSON of POST /auth; empty fields for what it leaves out. InvalidArgument if it is no such JSON."""
+    try:
+        return _auth(body)
+    except (binascii.Error, msgspec.DecodeError, UnicodeDecodeError, ValueError):
+        raise InvalidArgument("invalid JSON: expected the credentials for a registry") from None
+
+
+def _auth(raw: bytes) -> RegistryAuth:
+    given = msgspec.json.decode(raw or b"{}", type=_Given)
+    username, password = given.username or "", given.password or ""
+    if given.auth and not username:
+        username, _, password = base64.b64decode(given.auth).decode().partition(":")
+    return RegistryAuth(
         username, password, given.identitytoken or "", given.registrytoken or "", given.serveraddress or ""
     )
-    return auth if auth.username or auth.identity_token or auth.registry_token else None
 
 
 def basic(auth: RegistryAuth) -> str:
@@ -77,6 +92,7 @@ def parse_challenges(headers: list[str]) -> list[Challenge]:
                 params[param[1].lower()] = re.sub(r"\\(.)", r"\1", quoted) if quoted is not None else param[3]
             if scheme[1].lower() in ("bearer", "basic"):
                 found.append(Challenge(
-                    scheme[1].lower(), params.get("realm", ""), params.get("service", ""), params.get("scope", "")
+                    scheme[1].lower(), params.get("realm", ""), params.get("service", ""), params.get("scope", ""),
+                    params.get("error", ""),
                 ))
     return found

@@ -23,7 +23,10 @@ _TABLE = "images"
 
 
 class ImageRecord(Record, frozen=True, kw_only=True):
-    """raw_config: the configuration as it came, whose digest is the id; tagged_at in ns, 0 = never here."""
+    """raw_config: the configuration as it came, whose digest is the id; tagged_at in ns, 0 = never here.
+
+    manifest: as it came from a registry, with its media type; b"" for what never did.
+    """
 
     id: str
     raw_config: bytes
@@ -31,6 +34,8 @@ class ImageRecord(Record, frozen=True, kw_only=True):
     size_bytes: int = 0
     comment: str = ""
     tagged_at: int = 0
+    manifest: bytes = b""
+    manifest_type: str = ""
 
 
 class Catalogue:

@@ -9,6 +9,7 @@ from swarmlet.errors import InvalidArgument
 from swarmlet.model.container import ImageConfig
 from swarmlet.model.times import rfc3339
 from swarmlet_agent.images import encode
+from swarmlet_agent.images.blobs import BlobBook
 from swarmlet_agent.images.changes import apply_changes
 from swarmlet_agent.images.layers import Blob
 from swarmlet_agent.images.load import Found, FromArchive, find_images
@@ -25,8 +26,8 @@ Event = Callable[[str, str, str, Image], None]
 
 
 class Intake:
-    def __init__(self, shelf: Shelf, puller: Puller, host: Platform, event: Event) -> None:
-        self._shelf, self._puller, self._host, self._event = shelf, puller, host, event
+    def __init__(self, shelf: Shelf, puller: Puller, book: BlobBook, host: Platform, event: Event) -> None:
+        self._shelf, self._puller, self._book, self._host, self._event = shelf, puller, book, host, event
 
     async def pull(self, ref: Reference, auth: RegistryAuth | None, wanted: Platform | None, hub: Hub) -> Image:
         """One reference with a tag or digest; what happens is told to the hub in dockerd's words."""
@@ -46,8 +47,9 @@ class Intake:
         names = [ref.with_digest(top.digest)] if ref.digest else [ref, ref.with_digest(top.digest)]
         moved = catalogue.named(names[0].full) != config.id
         async with self._shelf.installing(config):
-            await self._puller.install(repository, manifest, config, hub)
-            image = await self._shelf.add(config, names)
+            await self._puller.install(repository, manifest.value, config, hub)
+            image = await self._shelf.add(config, names, manifest=(manifest.raw, manifest.value.media_type))
+        await self._book.note(zip(config.diff_ids, manifest.value.layers, strict=True), ref.name)
         hub.emit({"status": f"Digest: {top.digest}"})
         what = "Downloaded newer image for" if moved else "Image is up to date for"
         hub.emit({"status": f"Status: {what} {ref.familiar}"})

@@ -26,10 +26,12 @@ OCI_MANIFEST = "application/vnd.oci.image.manifest.v1+json"
 OCI_INDEX = "application/vnd.oci.image.index.v1+json"
 OCI_CONFIG = "application/vnd.oci.image.config.v1+json"
 OCI_LAYER = "application/vnd.oci.image.layer.v1.tar"
+DOCKER_CONFIG = "application/vnd.docker.container.image.v1+json"
+DOCKER_LAYER = "application/vnd.docker.image.rootfs.diff.tar"
 MANIFEST_TYPES = (DOCKER_MANIFEST, DOCKER_LIST, OCI_MANIFEST, OCI_INDEX)
 _INDEX_TYPES = (DOCKER_LIST, OCI_INDEX)
 _SCHEMA1 = "application/vnd.docker.distribution.manifest.v1"
-_CONFIG_TYPES = ("application/vnd.docker.container.image.v1+json", OCI_CONFIG)
+_CONFIG_TYPES = (DOCKER_CONFIG, OCI_CONFIG)
 
 #: Docker's own limit on a manifest, and a generous one on a configuration.
 MAX_MANIFEST_BYTES = 4 << 20

@@ -8,8 +8,11 @@ import hashlib
 import secrets
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import msgspec
 
 from swarmlet.errors import Internal, InvalidArgument, NotFound, SwarmletError
 from swarmlet.log import get_logger
@@ -37,6 +40,14 @@ log = get_logger(__name__)
 
 #: Blobs fetched at once over all pulls (dockerd: max-concurrent-downloads).
 MAX_DOWNLOADS = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Chosen:
+    """An image's manifest: its bytes, and what they say."""
+
+    raw: bytes
+    value: Manifest
 
 
 class Puller:
@@ -74,8 +85,9 @@ class Puller:
 
     async def manifest_for(
         self, repository: Repository, top: Fetched, ref: Reference, wanted: Platform
-    ) -> Manifest:
+    ) -> Chosen:
         """The manifest for a platform, through a list if there is one."""
+        fetched = top
         found = parse_manifest(top.raw, top.media_type)
         if isinstance(found, Index):
             entry = choose(found.manifests, wanted, ref.familiar)
@@ -83,7 +95,9 @@ class Puller:
             found = parse_manifest(fetched.raw, fetched.media_type or entry.media_type)
             if isinstance(found, Index):
                 raise InvalidArgument(f"the manifest list of {ref.familiar} lists a list where an image should be")
-        return found
+        if not found.media_type:  # OCI lets it be left out: then the answer's header says it
+            found = msgspec.structs.replace(found, media_type=fetched.media_type.partition(";")[0].strip())
+        return Chosen(fetched.raw, found)
 
     async def configuration(self, repository: Repository, blob: Descriptor) -> Configuration:
         """The image's configuration, verified; from the catalogue if it is there."""

@@ -65,7 +65,7 @@ def _archive(images: Sequence[Saved]) -> Iterator[bytes]:
         yield from _file(_blob_path(digest), content)
     for digest, (layer, folder) in layers.items():
         yield _header(_blob_path(digest), layer.tar_bytes)
-        yield from _layer(layer, folder)
+        yield from layer_tar(layer, folder)
         yield bytes(-layer.tar_bytes % 512)
     index = {"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": listed}
     yield from _file("index.json", msgspec.json.encode(index))
@@ -76,7 +76,7 @@ def _archive(images: Sequence[Saved]) -> Iterator[bytes]:
     yield bytes(1024)
 
 
-def _layer(layer: Layer, folder: Path) -> Iterator[bytes]:
+def layer_tar(layer: Layer, folder: Path) -> Iterator[bytes]:
     """The layer's tar, checked on the way: what a client gets is what the name promises, or a broken transfer."""
     digest, size = hashlib.sha256(), 0
     for piece in replay(folder):

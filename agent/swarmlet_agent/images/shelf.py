@@ -62,9 +62,13 @@ class Shelf:
                 await self.sweep(config.chain_ids)
 
     async def add(
-        self, config: Configuration, names: Sequence[Reference], *, comment: str = "", tagged: bool = False
+        self, config: Configuration, names: Sequence[Reference], *, comment: str = "", tagged: bool = False,
+        manifest: tuple[bytes, str] = (b"", ""),
     ) -> Image:
-        """Promise the image: its layers are installed and pinned, and are on disk before it is in the journal."""
+        """Promise the image: its layers are installed and pinned, and are on disk before it is in the journal.
+
+        manifest: the one it came with, and its media type.
+        """
         await self.layers.sync(config.chain_ids)
         layers = [layer for chain in config.chain_ids if (layer := self.layers.get(chain)) is not None]
         if len(layers) != len(config.chain_ids):
@@ -75,6 +79,8 @@ class Shelf:
                 id=config.id, raw_config=config.raw, layers=config.chain_ids, comment=comment,
                 size_bytes=sum(layer.size_bytes for layer in layers),
             )
+            if manifest[0]:
+                record = msgspec.structs.replace(record, manifest=manifest[0], manifest_type=manifest[1])
             if tagged:
                 record = msgspec.structs.replace(record, tagged_at=time.time_ns())
             await self.catalogue.add(record, layers, names)
@@ -87,6 +93,12 @@ class Shelf:
             record = msgspec.structs.replace(self.catalogue.record(image_id), tagged_at=time.time_ns())
             await self.catalogue.add(record, (), [name])
         return self.catalogue.image(image_id)
+
+    async def note_digest(self, image_id: str, name: Reference) -> None:
+        """A registry has the image under this digest now. If the image is gone meanwhile, so be it."""
+        async with self._changing:
+            if image_id in self.catalogue and self.catalogue.named(name.full) != image_id:
+                await self.catalogue.add(self.catalogue.record(image_id), (), [name])
 
     async def remove(
         self, ref: str, plan: Callable[[str], Removal | None]

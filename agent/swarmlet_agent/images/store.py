@@ -17,23 +17,28 @@ from swarmlet.engine_api.filters import Filters
 from swarmlet.errors import InvalidArgument, NotFound
 from swarmlet.log import get_logger
 from swarmlet_agent.images import encode, listing
+from swarmlet_agent.images.blobs import BlobBook
 from swarmlet_agent.images.catalogue import Catalogue
 from swarmlet_agent.images.endpoints import check_registries
 from swarmlet_agent.images.intake import Intake
 from swarmlet_agent.images.layers import Layer, LayerStore
+from swarmlet_agent.images.login import login
 from swarmlet_agent.images.manifests import (
     Platform,
     matches,
     normal_architecture,
     parse_platform,
 )
+from swarmlet_agent.images.outlet import Outlet
 from swarmlet_agent.images.progress import Hub, Listener, SingleFlight
 from swarmlet_agent.images.pull import Puller
+from swarmlet_agent.images.push import Pusher
 from swarmlet_agent.images.reference import Reference, is_image_id, parse_reference
 from swarmlet_agent.images.registry import Registries
 from swarmlet_agent.images.removal import Removal, User, plan_removal
 from swarmlet_agent.images.rootfs import RootStore
 from swarmlet_agent.images.save import Saved, archive_chunks
+from swarmlet_agent.images.search import search
 from swarmlet_agent.images.shelf import Shelf
 from swarmlet_agent.images.types import Image, RegistryAuth
 from swarmlet_agent.images.unpack import Limits
@@ -51,7 +56,8 @@ class ImageUsers(Protocol):
         ...
 
 
-#: action ("pull", "tag", "untag", "delete", "load", "import"), image id (a pull's reference), attributes.
+#: action ("pull", "push", "tag", "untag", "delete", "load", "import"), image id (a pull's or push's reference),
+#: attributes.
 OnEvent = Callable[[str, str, dict[str, str]], None]
 Deleted = list[dict[str, str]]
 
@@ -77,16 +83,23 @@ class ImageStore:
         self._catalogue = Catalogue(journal)
         self._shelf = Shelf(self._catalogue, self._layers, self._roots)
         self._puller = Puller(self._registries, self._layers, self._catalogue)
-        self._intake = Intake(self._shelf, self._puller, self._host, self._event)
+        self._book = BlobBook(journal)
+        self._pusher = Pusher(self._registries, self._book)
+        self._intake = Intake(self._shelf, self._puller, self._book, self._host, self._event)
+        self._outlet = Outlet(self._shelf, self._pusher, self._event)
         self._flights: SingleFlight[Image] = SingleFlight()
+        self._pushes: SingleFlight[None] = SingleFlight()
 
     async def start(self) -> None:
         """Recover what the journal and the disk have."""
         await self._shelf.recover()
+        await self._book.load({layer.diff_id for layer in self._layers.all()})
 
     async def close(self) -> None:
-        """Pulls are cancelled; mounts stay (containers live on)."""
+        """Pulls and pushes are cancelled; mounts stay (containers live on)."""
         await self._flights.close()
+        await self._pushes.close()
+        self._pusher.close()
         await self._registries.close()
 
     # looking
@@ -201,6 +214,29 @@ class ImageStore:
             chunks = archive_chunks(chosen)
             while (chunk := await asyncio.to_thread(next, chunks, None)) is not None:
                 yield chunk
+
+    async def push(
+        self, ref: str, *, auth: RegistryAuth | None = None, platform: str = "", progress: Listener | None = None
+    ) -> None:
+        """docker push: a tag, or all tags of a repository if ref has none. Equal pushes at one time are one.
+
+        NotFound, RegistryDenied, RegistryRefused, RegistryUnreachable, InvalidArgument, Internal.
+        """
+        parsed = parse_reference(ref)
+        wanted = parse_platform(platform)
+        await self._pushes.run(
+            (parsed.full, wanted, auth), lambda hub: self._outlet.push(parsed, auth, wanted, hub), progress
+        )
+
+    async def login(self, auth: RegistryAuth) -> str:
+        """docker login: a refresh token if the registry gives one, else "". Unauthorized, RegistryUnreachable."""
+        return await login(self._registries, auth)
+
+    async def search(
+        self, term: str, *, limit: int = 0, filters: Filters, auth: RegistryAuth | None = None
+    ) -> list[dict[str, Any]]:
+        """docker search: on Docker Hub, or in the catalogue of the registry that the term begins with."""
+        return await search(self._registries, term, limit=limit, filters=filters, auth=auth)
 
     # names
 

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import base64
-import binascii
 from typing import Protocol
 
-import msgspec
-
-from swarmlet.errors import InvalidArgument, NotFound, SwarmletError
+from swarmlet.errors import NotFound, SwarmletError
+from swarmlet_agent.images.auth import decode_auth
 from swarmlet_agent.images.types import Image, RegistryAuth
 
 
@@ -39,8 +36,11 @@ class Puller:
         key = (ref, encoded_auth)
         pull = self._pulls.get(key)
         if pull is None:
-            work = self._images.pull(ref, auth=decode_auth(encoded_auth))
-            pull = asyncio.ensure_future(work)
+            try:
+                auth = decode_auth(encoded_auth)
+            except SwarmletError as err:
+                raise ImageMissing(f"pulling image {ref} failed: {err}") from None
+            pull = asyncio.ensure_future(self._images.pull(ref, auth=auth))
             self._pulls[key] = pull
             pull.add_done_callback(lambda done: self._ended(key, done))
         try:
@@ -67,24 +67,3 @@ class Puller:
         self._pulls.pop(key, None)
         if not pull.cancelled():
             pull.exception()  # those who wait get it; with nobody waiting it is nobody's
-
-
-def decode_auth(encoded: str) -> RegistryAuth | None:
-    """An X-Registry-Auth value: base64url of JSON (Engine API, "Authentication"). "" and "{}" mean anonymous."""
-    if not encoded:
-        return None
-    try:
-        raw = base64.urlsafe_b64decode(encoded + "=" * (-len(encoded) % 4))
-        fields = msgspec.json.decode(raw, type=dict[str, object])
-    except (binascii.Error, msgspec.DecodeError, ValueError) as err:
-        # Not the text itself: it may be half of a password.
-        raise InvalidArgument("invalid registry credentials: expected base64url of JSON") from err
-    if not any(fields.values()):
-        return None
-    return RegistryAuth(
-        username=str(fields.get("username") or ""),
-        password=str(fields.get("password") or ""),
-        identity_token=str(fields.get("identitytoken") or ""),
-        registry_token=str(fields.get("registrytoken") or ""),
-        server_address=str(fields.get("serveraddress") or ""),
-    )

@@ -17,6 +17,7 @@ import pytest
 from aiohttp import web
 from fakes.images_made import MadeImage, digest, files
 from fakes.images_node import Node
+from fakes.images_push import PushRegistry
 from fakes.images_registry import FakeRegistry
 
 from swarmlet.demo_image import busybox_archive, demo_archive
@@ -155,10 +156,64 @@ async def test_the_docker_cli_shows_what_went_wrong(client: Client, registry: Fa
     assert code == 1 and "invalid archive" in out
 
 
-async def test_pushing_is_refused_clearly(client: Client) -> None:
-    await client.call("POST", "/images/load", data=_IMAGE.docker_archive("made:1"))
-    code, out = await client.cli("push", "made:1")
-    assert code == 1 and "pushing images is not supported yet by this engine" in out
+@pytest.fixture
+async def pushed() -> AsyncIterator[PushRegistry]:
+    """A registry to push to that asks who is there."""
+    registry = PushRegistry()
+    registry.user, registry.scheme = "anna:open sesame", "bearer"
+    async with registry.running():
+        yield registry
+
+
+async def test_the_docker_cli_logs_in_pushes_and_logs_out(
+    client: Client, pushed: PushRegistry, tmp_path: Path
+) -> None:
+    ref = f"{pushed.host}/team/made"
+    await client.call("POST", "/images/load", data=_IMAGE.docker_archive(f"{ref}:1", f"{ref}:2"))
+    login = ("login", "-u", "anna", "--password-stdin", pushed.host)
+
+    code, out = await client.cli(*login, stdin=b"wrong", config=tmp_path)
+    assert code == 1 and "unauthorized: incorrect username or password" in out, out
+    assert "wrong" not in out
+    code, out = await client.cli("push", f"{ref}:1", config=tmp_path)
+    assert code == 1 and "unauthorized: incorrect username or password" in out, out
+    code, out = await client.cli(*login, stdin=b"open sesame", config=tmp_path)
+    assert code == 0 and "Login Succeeded" in out, out
+    code, out = await client.cli("push", f"{ref}:1", config=tmp_path)
+    assert code == 0 and f"The push refers to repository [{ref}]" in out and ": Pushed" in out, out
+    assert f"1: digest: {digest(pushed.manifests['team/made', '1'][0])} size: " in out
+    code, out = await client.cli("push", "-a", ref, config=tmp_path)
+    assert code == 0 and "2: digest: sha256:" in out and "Layer already exists" in out, out
+    code, out = await client.cli("push", "-q", f"{ref}:2", config=tmp_path)
+    assert (code, out) == (0, f"{ref}:2\n")
+    code, out = await client.cli("push", f"{ref}:3", config=tmp_path)
+    assert code == 1 and f"tag does not exist: {ref}:3" in out
+
+
+async def test_docker_py_pushes_with_credentials_of_its_own(client: Client, pushed: PushRegistry) -> None:
+    ref = f"{pushed.host}/made"
+    await client.call("POST", "/images/load", data=_IMAGE.docker_archive(f"{ref}:1"))
+
+    def work() -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+        api = docker.APIClient(base_url=f"unix://{client.socket}", version="1.44")
+        try:
+            who = {"username": "anna", "password": "open sesame"}
+            return (
+                list(api.push(ref, "1", stream=True, decode=True, auth_config=who)),
+                list(api.push(ref, "1", stream=True, decode=True, auth_config=who | {"password": "no"})),
+            )
+        finally:
+            api.close()
+
+    good, bad = await asyncio.to_thread(work)
+
+    assert good[-1]["aux"]["Tag"] == "1" and ("made", "1") in pushed.manifests
+    assert "unauthorized: incorrect username or password" in bad[-1]["error"]
+
+
+async def test_a_search_without_a_word_is_refused(client: Client) -> None:
+    status, answer = await client.call("GET", "/images/search?term=")
+    assert status == 400 and "term" in answer["message"]
 
 
 async def test_docker_py_imports_and_loads(client: Client) -> None:

@@ -28,8 +28,8 @@ from swarmlet.model.service import (
     TaskSpec,
 )
 from swarmlet.model.task import Task
+from swarmlet_agent.images.auth import decode_auth
 from swarmlet_agent.worker.convert import container_for, published
-from swarmlet_agent.worker.pulls import decode_auth
 from swarmlet_agent.worker.template import NodeFacts, expand, fields_of
 
 NODE = NodeFacts("n1", "host-1", "linux", "aarch64")

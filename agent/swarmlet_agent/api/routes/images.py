@@ -9,19 +9,22 @@ from typing import Any, Protocol
 import msgspec
 from aiohttp import web
 
-from swarmlet.engine_api.answers import json_answer, refusal
+from swarmlet.engine_api.answers import json_answer
 from swarmlet.engine_api.filters import Filters
 from swarmlet.engine_api.router import Call, Route
 from swarmlet.engine_api.streams import JsonStream
 from swarmlet.errors import InvalidArgument, NotSupported, SwarmletError
 from swarmlet.log import get_logger
-from swarmlet_agent.images.auth import decode_auth
+from swarmlet_agent.images.auth import decode_auth, decode_body
 from swarmlet_agent.images.manifests import Platform
 from swarmlet_agent.images.progress import Listener
 from swarmlet_agent.images.reference import parse_reference
 from swarmlet_agent.images.types import Image, RegistryAuth
 
 log = get_logger(__name__)
+
+#: Credentials are small; a body that is not is none.
+_MAX_CREDENTIALS = 64 << 10
 
 
 class ImageBackend(Protocol):
@@ -38,6 +41,9 @@ class ImageBackend(Protocol):
     async def pull_all_tags(
         self, name: str, *, auth: RegistryAuth | None = None, platform: str = "", progress: Listener | None = None
     ) -> list[Image]: ...
+    async def push(
+        self, ref: str, *, auth: RegistryAuth | None = None, platform: str = "", progress: Listener | None = None
+    ) -> None: ...
     async def load(
         self, chunks: AsyncIterator[bytes], *, platform: str = "", quiet: bool = False,
         progress: Listener | None = None,
@@ -91,7 +97,7 @@ class ImageRoutes:
         if image:
             auth = decode_auth(call.request.headers.get("X-Registry-Auth", ""))
             ref, all_tags = pull_reference(image, call.text("tag"))
-            platform = call.text("platform")
+            platform = _platform(call)
             if all_tags:
                 return await _with_progress(call, lambda listener: self._images.pull_all_tags(
                     ref, auth=auth, platform=platform, progress=listener
@@ -174,10 +180,11 @@ class ImageRoutes:
         return web.Response(status=201)
 
     async def _push(self, call: Call) -> web.StreamResponse:
-        """ImagePush: 501; an image that is not here is a 404 all the same."""
-        tag = call.text("tag")
-        self._images.inspect(call.params["name"] + (f":{tag}" if tag else ""), call.version)
-        return refusal("pushing images is not supported yet by this engine", 501)
+        """ImagePush: 200 and progress, trouble with the registry too; 400 for a bad name. No tag: all of them."""
+        ref, platform, auth = push_reference(call.params["name"], call.text("tag")), _platform(call), await _asker(call)
+        return await _with_progress(call, lambda listener: self._images.push(
+            ref, auth=auth, platform=platform, progress=listener
+        ))
 
     async def _remove(self, call: Call) -> web.StreamResponse:
         """ImageDelete: 200 with what was untagged and deleted; 404; 409 while it is in use."""
@@ -202,8 +209,30 @@ def pull_reference(image: str, tag: str) -> tuple[str, bool]:
     return parsed.full, not parsed.version
 
 
+def push_reference(image: str, tag: str) -> str:
+    """What is pushed: `tag` replaces what the name says. InvalidArgument for a digest: nothing is pushed as one."""
+    parsed = parse_reference(image)
+    if tag:
+        return parsed.with_tag(tag).full
+    if parsed.digest:
+        raise InvalidArgument("cannot push a digest reference")
+    return parsed.full
+
+
+async def _asker(call: Call) -> RegistryAuth | None:
+    """The header; clients of old sent the same JSON as the body."""
+    header = call.request.headers.get("X-Registry-Auth", "")
+    if header:
+        return decode_auth(header)
+    auth = decode_body(await call.request.content.read(_MAX_CREDENTIALS))
+    return auth if auth.username or auth.identity_token or auth.registry_token else None
+
+
 def _platform(call: Call) -> str:
-    """The `platform` parameter of image calls since API 1.48: a JSON object. "" if it is not given."""
+    """The `platform` parameter of image calls: a JSON object since API 1.48, else text. "" if it is not given."""
+    texts = call.texts("platform")
+    if len(texts) > 1 or any("," in text and not text.startswith("{") for text in texts):
+        raise NotSupported("several platforms at once are not supported: this engine keeps one platform of an image")
     text = call.text("platform")
     if not text:
         return ""

@@ -20,8 +20,6 @@ _UNSUPPORTED: tuple[tuple[str, str, str], ...] = (
     ("POST", "/build/cancel", "building images"),
     ("POST", "/session", "building images with BuildKit"),
     ("POST", "/grpc", "building images with BuildKit"),
-    ("POST", "/auth", "checking registry credentials (docker login)"),
-    ("GET", "/images/search", "searching registries"),
     ("GET", "/plugins/privileges", "managing plugins"),
     ("POST", "/plugins/pull", "managing plugins"),
     ("POST", "/plugins/create", "managing plugins"),

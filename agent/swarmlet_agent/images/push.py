@@ -1,0 +1,246 @@
+"""Pushing an image: what the registry lacks of its layers, its configuration, and last the manifest under a tag."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from yarl import URL
+
+from swarmlet.errors import Internal, SwarmletError
+from swarmlet.log import get_logger
+from swarmlet_agent.images.blobs import BlobBook, KnownBlob
+from swarmlet_agent.images.layers import Layer, together
+from swarmlet_agent.images.manifests import DOCKER_LAYER, Configuration, Descriptor, digest_of
+from swarmlet_agent.images.packing import PackedLayer, Packer
+from swarmlet_agent.images.progress import Hub, Throttle
+from swarmlet_agent.images.pushplan import CameAs, Candidates, candidates, manifest_for
+from swarmlet_agent.images.reference import Reference
+from swarmlet_agent.images.refusals import RegistryRefused, RegistryUnreachable
+from swarmlet_agent.images.registry import Registries
+from swarmlet_agent.images.target import Target
+from swarmlet_agent.images.types import RegistryAuth
+
+log = get_logger(__name__)
+T = TypeVar("T")
+
+#: Layers on their way at once over all pushes (dockerd: max-concurrent-uploads).
+MAX_UPLOADS = 5
+#: Attempts in a row that fail before a push is given up (dockerd: max-upload-attempts).
+MAX_ATTEMPTS = 5
+#: A registry that takes no byte for this long is given up, and tried again.
+STALL_S = 60.0
+_BACKOFF_S = 0.5
+_BACKOFF_MAX_S = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class Outgoing:
+    """An image to push. folders: of the layers, in the same order."""
+
+    configuration: Configuration
+    layers: tuple[Layer, ...]
+    folders: tuple[Path, ...]
+    came: CameAs
+
+
+class Pusher:
+    def __init__(self, registries: Registries, book: BlobBook) -> None:
+        self._registries, self._book = registries, book
+        self._packer = Packer()
+        self._uploads = asyncio.Semaphore(MAX_UPLOADS)
+
+    def close(self) -> None:
+        self._packer.close()
+
+    async def push(self, ref: Reference, auth: RegistryAuth | None, image: Outgoing, hub: Hub) -> str:
+        """The image under the tag of ref; returns the manifest's digest. Call with the layers pinned.
+
+        RegistryDenied, RegistryRefused, RegistryUnreachable; Internal if a layer on disk is damaged.
+        """
+        wanted = {
+            layer.diff_id: self._candidates(ref, image, number) for number, layer in enumerate(image.layers)
+        }
+        sources = dict.fromkeys(source for each in wanted.values() for _, source in each.mounts)
+        target = await self._registries.target(ref, auth, list(sources))
+        await target.connect()
+        blobs: dict[str, Descriptor] = {}
+
+        async def one(layer: Layer, folder: Path) -> None:
+            work = _LayerPush(target, PackedLayer(self._packer, layer, folder), hub, self._uploads)
+            blobs[layer.diff_id] = await work.run(wanted[layer.diff_id])
+
+        # From the top, as dockerd; a layer that is in the image twice goes once.
+        parts = {layer.diff_id: (layer, folder) for layer, folder in zip(image.layers, image.folders, strict=True)}
+        for layer, _ in reversed(parts.values()):
+            hub.emit(_line("Preparing", layer))
+        await together(one(layer, folder) for layer, folder in reversed(parts.values()))
+        config = image.configuration
+        await _persistently(lambda: _put_small(target, config.id, config.raw))
+        raw, media_type = manifest_for(image.came, config, blobs)
+        await _persistently(lambda: target.put_manifest(ref.tag, raw, media_type))
+        await self._book.note(blobs.items(), ref.name)
+        digest = digest_of(raw)
+        hub.emit({"status": f"{ref.tag}: digest: {digest} size: {len(raw)}"})
+        hub.emit({"progressDetail": {}, "aux": {"Tag": ref.tag, "Digest": digest, "Size": len(raw)}})
+        return digest
+
+    def _candidates(self, ref: Reference, image: Outgoing, number: int) -> Candidates:
+        layer, manifest = image.layers[number], image.came.manifest
+        original = manifest.layers[number].digest if manifest and number < len(manifest.layers) else ""
+        return candidates(
+            self._book.known(layer.diff_id), original, ref.domain, ref.path, zstd=image.came.is_oci
+        )
+
+
+class _LayerPush:
+    """One layer's way into a repository."""
+
+    def __init__(self, target: Target, packed: PackedLayer, hub: Hub, uploads: asyncio.Semaphore) -> None:
+        self._target, self._packed, self._hub, self._uploads = target, packed, hub, uploads
+        self._throttle = Throttle()
+
+    async def run(self, wanted: Candidates) -> Descriptor:
+        """The blob that carries the layer there now."""
+        if self._uploads.locked():
+            self._say("Waiting")
+        async with self._uploads:
+            for blob in wanted.here:
+                if (found := await self._there(blob)) is not None:
+                    return found
+            place: URL | None = None
+            for blob, source in wanted.mounts:
+                place = await _persistently(lambda: self._target.begin(blob.digest, source))  # noqa: B023 - run at once
+                if place is None:
+                    self._say(f"Mounted from {source}")
+                    return _descriptor(blob)
+            for blob in wanted.elsewhere:
+                if (found := await self._there(blob)) is not None:
+                    return found
+            return await self._upload(place)
+
+    async def _there(self, blob: KnownBlob) -> Descriptor | None:
+        size = await _persistently(lambda: self._target.has(blob.digest))
+        if size is None:
+            return None
+        self._say("Layer already exists")
+        return _descriptor(blob)
+
+    async def _upload(self, place: URL | None) -> Descriptor:
+        """place: an upload that has been begun. Broken ones go on where the registry says, or start over."""
+        self._say("Pushing", 0)
+        offset = failures = 0
+        try:
+            while True:
+                try:
+                    if place is None:
+                        place, offset = await self._target.begin(), 0
+                    assert place is not None
+                    done = await self._send(place, offset)
+                    place = None  # closed by its end
+                    await self._target.finish(done, self._packed.digest)
+                    break
+                except (RegistryUnreachable, RegistryRefused) as err:
+                    # A refusal in the middle may be about an upload that the registry has mixed up: once more, then.
+                    failures += 1
+                    if failures >= MAX_ATTEMPTS or (isinstance(err, RegistryRefused) and failures > 1):
+                        raise
+                    await self._pause(failures)
+                    place, offset = await self._resume(place)
+        except BaseException:
+            if place is not None:
+                with contextlib.suppress(SwarmletError):  # registries clear up forgotten uploads by themselves
+                    await self._target.cancel(place)
+            raise
+        self._say("Pushed")
+        return Descriptor(f"{DOCKER_LAYER}.gzip", self._packed.digest, self._packed.size)
+
+    async def _send(self, place: URL, offset: int) -> URL:
+        loop = asyncio.get_running_loop()
+        failed: list[SwarmletError] = []
+        try:
+            async with asyncio.timeout(STALL_S) as guard:
+
+                async def body() -> AsyncIterator[bytes]:
+                    pieces = self._packed.pieces(offset)
+                    try:
+                        while True:
+                            guard.reschedule(None)  # our own disk may take its time
+                            piece = await asyncio.to_thread(next, pieces, None)
+                            guard.reschedule(loop.time() + STALL_S)
+                            if piece is None:
+                                return
+                            self._say("Pushing", self._packed.taken)
+                            yield piece
+                    except SwarmletError as err:
+                        failed.append(err)
+                        raise ConnectionAbortedError(str(err)) from err
+
+                return await self._target.send(place, body)
+        except TimeoutError:
+            raise RegistryUnreachable(f'Patch "{place.with_query(None)}": i/o timeout') from None
+        except RegistryUnreachable:
+            if failed:
+                raise failed[0] from None  # it broke at our end
+            raise
+
+    async def _resume(self, place: URL | None) -> tuple[URL | None, int]:
+        """Where to go on and from which byte; a fresh start if the registry does not say."""
+        if place is None:
+            return None, 0
+        try:
+            return await self._target.progress(place)
+        except SwarmletError as err:
+            log.debug("an upload starts over", reason=str(err))
+            return None, 0
+
+    async def _pause(self, failures: int) -> None:
+        seconds = _backoff(failures)
+        self._say(f"Retrying in {max(1, round(seconds))} seconds")
+        await asyncio.sleep(seconds)
+
+    def _say(self, status: str, current: int | None = None) -> None:
+        layer = self._packed.layer
+        if current is None:
+            self._hub.emit(_line(status, layer))
+        elif self._throttle.passes(asyncio.get_running_loop().time(), last=current >= layer.tar_bytes):
+            self._hub.emit(_line(status, layer) | {"progressDetail": {"current": current, "total": layer.tar_bytes}})
+
+
+async def _put_small(target: Target, digest: str, raw: bytes) -> None:
+    """A blob in one piece, unless it is there."""
+    if await target.has(digest) is None:
+        place = await target.begin()
+        if place is None:
+            raise Internal("the registry mounted what nobody asked it to")
+        await target.finish(place, digest, raw)
+
+
+async def _persistently(ask: Callable[[], Awaitable[T]]) -> T:
+    """Again, a little later each time, while the registry cannot be reached."""
+    failures = 0
+    while True:
+        try:
+            return await ask()
+        except RegistryUnreachable:
+            failures += 1
+            if failures >= MAX_ATTEMPTS:
+                raise
+            await asyncio.sleep(_backoff(failures))
+
+
+def _backoff(failures: int) -> float:
+    return min(_BACKOFF_MAX_S, _BACKOFF_S * 2.0 ** (failures - 1)) * random.uniform(0.5, 1.0)
+
+
+def _descriptor(blob: KnownBlob) -> Descriptor:
+    return Descriptor(blob.media_type, blob.digest, blob.size)
+
+
+def _line(status: str, layer: Layer) -> dict[str, Any]:
+    return {"status": status, "progressDetail": {}, "id": layer.diff_id.removeprefix("sha256:")[:12]}
