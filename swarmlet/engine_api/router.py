@@ -17,6 +17,7 @@ from aiohttp import web
 from swarmlet.engine_api.filters import Filters, decode_filters
 from swarmlet.engine_api.versions import ApiVersion
 from swarmlet.errors import InvalidArgument
+from swarmlet.model.base import without_nulls
 
 T = TypeVar("T")
 
@@ -70,7 +71,7 @@ class Call:
             return None
         try:
             value = msgspec.json.decode(body)
-            return value if keep_nulls else _without_nulls(value)
+            return value if keep_nulls else without_nulls(value)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as err:
             raise InvalidArgument(f"invalid JSON: {err}") from err
 
@@ -97,14 +98,6 @@ def convert(value: Any, kind: type[T]) -> T:
         return msgspec.convert(value, kind)
     except msgspec.ValidationError as err:
         raise InvalidArgument(f"invalid JSON: {err}") from err
-
-
-def _without_nulls(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _without_nulls(item) for key, item in value.items() if item is not None}
-    if isinstance(value, list):
-        return [_without_nulls(item) for item in value]
-    return value
 
 
 Handler = Callable[[Call], Awaitable[web.StreamResponse]]

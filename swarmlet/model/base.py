@@ -23,3 +23,12 @@ class Record(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, gc=F
 def to_api(value: Any) -> Any:
     """Builtins (dict, list, str, int …) of a record, with its wire names: ready for a JSON encoder."""
     return msgspec.to_builtins(value)
+
+
+def without_nulls(value: Any) -> Any:
+    """Decoded JSON without its null members: Go writes null for empty lists and maps."""
+    if isinstance(value, dict):
+        return {key: without_nulls(item) for key, item in value.items() if item is not None}
+    if isinstance(value, list):
+        return [without_nulls(item) for item in value]
+    return value

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from swarmlet.errors import InvalidArgument, NotFound
+from swarmlet.model.base import without_nulls
 from swarmlet.model.container import ImageConfig
 from swarmlet.model.times import parse_rfc3339
 from swarmlet_agent.images.reference import check_digest
@@ -153,7 +154,7 @@ def parse_config(raw: bytes) -> Configuration:
     document = _decode(raw, "image configuration")
     if not isinstance(document, dict):
         raise InvalidArgument("invalid image configuration: expected a JSON object")
-    document = _without_nulls(document)
+    document = without_nulls(document)
     shape = _convert(document, _ConfigShape, "image configuration")
     if shape.rootfs.type not in ("", "layers"):
         raise InvalidArgument(f"invalid image configuration: unsupported rootfs type {shape.rootfs.type!r}")
@@ -263,15 +264,6 @@ def _decode(raw: bytes, what: str) -> Any:
 
 def _convert(value: Any, kind: type[T], what: str) -> T:
     try:
-        return msgspec.convert(_without_nulls(value), kind)
+        return msgspec.convert(without_nulls(value), kind)
     except msgspec.ValidationError as err:
         raise InvalidArgument(f"invalid {what}: {err}") from err
-
-
-def _without_nulls(value: Any) -> Any:
-    """Go writes null for empty lists and maps."""
-    if isinstance(value, dict):
-        return {key: _without_nulls(item) for key, item in value.items() if item is not None}
-    if isinstance(value, list):
-        return [_without_nulls(item) for item in value]
-    return value
