@@ -144,6 +144,14 @@ def test_start_restart_kill_and_wait(view: View) -> None:
     view("rm", "-f", "box")
 
 
+def test_a_stop_signal_reaches_a_program_that_is_still_starting(view: View) -> None:
+    view("run", "-d", "--name", "slow", "busybox", "sh", "-c", "sleep 1; trap 'exit 5' TERM; while :; do sleep 0.1; done")
+    began = time.monotonic()
+    view("stop", "-t", "30", "slow")
+    assert time.monotonic() - began < 15
+    assert view("inspect", "--format", "{{.State.ExitCode}}", "slow") == "5"
+
+
 def test_top_stats_and_inspect(view: View) -> None:
     view("run", "-d", "--name", "box", "--memory", "64m", "busybox", "sh", "-c", "sleep 601 & sleep 602")
     top = view("top", "box")

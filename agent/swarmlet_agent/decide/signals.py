@@ -32,3 +32,11 @@ def parse_signal(text: str) -> int:
     elif (name := text.upper().removeprefix("SIG")) in _NUMBERS:
         return _NUMBERS[name]
     raise InvalidArgument(f"Invalid signal: {text}")
+
+
+def catches(status: str, number: int) -> bool:
+    """Does the process of this /proc/<pid>/status have a handler for the signal? (proc(5), SigCgt)"""
+    for line in status.splitlines():
+        if line.startswith("SigCgt:"):
+            return bool(int(line.split()[1], 16) >> (number - 1) & 1)
+    return False

@@ -9,11 +9,12 @@ from __future__ import annotations
 import asyncio
 import signal as signals
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 
 from msgspec.structs import replace
 
 from swarmlet.errors import Conflict, Internal, NotModified
-from swarmlet_agent.decide.signals import parse_signal
+from swarmlet_agent.decide.signals import catches, parse_signal
 from swarmlet_agent.engine.container import Container, WaitResult
 from swarmlet_agent.engine.core import Core, Unit
 
@@ -22,6 +23,8 @@ _Ended = Callable[[], Awaitable[WaitResult]]
 STOP_TIMEOUT_S = 10
 #: A killed process that is not gone after this is stuck in the kernel.
 KILL_WAIT_S = 10.0
+#: How often a program that was not ready for its stop signal is looked at: at first, and at most.
+READY_FIRST_S, READY_LAST_S = 0.01, 0.5
 
 
 class Signals:
@@ -44,14 +47,21 @@ class Signals:
             if not record.is_running:
                 raise NotModified("container is already stopped")
             waiter = unit.waiters.register("not-running")
+            again: asyncio.Task[None] | None = None
             if record.state.status == "restarting":
                 await self._give_up_restart(unit)
             else:
+                ready = _catches(record.state.pid, number)
                 await self._send(unit, number)
+                if not ready:
+                    again = asyncio.create_task(self._send_when_ready(unit, number), name="stop signal again")
         try:
             await self._outlast(unit, waiter.result, timeout_s)
         finally:
             waiter.close()
+            if again is not None:
+                again.cancel()
+                await asyncio.wait([again])
         async with unit.lock:  # ours once the exit has been handled in full
             self._core.emit(record, "stop")
 
@@ -71,6 +81,17 @@ class Signals:
                 await self._gone(unit, waiter.result)
         finally:
             waiter.close()
+
+    async def _send_when_ready(self, unit: Unit, number: int) -> None:
+        """The kernel drops a signal that process 1 of a namespace has no handler for (pid_namespaces(7)): a program
+        that was just starting, and would have ended in peace, would be killed after its whole grace period."""
+        pid, pause = unit.record.state.pid, READY_FIRST_S
+        while unit.record.state.pid == pid and unit.record.has_process:
+            if _catches(pid, number):
+                await self._core.runtime.kill(unit.id, number)
+                return
+            await asyncio.sleep(pause)
+            pause = min(pause * 1.5, READY_LAST_S)
 
     async def _outlast(self, unit: Unit, ended: _Ended, timeout_s: int) -> None:
         try:
@@ -144,3 +165,10 @@ def _check_pausable(record: Container) -> None:
         raise Conflict(f"container {record.id} is restarting, wait until the container is running")
     if status != "running":
         raise Conflict(f"container {record.id} is not running")
+
+
+def _catches(pid: int, number: int) -> bool:
+    try:
+        return catches(Path(f"/proc/{pid}/status").read_text(), number)
+    except (FileNotFoundError, ProcessLookupError):
+        return False
