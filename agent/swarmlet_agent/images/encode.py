@@ -15,7 +15,8 @@ from swarmlet.model.base import to_api
 from swarmlet.model.times import NS, parse_rfc3339, rfc3339
 from swarmlet_agent.images.catalogue import ImageRecord
 from swarmlet_agent.images.layers import Layer
-from swarmlet_agent.images.manifests import Configuration, HistoryEntry
+from swarmlet_agent.images.manifests import OCI_MANIFEST, Configuration, HistoryEntry, digest_of
+from swarmlet_agent.images.save import archived_manifest
 from swarmlet_agent.images.types import Image
 
 Version = tuple[int, int]
@@ -38,6 +39,24 @@ def summary(
     if version < (1, 44):
         shown["VirtualSize"] = image.size_bytes
     return shown
+
+
+def manifests(
+    image: Image, record: ImageRecord, configuration: Configuration, layers: Sequence[Layer], users: Sequence[str]
+) -> list[dict[str, Any]]:
+    """ImageManifestSummary of the one platform that is here. users: ids of containers made from the image."""
+    raw = record.manifest or archived_manifest(configuration, layers)
+    media_type = record.manifest_type if record.manifest else OCI_MANIFEST
+    platform = {"architecture": image.architecture, "os": image.os}
+    if image.variant:
+        platform["variant"] = image.variant
+    content = len(raw) + len(configuration.raw)
+    ident = digest_of(raw)
+    return [{
+        "ID": ident, "Descriptor": {"mediaType": media_type, "digest": ident, "size": len(raw), "platform": platform},
+        "Available": True, "Size": {"Content": content, "Total": content + image.size_bytes}, "Kind": "image",
+        "ImageData": {"Platform": platform, "Containers": list(users), "Size": {"Unpacked": image.size_bytes}},
+    }]
 
 
 def shared_sizes(images: Sequence[Image], layer_of: dict[str, Layer]) -> dict[str, int]:

@@ -49,7 +49,7 @@ def _archive(images: Sequence[Saved]) -> Iterator[bytes]:
     repositories: dict[str, dict[str, str]] = {}
     layers: dict[str, tuple[Layer, Path]] = {}
     for image in images:
-        manifest = msgspec.json.encode(_manifest(image))
+        manifest = archived_manifest(image.configuration, image.layers)
         small[image.configuration.id] = image.configuration.raw
         small[digest_of(manifest)] = manifest
         entries.append(_docker_entry(image))
@@ -89,13 +89,16 @@ def layer_tar(layer: Layer, folder: Path) -> Iterator[bytes]:
         raise Internal(f"layer {layer.diff_id} is damaged on disk: its files have changed since it was unpacked")
 
 
-def _descriptors(image: Saved) -> list[dict[str, Any]]:
-    return [{"mediaType": OCI_LAYER, "digest": layer.diff_id, "size": layer.tar_bytes} for layer in image.layers]
+def _descriptors(layers: Sequence[Layer]) -> list[dict[str, Any]]:
+    return [{"mediaType": OCI_LAYER, "digest": layer.diff_id, "size": layer.tar_bytes} for layer in layers]
 
 
-def _manifest(image: Saved) -> dict[str, Any]:
-    config = {"mediaType": OCI_CONFIG, "digest": image.configuration.id, "size": len(image.configuration.raw)}
-    return {"schemaVersion": 2, "mediaType": OCI_MANIFEST, "config": config, "layers": _descriptors(image)}
+def archived_manifest(configuration: Configuration, layers: Sequence[Layer]) -> bytes:
+    """The manifest an image has in an archive, where its layers are plain tars."""
+    config = {"mediaType": OCI_CONFIG, "digest": configuration.id, "size": len(configuration.raw)}
+    return msgspec.json.encode(
+        {"schemaVersion": 2, "mediaType": OCI_MANIFEST, "config": config, "layers": _descriptors(layers)}
+    )
 
 
 def _docker_entry(image: Saved) -> dict[str, Any]:
@@ -103,7 +106,7 @@ def _docker_entry(image: Saved) -> dict[str, Any]:
         "Config": _blob_path(image.configuration.id),
         "RepoTags": [name.familiar for name in image.names] or None,
         "Layers": [_blob_path(layer.diff_id) for layer in image.layers],
-        "LayerSources": {entry["digest"]: entry for entry in _descriptors(image)},
+        "LayerSources": {entry["digest"]: entry for entry in _descriptors(image.layers)},
     }
 
 

@@ -116,7 +116,7 @@ class ImageStore:
         return self._layers.all()
 
     def list_images(
-        self, filters: Filters, version: tuple[int, int], *, shared_size: bool = False
+        self, filters: Filters, version: tuple[int, int], *, shared_size: bool = False, manifests: bool = False
     ) -> list[dict[str, Any]]:
         """GET /images/json."""
         chosen = listing.select(self.all(), filters, self.get, time.time_ns())
@@ -126,17 +126,19 @@ class ImageStore:
             encode.summary(
                 image, version, shared_size=sizes.get(image.id, -1),
                 names=listing.matching_names(image, patterns) if patterns else None,
-            )
+            ) | (self._manifests(image) if manifests else {})
             for image in chosen
         ]
 
-    def inspect(self, ref: str, version: tuple[int, int], wanted: str = "") -> dict[str, Any]:
+    def inspect(
+        self, ref: str, version: tuple[int, int], wanted: str = "", *, manifests: bool = False
+    ) -> dict[str, Any]:
         """GET /images/{name}/json."""
         image = self._of_platform(ref, parse_platform(wanted))
         return encode.inspect(
             image, self._catalogue.record(image.id), self._catalogue.configuration(image.id),
             [self._layers.diff(chain) for chain in image.layers], version,
-        )
+        ) | (self._manifests(image) if manifests else {})
 
     def history(self, ref: str, wanted: str = "") -> list[dict[str, Any]]:
         image = self._of_platform(ref, parse_platform(wanted))
@@ -319,6 +321,14 @@ class ImageStore:
             lines += [{"Deleted": image.id}, *({"Deleted": layer.chain_id} for layer in layers)]
             self._event("delete", image.id, image.id, image)
         return lines
+
+    def _manifests(self, image: Image) -> dict[str, Any]:
+        users = [user.container_id for user in self._users(image.id)]
+        shown = encode.manifests(
+            image, self._catalogue.record(image.id), self._catalogue.configuration(image.id),
+            self._shelf.layers_of(image.id), users,
+        )
+        return {"Manifests": shown}
 
     def _users(self, image_id: str) -> list[User]:
         if self.users is None:

@@ -211,6 +211,29 @@ async def test_docker_py_pushes_with_credentials_of_its_own(client: Client, push
     assert "unauthorized: incorrect username or password" in bad[-1]["error"]
 
 
+async def test_the_tree_of_images_shows_the_one_manifest_each_has(client: Client, registry: FakeRegistry) -> None:
+    registry.push("team/app", "1", _IMAGE)
+    ref = f"{registry.host}/team/app:1"
+    assert (await client.cli("pull", "-q", ref))[0] == 0
+
+    code, out = await client.cli("image", "ls", "--tree")
+    assert code == 0 and ref in out and "linux/amd64" in out, out
+    _, listed = await client.call("GET", "/v1.50/images/json?manifests=1")
+    (manifest,) = listed["Manifests"] if isinstance(listed, dict) else listed[0]["Manifests"]
+    assert manifest["ID"] == manifest["Descriptor"]["digest"] == _IMAGE.digest and manifest["Available"]
+    _, shown = await client.call("GET", f"/v1.50/images/{ref}/json?manifests=1")
+    assert shown["Manifests"] == [manifest]
+    assert "Manifests" not in (await client.call("GET", f"/v1.50/images/{ref}/json"))[1]
+
+
+async def test_pulling_several_platforms_is_refused_clearly(client: Client) -> None:
+    for query in ("platform=linux/amd64,linux/arm64", "platform=linux/amd64&platform=linux/arm64"):
+        status, answer = await client.call("POST", f"/images/create?fromImage=x&tag=1&{query}")
+        assert status == 400
+        (told,) = answer if isinstance(answer, list) else [answer]
+        assert "several platforms at once are not supported" in told["message"]
+
+
 async def test_a_search_without_a_word_is_refused(client: Client) -> None:
     status, answer = await client.call("GET", "/images/search?term=")
     assert status == 400 and "term" in answer["message"]

@@ -31,9 +31,11 @@ class ImageBackend(Protocol):
     """What these routes use of the image store."""
 
     def list_images(
-        self, filters: Filters, version: tuple[int, int], *, shared_size: bool = False
+        self, filters: Filters, version: tuple[int, int], *, shared_size: bool = False, manifests: bool = False
     ) -> list[dict[str, Any]]: ...
-    def inspect(self, ref: str, version: tuple[int, int], wanted: str = "") -> dict[str, Any]: ...
+    def inspect(
+        self, ref: str, version: tuple[int, int], wanted: str = "", *, manifests: bool = False
+    ) -> dict[str, Any]: ...
     def history(self, ref: str, wanted: str = "") -> list[dict[str, Any]]: ...
     async def pull(
         self, ref: str, *, auth: RegistryAuth | None = None, platform: str = "", progress: Listener | None = None
@@ -80,15 +82,16 @@ class ImageRoutes:
 
     async def _list(self, call: Call) -> web.StreamResponse:
         """ImageList: 200; 400 for a bad filter. Clients before 1.25 had `filter=` for a name."""
-        if call.flag("manifests"):
-            raise NotSupported("manifests is not supported: this engine keeps one platform of an image")
         filters = call.filters()
         if call.version < (1, 41) and call.text("filter"):
             filters = Filters({
                 **{key: filters.get(key) for key in filters.keys()},  # noqa: SIM118 - Filters is no mapping
                 "reference": (*filters.get("reference"), call.text("filter")),
             })
-        shown = self._images.list_images(filters, call.version, shared_size=call.flag("shared-size"))
+        shown = self._images.list_images(
+            filters, call.version, shared_size=call.flag("shared-size"),
+            manifests=call.flag("manifests") and call.version >= (1, 47),
+        )
         return json_answer(shown)
 
     async def _create(self, call: Call) -> web.StreamResponse:
@@ -165,10 +168,12 @@ class ImageRoutes:
         return response
 
     async def _inspect(self, call: Call) -> web.StreamResponse:
-        """ImageInspect: 200; 404."""
-        if call.flag("manifests"):
-            raise NotSupported("manifests is not supported: this engine keeps one platform of an image")
-        return json_answer(self._images.inspect(call.params["name"], call.version, _platform(call)))
+        """ImageInspect: 200; 400 for manifests of one platform, as dockerd has it; 404."""
+        manifests = call.flag("manifests") and call.version >= (1, 48)
+        platform = _platform(call)
+        if manifests and platform:
+            raise InvalidArgument("conflicting options: manifests and platform options cannot both be set")
+        return json_answer(self._images.inspect(call.params["name"], call.version, platform, manifests=manifests))
 
     async def _history(self, call: Call) -> web.StreamResponse:
         """ImageHistory: 200; 404."""

@@ -45,7 +45,7 @@ class ImageRoutes:
             Route("GET", "/images/{name:path}/json", self.one),
             Route("GET", "/images/{name:path}/history", self.one),
             Route("GET", "/images/{name:path}/get", self.one),
-            Route("POST", "/images/{name:path}/push", self.one),
+            Route("POST", "/images/{name:path}/push", self.push),
             Route("POST", "/images/{name:path}/tag", self.tag),
             Route("DELETE", "/images/{name:path}", self.remove),
         ]
@@ -172,6 +172,49 @@ class ImageRoutes:
         having = await self._having(name, nodes)
         return await forward(call, self._fleet, next(node for node in nodes if node.id in having))
 
+    async def push(self, call: Call) -> web.StreamResponse:
+        """From a node that has what is meant; all tags of a repository from as few nodes as have them together."""
+        name, tag = call.params["name"], call.text("tag")
+        nodes = self._some(self._fleet.ready())
+        repository, own_tag = split_tag(name)
+        if tag or own_tag:
+            try:
+                having = await self._having(f"{repository}:{tag}" if tag else name, nodes)
+            except NotFound:
+                having = {nodes[0].id}  # it will say so in the words of a push
+            return await forward(call, self._fleet, next(node for node in nodes if node.id in having))
+        answers = await self._fleet.ask_all(nodes, "GET", "/images/json")
+        tags = {answer.node.id: tags_of(answer.body, repository) for answer in answers if answer.status < 400}
+        shares = share_out(tags)
+        if len(shares) < 2:
+            chosen = next(iter(shares), nodes[0].id)
+            return await forward(call, self._fleet, next(node for node in nodes if node.id == chosen))
+        stream = JsonStream(call)
+        try:
+            for node in nodes:
+                for one in shares.get(node.id, ()):
+                    await self._push_one(call, stream, node, one)
+        except (SwarmletError, aiohttp.ClientError, ValueError) as err:
+            if not stream.started and isinstance(err, SwarmletError):
+                raise
+            await stream.fail(str(err))
+        return await stream.end()
+
+    async def _push_one(self, call: Call, stream: JsonStream, node: Node, tag: str) -> None:
+        """One tag's push into the common answer. ValueError with a node's words if it fails on the way."""
+        headers = {name: value for name, value in call.request.headers.items() if name.lower() == "x-registry-auth"}
+        path = str(call.request.rel_url.update_query(tag=tag))
+        async with self._fleet.request(node, "POST", path, headers=headers) as answer:
+            if answer.status >= 400:
+                decoded(answer.status, await answer.read())
+            async for line in answer.content:
+                if not line.strip():
+                    continue
+                said = json.loads(line)
+                if "error" in said:
+                    raise ValueError(said["error"])
+                await stream.send(said)
+
     async def _having(self, name: str, nodes: list[Node]) -> set[str]:
         """Ids of the nodes that have an image; NotFound in a node's own words if none has."""
         answers = await self._fleet.ask_all(nodes, "GET", f"/images/{quote(name, safe='/:@')}/json")
@@ -214,3 +257,29 @@ class ImageRoutes:
         if not nodes:
             raise NotFound("node", "", "no node is ready")
         return nodes
+
+
+def split_tag(name: str) -> tuple[str, str]:
+    """(repository, ":tag" or "@digest" behind it): a colon before the last slash is a registry's port."""
+    start = name.rfind("/") + 1
+    ends = [at for mark in "@:" if (at := name.find(mark, start)) >= 0]
+    end = min(ends, default=len(name))
+    return name[:end], name[end:]
+
+
+def tags_of(images: list[dict[str, Any]], repository: str) -> set[str]:
+    """The tags that a repository has among listed images."""
+    familiar = repository.removeprefix("docker.io/").removeprefix("library/")
+    named = (split_tag(name) for image in images for name in image.get("RepoTags") or ())
+    return {tag.removeprefix(":") for name, tag in named if name == familiar}
+
+
+def share_out(tags: Mapping[str, set[str]]) -> dict[str, list[str]]:
+    """Which node pushes which tags (by node id): every tag once, from nodes with many first. Pure."""
+    left = set[str]().union(*tags.values())
+    shares: dict[str, list[str]] = {}
+    while left:
+        node = max(tags, key=lambda ident: (len(tags[ident] & left), ident))
+        shares[node] = sorted(tags[node] & left)
+        left -= tags[node]
+    return shares
