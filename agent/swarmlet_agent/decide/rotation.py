@@ -5,27 +5,35 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from swarmlet.model.container import LogConfig
-from swarmlet_agent.decide.validate import parse_size
+from swarmlet_agent.decide.log_options import SHIPPING, parse_bool, parse_size
 
-#: The local driver's defaults; json-file has none and grows without limit.
+#: The defaults of the local driver, and of the file beside a driver that sends lines away; json-file has none and
+#: grows without limit.
 LOCAL_BYTES = 20 << 20
 LOCAL_FILES = 5
 
 
 @dataclass(frozen=True, slots=True)
 class LogLimits:
-    """Beyond max_bytes a file is put aside; `files` are kept in all, the one being written included."""
+    """Beyond max_bytes a file is put aside; `files` are kept in all, the one being written included.
+
+    compress: files put aside are packed with gzip, but for the newest, to which conmon may still write.
+    """
 
     max_bytes: int
     files: int
+    compress: bool = False
 
 
 def log_limits(config: LogConfig) -> LogLimits | None:
     """None: the log is never rotated."""
     if config.type == "none":
         return None
-    local = config.type == "local"
-    given = config.config
+    shipped = config.type in SHIPPING
+    local = shipped or config.type == "local"
+    prefix = "cache-" if shipped else ""
+    given = {key.removeprefix(prefix): value for key, value in config.config.items() if key.startswith(prefix)}
     size = parse_size(given["max-size"]) if given.get("max-size") else LOCAL_BYTES if local else 0
     files = int(given["max-file"]) if given.get("max-file") else LOCAL_FILES if local else 1
-    return LogLimits(size, files) if size > 0 else None
+    compress = parse_bool("compress", given.get("compress") or ("true" if local else "false"))
+    return LogLimits(size, files, compress and files > 1) if size > 0 else None

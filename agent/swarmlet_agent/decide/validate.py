@@ -4,20 +4,15 @@ runconfig). What depends on the image, other containers or the host's files is c
 
 from __future__ import annotations
 
-import re
-
 from swarmlet.errors import InvalidArgument, NotSupported
-from swarmlet.model.container import ContainerCreate, HostConfig, LogConfig, RestartPolicy
+from swarmlet.model.container import ContainerCreate, HostConfig, RestartPolicy
 from swarmlet_agent.decide.health import check_config
+from swarmlet_agent.decide.log_options import check_log
 from swarmlet_agent.decide.ports import wanted_ports
 from swarmlet_agent.decide.signals import parse_signal
 
 _MINIMUM_MEMORY = 6 << 20
 _HOSTNAME_LENGTH = 64  # the kernel's limit (sethostname(2))
-_SIZE = re.compile(r"^(\d+(?:\.\d+)?)\s*([kmgt]?)(?:i?b)?$")
-#: Options of the json-file and local log drivers that this engine honours.
-_LOG_OPTIONS = ("max-size", "max-file", "mode", "compress")
-LOG_DRIVERS = ("json-file", "local", "none")
 
 
 def check_request(request: ContainerCreate, *, cpus: int) -> list[str]:
@@ -157,36 +152,6 @@ def check_policy(policy: RestartPolicy) -> None:
             f"invalid restart policy: unknown policy '{policy.name}'; "
             "use one of 'no', 'always', 'on-failure', or 'unless-stopped'"
         )
-
-
-def check_log(config: LogConfig) -> None:
-    """The log driver and its options."""
-    if config.type and config.type not in LOG_DRIVERS:
-        raise NotSupported(f'log driver "{config.type}" is not supported: use one of {", ".join(LOG_DRIVERS)}')
-    for key, value in config.config.items():
-        if key not in _LOG_OPTIONS:
-            raise NotSupported(f"log option '{key}' is not supported for log driver {config.type or 'json-file'}")
-        if key == "mode" and value not in ("", "blocking"):
-            raise NotSupported(f"log mode '{value}' is not supported: use blocking")
-        if key == "compress" and value != "false":
-            raise NotSupported(f"log option 'compress={value}' is not supported: rotated logs stay as they are")
-        if key == "max-file" and not (value.isdigit() and int(value) >= 1):
-            raise InvalidArgument("max-file cannot be less than 1")
-        if key == "max-size":
-            parse_size(value)
-    if int(config.config.get("max-file") or 1) > 1 and config.type == "json-file" and "max-size" not in config.config:
-        raise InvalidArgument("max-file must be configured with max-size")
-
-
-def parse_size(text: str) -> int:
-    """Bytes of "10m", "512k", "1.5g", "-1" (0: unlimited); binary units, as Docker's log options have them."""
-    if text.strip() == "-1":
-        return 0
-    match = _SIZE.fullmatch(text.strip().lower())
-    if match is None:
-        raise InvalidArgument(f"invalid size: '{text}'")
-    number, unit = match.groups()
-    return int(float(number) * 1024 ** " kmgt".index(unit or " "))
 
 
 def _check_modes(request: ContainerCreate) -> None:

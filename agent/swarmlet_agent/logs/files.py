@@ -1,33 +1,64 @@
 """The files of one container's log: the current one and those rotated away. Blocking calls, for threads.
 
 Rotation renames `x.log` to `x.log.1` (and .1 to .2 …); conmon then makes a new `x.log`. Open files keep
-their content through renames, so a reader holds descriptors and follows inodes, never names.
+their content through renames, so a reader holds descriptors and follows inodes, never names. Files put aside may
+have been packed since (`x.log.1.gz`): those are known by their first line's time, which no other file has.
 """
 
 from __future__ import annotations
 
+import gzip
 import os
 import re
+import shutil
+import tempfile
 import threading
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
-from swarmlet_agent.logs.k8s_file import ends_line
+from swarmlet_agent.logs.k8s_file import TIME_WIDTH, ends_line
 
 #: Read at once: large enough to make calls cheap, small enough to be nothing in memory.
 BLOCK_BYTES = 256 << 10
 
 
+PACKED = ".gz"
+
+
 def log_files(path: Path) -> list[Path]:
     """The log's files that exist, oldest first."""
-    pattern = re.compile(re.escape(path.name) + r"\.(\d+)")
+    pattern = re.compile(re.escape(path.name) + r"\.(\d+)(\.gz)?")
     try:
         names = os.listdir(path.parent)
     except FileNotFoundError:
         return []
-    numbered = [(int(match[1]), name) for name in names if (match := pattern.fullmatch(name)) is not None]
-    rotated = [path.with_name(name) for _, name in sorted(numbered, reverse=True)]
+    numbered: dict[int, str] = {}
+    for name in names:
+        match = pattern.fullmatch(name)
+        # Packed and not: packing was cut before the plain one went. The packed one is whole once it has its name.
+        if match is not None and (match[2] or int(match[1]) not in numbered):
+            numbered[int(match[1])] = name
+    rotated = [path.with_name(numbered[number]) for number in sorted(numbered, reverse=True)]
     return [*rotated, path] if path.name in names else rotated
+
+
+def pack(path: Path) -> None:
+    """Make a file that was put aside `path`.gz; whole or not at all."""
+    packed, partial = path.with_name(path.name + PACKED), path.with_name(path.name + ".packing")
+    with path.open("rb") as source, gzip.open(partial, "wb", compresslevel=6) as target:
+        shutil.copyfileobj(source, target, BLOCK_BYTES)
+    os.chmod(partial, path.stat().st_mode & 0o777)
+    os.replace(partial, packed)
+    path.unlink()
+
+
+@dataclass(frozen=True, slots=True)
+class LogMark:
+    """A place in a log that outlives rotation: the time its file begins with, and an offset. b"": the beginning."""
+
+    head: bytes = b""
+    offset: int = 0
 
 
 class LogFiles:
@@ -46,13 +77,27 @@ class LogFiles:
         self._closed = False
         self._lock = threading.Lock()
 
-    def open(self, tail: int | None = None) -> None:
-        """Start at the beginning, or at the last `tail` lines. No log yet is an empty one."""
+    def open(self, tail: int | None = None, *, after: LogMark | None = None) -> None:
+        """Start at the beginning, at the last `tail` lines, or behind a mark. No log yet is an empty one.
+
+        A mark whose file is gone stands before all that is left.
+        """
         with self._lock:
             for each in log_files(self._path):
                 self._add(each)
             if tail is not None:
                 self._skip_to_tail(tail)
+            if after is not None and after.head:
+                for index in range(len(self._open) - 1, -1, -1):
+                    if os.pread(self._open[index], TIME_WIDTH, 0) == after.head:
+                        self._start_at(index, after.offset)
+                        return
+
+    def mark(self) -> LogMark | None:
+        """Behind the last block that `read` gave; None if nothing is open, or nothing has been written yet."""
+        with self._lock:
+            head = os.pread(self._open[0], TIME_WIDTH, 0) if self._open else b""
+            return LogMark(head, self._position - len(self._rest)) if len(head) == TIME_WIDTH else None
 
     def close(self) -> None:
         with self._lock:
@@ -120,9 +165,10 @@ class LogFiles:
                 self._position, self._rest = 0, b""
             return current.st_size > self._position
         files = log_files(self._path)
-        inodes = [_inode(each) for each in files]
+        head = os.pread(self._open[-1], TIME_WIDTH, 0)
+        ours = [index for index, each in enumerate(files) if _is(each, current.st_ino, head)]
         # Rotated more than once since: go on with the next newer one; with the oldest left, if ours is gone.
-        behind = inodes.index(current.st_ino) + 1 if current.st_ino in inodes else 0
+        behind = ours[-1] + 1 if ours else 0
         for each in files[behind:]:
             self._add(each)
         return True
@@ -130,17 +176,32 @@ class LogFiles:
     def _add(self, path: Path) -> None:
         if self._closed:
             return
-        try:
-            self._open.append(os.open(path, os.O_RDONLY | os.O_CLOEXEC))
-        except FileNotFoundError:
-            return  # rotated away between the listing and now: another name has it, or max-file removed it
+        for name in (path, path.with_name(path.name + PACKED)):
+            try:
+                packed = name.suffix == PACKED
+                self._open.append(_unpacked(name) if packed else os.open(name, os.O_RDONLY | os.O_CLOEXEC))
+                return
+            except FileNotFoundError:
+                continue  # rotated away between the listing and now: another name has it, or max-file removed it
 
 
-def _inode(path: Path) -> int:
+def _unpacked(path: Path) -> int:
+    """A descriptor of the plain content, which has no name."""
+    with gzip.open(path) as source, tempfile.TemporaryFile(dir=path.parent) as target:
+        shutil.copyfileobj(source, target, BLOCK_BYTES)
+        target.flush()
+        return os.dup(target.fileno())
+
+
+def _is(path: Path, inode: int, head: bytes) -> bool:
+    """True for the file of that number; packed, for one that begins like it."""
     try:
-        return os.stat(path).st_ino
+        if path.suffix != PACKED:
+            return os.stat(path).st_ino == inode
+        with gzip.open(path) as file:
+            return file.read(TIME_WIDTH) == head
     except FileNotFoundError:
-        return -1
+        return False
 
 
 def _pieces_backwards(descriptor: int) -> Iterator[tuple[int, bool]]:

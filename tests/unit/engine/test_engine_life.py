@@ -464,7 +464,7 @@ async def test_options_that_are_not_honoured_are_refused_by_name(node):
         ({"userns_mode": "private"}, "userns"),
         ({"storage_opt": {"size": "1g"}}, "storage-opt"),
         ({"isolation": "hyperv"}, "isolation"),
-        ({"log_config": LogConfig(type="syslog")}, "log driver"),
+        ({"log_config": LogConfig(type="fluentd")}, "log driver"),
     ):
         with pytest.raises(NotSupported, match=name):
             await node.engine.create("", request(**option))

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from swarmlet.model.times import NS, rfc3339
 from swarmlet_agent.logs import files as log_files_module
-from swarmlet_agent.logs.files import LogFiles
+from swarmlet_agent.logs.files import LogFiles, pack
 from swarmlet_agent.logs.k8s_file import LogQuery, Renderer, in_zone, utc
 from swarmlet_agent.logs.reader import LogReader
 from swarmlet_agent.logs.watch import FolderWatch
@@ -284,3 +284,64 @@ async def test_a_watched_folder_may_go_away(tmp_path: Path) -> None:
             async with asyncio.timeout(2):
                 await other.wait()
     watch.close()
+
+
+def read_all(files: LogFiles) -> bytes:
+    data = b""
+    while block := files.read():
+        data += block
+    return data
+
+
+def test_packed_files_read_like_plain_ones(tmp_path: Path) -> None:
+    path = tmp_path / "x.log"
+    old, new = piece("old", at=START), piece("new", at=START + 1)
+    path.with_name("x.log.1").write_bytes(old)
+    path.write_bytes(new)
+    pack(path.with_name("x.log.1"))
+    files = LogFiles(path)
+    files.open()
+
+    assert read_all(files) == old + new
+    files.close()
+    assert sorted(item.name for item in tmp_path.iterdir()) == ["x.log", "x.log.1.gz"]
+
+
+def test_a_reader_follows_its_file_into_a_packed_one_and_gives_no_line_twice(tmp_path: Path) -> None:
+    path = tmp_path / "x.log"
+    lines = [piece(f"line {number}", at=START + number) for number in range(3)]
+    path.write_bytes(lines[0])
+    files = LogFiles(path)
+    files.open()
+    assert read_all(files) == lines[0]
+    for number in (1, 2):
+        if number > 1:
+            os.replace(path.with_name("x.log.1.gz"), path.with_name("x.log.2.gz"))
+        os.replace(path, path.with_name("x.log.1"))
+        path.write_bytes(lines[number])
+        pack(path.with_name("x.log.1"))
+
+    assert files.advance()
+    assert read_all(files) == lines[1] + lines[2]
+    files.close()
+
+
+def test_a_mark_finds_its_place_again_after_rotation_and_packing(tmp_path: Path) -> None:
+    path = tmp_path / "x.log"
+    lines = [piece(f"line {number}", at=START + number) for number in range(3)]
+    path.write_bytes(lines[0])
+    files = LogFiles(path)
+    files.open()
+    read_all(files)
+    mark = files.mark()
+    files.close()
+    with path.open("ab") as file:
+        file.write(lines[1])
+    os.replace(path, path.with_name("x.log.1"))
+    path.write_bytes(lines[2])
+    pack(path.with_name("x.log.1"))
+
+    again = LogFiles(path)
+    again.open(after=mark)
+    assert read_all(again) == lines[1] + lines[2]
+    again.close()

@@ -14,6 +14,7 @@ from swarmlet.engine_api.streams import MULTIPLEXED_STREAM, RAW_STREAM
 from swarmlet.errors import InvalidArgument
 from swarmlet.model.times import parse_timestamp
 from swarmlet_agent.api.backends import StreamBackend
+from swarmlet_agent.decide.log_options import expand_tag, extra_attributes, keeps_log, tag_fields
 from swarmlet_agent.engine.container import Container
 from swarmlet_agent.logs.k8s_file import LogQuery
 from swarmlet_agent.logs.reader import LogReader
@@ -31,7 +32,7 @@ class LogRoutes:
         """ContainerLogs: frames, or raw bytes of a terminal; 400 without a stream, 501 for a driver that keeps none."""
         container = self._backend.get(call.params["id"])
         query = log_query(call, container)
-        if not container.log_path or container.host.log_config.type == "none":
+        if not container.log_path or not keeps_log(container.host.log_config):
             return refusal("configured logging driver does not support reading", 501)
         response = web.StreamResponse(headers={"Content-Type": _content_type(call, container)})
         response.enable_chunked_encoding()
@@ -85,14 +86,12 @@ def moment(call: Call, name: str) -> int:
 
 
 def attributes(container: Container) -> str:
-    """What `--details` shows: labels and variables that --log-opt labels= and env= name, as k=v,k=v."""
+    """What `--details` shows: the tag if one was asked for, labels and variables that log options name, as k=v,k=v."""
     options = container.host.log_config.config
-    variables = dict(entry.split("=", 1) for entry in container.config.env if "=" in entry)
-    labels = container.config.labels
-    found = {key: labels[key] for key in _names(options.get("labels")) if key in labels}
-    found |= {key: variables[key] for key in _names(options.get("env")) if key in variables}
+    found = extra_attributes(container.config, options)
+    if options.get("tag"):
+        fields = tag_fields(
+            ident=container.id, name=container.name, image_id=container.image_id, image_name=container.image_ref
+        )
+        found["tag"] = expand_tag(options["tag"], fields)
     return ",".join(f"{quote_plus(key)}={quote_plus(value)}" for key, value in sorted(found.items()))
-
-
-def _names(option: str | None) -> list[str]:
-    return [name.strip() for name in (option or "").split(",") if name.strip()]
