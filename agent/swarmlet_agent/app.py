@@ -16,7 +16,8 @@ import os
 import signal
 import sys
 import time
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
@@ -89,15 +90,23 @@ async def _run(settings: AgentSettings, open_files: tuple[int, int]) -> None:
     log.info("agent ends; containers live on")
 
 
-@contextlib.asynccontextmanager
-async def agent(settings: AgentSettings, *, open_files: tuple[int, int] | None = None) -> AsyncIterator[None]:
-    """A whole agent, serving inside the block.
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What runs containers on this host, started."""
 
-    open_files: (soft, hard) limit for containers that ask for none; None: the agent's own.
-    """
-    shrink_buffers()
+    journal: Journal
+    images: ImageStore
+    volumes: VolumeStore
+    networks: BridgeNetworks
+    runtime: ConmonRuntime
+    engine: Engine
+    logs: LogReader
+
+
+@contextlib.asynccontextmanager
+async def started_parts(settings: AgentSettings, open_files: tuple[int, int] | None) -> AsyncIterator[Parts]:
+    """Taken up as the last agent left them; let go of, not ended, behind the block."""
     data_dir, run_dir = Path(settings.data_dir), Path(settings.run_dir)
-    hostname = settings.hostname or os.uname().nodename
     async with contextlib.AsyncExitStack() as stack:
         journal = Journal(data_dir / "journal.db")
         stack.callback(journal.close)
@@ -134,41 +143,48 @@ async def agent(settings: AgentSettings, *, open_files: tuple[int, int] | None =
         await engine.start()
         stack.push_async_callback(engine.close)
         await networks.retain({container.id for container in engine.list()})
-
         reader = LogReader()
         stack.callback(reader.close)
-        socket = run_dir / AGENT_SOCKET
-        manager_socket = run_dir / MANAGER_SOCKET
-        swarm = adapters.SwarmFacts()
-        system = SystemRoutes(
-            engine, events, runtime, adapters.ImageCount(images), adapters.DiskUsage(images, volumes, engine), swarm,
-            host=await asyncio.to_thread(read_host_facts),
-            node=NodeFacts(
-                await _engine_id(journal), data_dir, RELEASE, time.time_ns(),
-                tuple(f"{name}={value}" for name, value in settings.labels.items()),
-            ),
-        )
+        yield Parts(journal, images, volumes, networks, runtime, engine, reader)
 
-        def own_routes() -> Sequence[Route]:
+
+@contextlib.asynccontextmanager
+async def agent(settings: AgentSettings, *, open_files: tuple[int, int] | None = None) -> AsyncIterator[None]:
+    """A whole agent, serving inside the block.
+
+    open_files: (soft, hard) limit for containers that ask for none; None: the agent's own.
+    """
+    shrink_buffers()
+    run_dir = Path(settings.run_dir)
+    socket, manager_socket = run_dir / AGENT_SOCKET, run_dir / MANAGER_SOCKET
+    hostname = settings.hostname or os.uname().nodename
+    async with contextlib.AsyncExitStack() as stack:
+        parts = await stack.enter_async_context(started_parts(settings, open_files))
+        swarm_facts = adapters.SwarmFacts()
+        system = await _system_routes(settings, parts, swarm_facts)
+
+        def node_view() -> list[Route]:
             groups: list[RouteGroup] = [
-                ImageRoutes(images), DistributionRoutes(images), NetworkRoutes(networks), VolumeRoutes(volumes),
-                SwarmRoutes(member, manager_socket),
+                ImageRoutes(parts.images), DistributionRoutes(parts.images), NetworkRoutes(parts.networks),
+                VolumeRoutes(parts.volumes), swarm,
             ]
-            return node_routes(engine, images, reader, system, groups)
+            return node_routes(parts.engine, parts.images, parts.logs, system, groups)
 
         manager = ManagerProcess(settings, lambda: member.address)
         stack.push_async_callback(manager.close)
         line = ClusterLine(
-            engine, images, journal, settings, hostname=hostname, release=RELEASE,
-            node_routes=lambda: [*own_routes(), *TunnelRoutes(socket).routes()], address=lambda: member.address,
+            parts.engine, parts.images, parts.journal, settings, hostname=hostname, release=RELEASE,
+            node_routes=lambda: [*node_view(), *TunnelRoutes(socket).routes()], address=lambda: member.address,
         )
         member = Member(
-            data_dir, manager_socket, manager, line, hostname=hostname,
+            Path(settings.data_dir), manager_socket, manager, line, hostname=hostname,
             default_address=lambda: default_address(settings), ping_manager=manager.answers,
             manager_port=settings.manager_port,
         )
-        swarm.member = member
-        server = Server(own_routes())
+        swarm_facts.member = member
+        swarm = SwarmRoutes(member, manager_socket)
+        stack.push_async_callback(swarm.close)
+        server = Server(node_view())
         stack.push_async_callback(server.close)
         await member.start()
         stack.push_async_callback(member.close)
@@ -176,6 +192,18 @@ async def agent(settings: AgentSettings, *, open_files: tuple[int, int] | None =
         if settings.socket_group:
             await asyncio.to_thread(_give_to_group, socket, settings.socket_group)
         yield
+
+
+async def _system_routes(settings: AgentSettings, parts: Parts, swarm: adapters.SwarmFacts) -> SystemRoutes:
+    labels = tuple(f"{name}={value}" for name, value in settings.labels.items())
+    return SystemRoutes(
+        parts.engine, parts.engine.events, parts.runtime, adapters.ImageCount(parts.images),
+        adapters.DiskUsage(parts.images, parts.volumes, parts.engine), swarm,
+        host=await asyncio.to_thread(read_host_facts),
+        node=NodeFacts(
+            await _engine_id(parts.journal), Path(settings.data_dir), RELEASE, time.time_ns(), labels
+        ),
+    )
 
 
 async def _engine_id(journal: Journal) -> str:

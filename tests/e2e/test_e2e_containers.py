@@ -145,7 +145,8 @@ def test_start_restart_kill_and_wait(view: View) -> None:
 
 
 def test_a_stop_signal_reaches_a_program_that_is_still_starting(view: View) -> None:
-    view("run", "-d", "--name", "slow", "busybox", "sh", "-c", "sleep 1; trap 'exit 5' TERM; while :; do sleep 0.1; done")
+    script = "sleep 1; trap 'exit 5' TERM; while :; do sleep 0.1; done"
+    view("run", "-d", "--name", "slow", "busybox", "sh", "-c", script)
     began = time.monotonic()
     view("stop", "-t", "30", "slow")
     assert time.monotonic() - began < 15

@@ -40,6 +40,11 @@ class SwarmRoutes:
     def __init__(self, member: MemberPort, manager_socket: Path) -> None:
         self._member = member
         self._socket = manager_socket
+        self._sessions: dict[bool, aiohttp.ClientSession] = {}
+
+    async def close(self) -> None:
+        for session in self._sessions.values():
+            await session.close()
 
     def routes(self) -> list[Route]:
         own = [
@@ -82,17 +87,25 @@ class SwarmRoutes:
         request = call.request
         url = f"http://manager{request.rel_url.raw_path_qs}"
         data = request.content if request.can_read_body else None
+        headers = kept_headers(request.headers)
         try:
-            async with (
-                aiohttp.ClientSession(
-                    connector=aiohttp.UnixConnector(str(self._socket)), timeout=aiohttp.ClientTimeout(total=None),
-                    auto_decompress=False,
-                ) as client,
-                client.request(request.method, url, headers=kept_headers(request.headers), data=data) as answer,
-            ):
+            async with self._manager(request.method).request(
+                request.method, url, headers=headers, data=data
+            ) as answer:
                 return await relay(call, answer)
-        except aiohttp.ClientConnectorError as err:
-            raise Unavailable("this host's manager does not answer yet; it is being started") from err
+        except aiohttp.ClientConnectionError as err:
+            raise Unavailable("this host's manager does not answer; it is being started") from err
+
+    def _manager(self, method: str) -> aiohttp.ClientSession:
+        """Reads keep their connections for the next one; a write gets a fresh one, since it cannot be repeated
+        when a kept connection turns out to be that of a manager that has gone."""
+        keep = method in ("GET", "HEAD")
+        if keep not in self._sessions:
+            self._sessions[keep] = aiohttp.ClientSession(
+                connector=aiohttp.UnixConnector(str(self._socket), limit=0, force_close=not keep),
+                timeout=aiohttp.ClientTimeout(total=None), auto_decompress=False, cookie_jar=aiohttp.DummyCookieJar(),
+            )
+        return self._sessions[keep]
 
 
 async def _body(call: Call) -> dict[str, Any]:
