@@ -12,12 +12,13 @@ import ctypes
 import os
 import secrets
 import stat
+import threading
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from swarmlet.errors import Internal
 from swarmlet.log import get_logger
@@ -27,6 +28,9 @@ from swarmlet_agent.images.unpack import Unpacked, remove_tree
 from swarmlet_agent.images.workers import UnpackPool
 
 log = get_logger(__name__)
+T = TypeVar("T")
+#: Fills a work folder; the second argument says whether to stop.
+Fill = Callable[[Path, Callable[[], bool]], Unpacked | None]
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -151,6 +155,22 @@ class LayerStore:
                         await self._commit(work, unpacked.diff_id, "", unpacked)
                     return self._layers[unpacked.diff_id]
 
+    async def add_folder(self, parent: str, fill: Fill) -> Layer | None:
+        """A layer over `parent` ("" = none) from files that are here already; None if there are none.
+
+        fill, in a thread, puts `diff` and `recipe` into the folder it is given, and heeds its second argument, which
+        says whether to stop. The layer stays until `sweep`: have the parent pinned, and pin it at once.
+        """
+        with self._work_folder() as work:
+            unpacked = await stoppable(lambda stopped: fill(work, stopped))
+            if unpacked is None:
+                return None
+            chain_id = chain_ids([parent, unpacked.diff_id])[-1] if parent else unpacked.diff_id
+            async with self._lock(chain_id):
+                if chain_id not in self._layers:
+                    await self._commit(work, chain_id, parent, unpacked)
+                return self._layers[chain_id]
+
     async def sync(self, chains: Iterable[str]) -> None:
         """The files of these layers are on disk when this returns: call before promising an image."""
         fresh = self._unsynced.intersection(chains)
@@ -227,6 +247,20 @@ class LayerStore:
 
     def _lock(self, chain_id: str) -> asyncio.Lock:
         return self._locks.setdefault(chain_id, asyncio.Lock())
+
+
+async def stoppable(work: Callable[[Callable[[], bool]], T]) -> T:
+    """Run it in a thread; being cancelled tells it to stop, and waits until it has."""
+    stopping = threading.Event()
+    running = asyncio.ensure_future(asyncio.to_thread(work, stopping.is_set))
+    try:
+        return await asyncio.shield(running)
+    except asyncio.CancelledError:
+        stopping.set()
+        await asyncio.wait([running])
+        if not running.cancelled():
+            running.exception()  # it was told to stop; what it says then is of no interest
+        raise
 
 
 async def together(work: Iterable[Awaitable[None]]) -> None:

@@ -93,6 +93,14 @@ class RootStore:
             self._leaving.discard(container_id)
         return self._layers.pop(container_id, ())
 
+    def upper(self, container_id: str) -> Path:
+        """Where the container's own changes are: of use while it is unmounted, or to look at."""
+        return self._place(container_id) / "upper"
+
+    def names(self) -> list[str]:
+        """Of all roots there are."""
+        return list(self._layers)
+
     async def size(self, container_id: str) -> int:
         folder = self._place(container_id)
         if container_id not in self._layers:
@@ -152,6 +160,10 @@ def _mount_overlay(lower: Sequence[Path], folder: Path) -> None:
         )
         if os.path.exists("/sys/module/overlay/parameters/index"):
             options += ",index=off"  # an index would tie upper to one set of lower layers, and costs at mount
+        for feature in ("redirect_dir", "metacopy"):
+            # They leave in upper what only overlayfs understands: it could not become a layer.
+            if os.path.exists(f"/sys/module/overlay/parameters/{feature}"):
+                options += f",{feature}=off"
         result = _libc.mount(b"overlay", os.fsencode(folder / "merged"), b"overlay", 0, options.encode())
         if result != 0:
             code = ctypes.get_errno()
