@@ -15,8 +15,8 @@ class PushRegistry(FakeRegistry):
     """Blobs belong to repositories here, so that mounting means something.
 
     break_upload_after: bytes of an upload after which the connection breaks, once. resumable: whether what came before
-    is kept then. busy: so many requests are answered with 503. denied: pushing is refused. scopes: what tokens were
-    asked for.
+    is kept then. stall: so many uploads are not read from. busy: so many requests are answered with 503. denied:
+    pushing is refused. mounts: whether blobs are mounted. hub: what a search finds. scopes: what tokens were asked for.
     """
 
     def __init__(self) -> None:
@@ -28,6 +28,8 @@ class PushRegistry(FakeRegistry):
         self.busy = 0
         self.scopes: list[str] = []
         self.mounts = True
+        self.stall = 0
+        self.hub: list[dict[str, object]] = []
 
     def put(self, repository: str, content: bytes) -> None:
         self.blobs[digest(content)] = content
@@ -41,6 +43,7 @@ class PushRegistry(FakeRegistry):
         app.router.add_put(r"/v2/{name:.+}/blobs/uploads/{upload}", self._finish)
         app.router.add_delete(r"/v2/{name:.+}/blobs/uploads/{upload}", self._cancel)
         app.router.add_put(r"/v2/{name:.+}/manifests/{ref}", self._put_manifest)
+        app.router.add_get("/v1/search", self._search)
 
     def _stop(self, request: web.Request) -> web.Response | None:
         self.requests[f"push {request.method}"] += 1
@@ -66,6 +69,10 @@ class PushRegistry(FakeRegistry):
             return web.Response(status=404)
         return web.Response(body=self.blobs[ref])
 
+    async def _search(self, request: web.Request) -> web.Response:
+        self.requests[f"search {request.query['q']} {request.query['n']}"] += 1
+        return web.json_response({"num_results": len(self.hub), "results": self.hub})
+
     async def _begin(self, request: web.Request) -> web.Response:
         if (stop := self._stop(request)) is not None:
             return stop
@@ -83,6 +90,10 @@ class PushRegistry(FakeRegistry):
             return stop
         assert request.query_string == "state=a%2Bb"
         have = self.uploads[request.match_info["upload"]]
+        if self.stall:
+            self.stall -= 1
+            self.requests["stalled"] += 1
+            await asyncio.sleep(60)  # ends with the connection
         with suppress(ConnectionResetError):
             async for piece in request.content.iter_any():
                 have += piece

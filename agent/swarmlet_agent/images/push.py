@@ -35,6 +35,7 @@ MAX_UPLOADS = 5
 MAX_ATTEMPTS = 5
 #: A registry that takes no byte for this long is given up, and tried again.
 STALL_S = 60.0
+_CANCEL_S = 3.0
 _BACKOFF_S = 0.5
 _BACKOFF_MAX_S = 10.0
 
@@ -154,8 +155,10 @@ class _LayerPush:
                     place, offset = await self._resume(place)
         except BaseException:
             if place is not None:
-                with contextlib.suppress(SwarmletError):  # registries clear up forgotten uploads by themselves
-                    await self._target.cancel(place)
+                # Registries clear up forgotten uploads by themselves: no trouble of theirs may hold us up here.
+                with contextlib.suppress(SwarmletError, TimeoutError):
+                    async with asyncio.timeout(_CANCEL_S):
+                        await self._target.cancel(place)
             raise
         self._say("Pushed")
         return Descriptor(f"{DOCKER_LAYER}.gzip", self._packed.digest, self._packed.size)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gzip
 import json
 import os
@@ -19,6 +20,7 @@ from fakes.images_registry import RealRegistry, real_registry
 from swarmlet.engine_api.filters import Filters
 from swarmlet.errors import InvalidArgument, NotFound, SwarmletError
 from swarmlet_agent.images import push as push_module
+from swarmlet_agent.images import search as search_module
 from swarmlet_agent.images.refusals import RegistryDenied, RegistryUnreachable
 from swarmlet_agent.images.types import RegistryAuth
 
@@ -261,6 +263,54 @@ async def test_a_damaged_layer_never_becomes_a_blob(node: Node, registry: PushRe
         await push(node, f"{registry.host}/x:1")
     assert ("x", "1") not in registry.manifests and registry.uploads == {}
     assert not any(len(blob) > 1 << 20 for blob in registry.blobs.values())
+
+
+async def test_a_registry_that_stops_reading_is_tried_anew(
+    node: Node, registry: PushRegistry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(push_module, "STALL_S", 1.0)
+    image = await load(node, f"{registry.host}/x:1", image=MadeImage([files({"big": os.urandom(24 << 20)})]))
+    registry.stall = 1
+
+    seen = await push(node, f"{registry.host}/x:1")
+
+    assert any(status.startswith("Retrying in ") for status in said(seen, image.diff_ids[0][7:19]))
+    assert registry.requests["stalled"] == 1 and ("x", "1") in registry.manifests
+
+
+async def test_a_push_whose_client_goes_away_leaves_nothing_at_the_registry(
+    node: Node, registry: PushRegistry
+) -> None:
+    await load(node, f"{registry.host}/x:1", image=MadeImage([files({"big": os.urandom(24 << 20)})]))
+    registry.stall = 1
+    work = asyncio.create_task(push(node, f"{registry.host}/x:1"))
+    async with asyncio.timeout(20):
+        while not registry.requests["stalled"]:
+            await asyncio.sleep(0.02)
+
+    work.cancel()
+    await asyncio.wait([work], timeout=20)
+
+    assert work.cancelled() and registry.uploads == {} and registry.requests["cancel"] == 1
+    assert ("x", "1") not in registry.manifests
+
+
+async def test_docker_hub_is_searched_with_the_filters_of_docker(
+    node: Node, registry: PushRegistry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(search_module, "_HUB_SEARCH", f"http://{registry.host}/v1/search")
+    registry.hub = [
+        {"name": "redis", "description": "keeps keys", "star_count": 900, "is_official": True, "is_automated": False},
+        {"name": "me/redis", "description": "", "star_count": 3, "is_official": False},
+    ]
+    assert (await node.store.search("redis", filters=Filters()))[0] == registry.hub[0]
+    for filters, names in (
+        ({"is-official": ("true",)}, ["redis"]), ({"is-official": ("false",)}, ["me/redis"]),
+        ({"stars": ("4",)}, ["redis"]), ({}, ["redis", "me/redis"]),
+    ):  # fmt: skip
+        found = await node.store.search("library/redis", filters=Filters(filters), limit=7)
+        assert [one["name"] for one in found] == names
+    assert registry.requests["search redis 7"] == 4 and registry.requests["search redis 25"] == 1
 
 
 async def test_what_cannot_be_pushed_is_said_in_dockerds_words(node: Node) -> None:
