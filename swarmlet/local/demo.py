@@ -22,8 +22,9 @@ def ensure_demo(cluster: ClusterLayout) -> list[str]:
     named = quote(f'{{"name":["{SERVICE}"]}}')
     if not any(service["Spec"]["Name"] == SERVICE for service in call(socket, "GET", f"/services?filters={named}")):
         call(socket, "POST", "/services/create", demo_spec())
-    urls: list[str] = wait_until("the demo serves", lambda: _serving(cluster), SERVE_TIMEOUT_S, period_s=0.1)
-    return urls
+    # In a tuple, as no URLs at all are an answer too: somebody has scaled it to zero.
+    urls: tuple[list[str]] = wait_until("the demo serves", lambda: _serving(cluster), SERVE_TIMEOUT_S, period_s=0.1)
+    return urls[0]
 
 
 def demo_spec() -> dict[str, Any]:
@@ -32,7 +33,12 @@ def demo_spec() -> dict[str, Any]:
     return {
         "Name": SERVICE,
         "TaskTemplate": {
-            "ContainerSpec": {"Image": DEMO, "Env": ["WHERE={{.Node.Hostname}}", "SLOT={{.Task.Slot}}"]},
+            "ContainerSpec": {
+                "Image": DEMO,
+                "Env": ["WHERE={{.Node.Hostname}}", "SLOT={{.Task.Slot}}"],
+                # As process 1 its server does not react to SIGTERM: each stop would take the grace period of 10 s.
+                "StopSignal": "SIGKILL",
+            },
             "Resources": {"Limits": {"MemoryBytes": 64 << 20}},
         },
         "Mode": {"Replicated": {"Replicas": REPLICAS}},
@@ -40,8 +46,8 @@ def demo_spec() -> dict[str, Any]:
     }
 
 
-def _serving(cluster: ClusterLayout) -> list[str] | None:
-    """URLs of all running replicas once each has answered, else None."""
+def _serving(cluster: ClusterLayout) -> tuple[list[str]] | None:
+    """The URLs of all running replicas once each has answered, else None."""
     socket = cluster.nodes[0].manager_socket
     filters = quote(f'{{"service":["{SERVICE}"],"desired-state":["running"]}}')
     addresses = {node["ID"]: node["Status"].get("Addr", "") for node in call(socket, "GET", "/nodes")}
@@ -53,7 +59,7 @@ def _serving(cluster: ClusterLayout) -> list[str] | None:
             urls.append(f"{addresses[task['NodeID']]}:{ports[0]['PublishedPort']}")
     if len(urls) < wanted or not all(_answers(url) for url in urls):
         return None
-    return sorted(f"http://{url}/cgi-bin/index.cgi" for url in urls)
+    return (sorted(f"http://{url}/cgi-bin/index.cgi" for url in urls),)
 
 
 def _answers(authority: str) -> bool:
