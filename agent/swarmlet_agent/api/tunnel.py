@@ -53,12 +53,13 @@ class TunnelRoutes:
             with contextlib.suppress(ConnectionError):
                 async for data in tunnel.chunks(websocket):
                     await write(data)
-            # The client has ended its input, or is gone; which of the two, the engine's own side decides.
             with contextlib.suppress(OSError, RuntimeError):
-                if websocket.closed:
-                    writer.close()
-                else:
+                if not websocket.closed:
                     writer.write_eof()
+                    # The client has ended its input and goes on reading. That it has gone, too, comes this way.
+                    while not websocket.closed:
+                        await websocket.receive()
+                writer.close()
 
         receiver = asyncio.create_task(inward(), name="tunnel-inward")
         try:

@@ -71,8 +71,9 @@ async def _carry(
                 await tunnel.send(socket, data)
             if not stream.closed.is_set():
                 await socket.send_str(tunnel.END)
-        if stream.closed.is_set():
-            await socket.close()
+            # It goes on reading; should it go away while its container is silent, the node is told.
+            await stream.closed.wait()
+        await socket.close()
 
     sender = asyncio.create_task(outward(), name="forward-outward")
     try:
