@@ -29,6 +29,9 @@ log = get_logger(__name__)
 #: A manager's first start makes an etcd, a CA and a cluster.
 MANAGER_START_S = 60.0
 LOOK_AGAIN_S = 0.1
+#: What clients send when nobody chose: where managers listen, and the prefix length of overlay subnets.
+_LISTEN_ADDR = "0.0.0.0:2377"
+_SUBNET_SIZE = 24
 LEFT = "This node is not part of a swarm"
 ALREADY = 'This node is already part of a swarm. Use "docker swarm leave" to leave this swarm and join another one.'
 
@@ -152,10 +155,11 @@ class Member:
 
         Unavailable if this host is a member already, InvalidArgument for a bad address.
         """
-        _refuse(request, "DefaultAddrPool", "SubnetSize", "DataPathAddr", "DataPathPort")
-        spec = request.get("Spec") or {}
-        if (spec.get("EncryptionConfig") or {}).get("AutoLockManagers"):
-            raise NotSupported("autolock is not supported: the managers' keys live in etcd")
+        _refuse(request, "DefaultAddrPool", "DataPathAddr", "DataPathPort", "ForceNewCluster")
+        if request.get("SubnetSize") not in (None, 0, _SUBNET_SIZE):
+            raise NotSupported("SubnetSize is not supported yet")
+        _check_spec(request.get("Spec") or {})
+        self._check_listening(request)
         address = self._advertised(request)
         async with self._only_when_inactive():
             dial = (_authority(address, self._manager_port),)
@@ -172,6 +176,7 @@ class Member:
     async def join(self, request: dict[str, Any]) -> None:
         """`docker swarm join`. Forbidden for a wrong token, Unavailable if no manager answers."""
         _refuse(request, "DataPathAddr")
+        self._check_listening(request)
         token = request.get("JoinToken") or ""
         remotes = request.get("RemoteAddrs") or []
         if not isinstance(token, str) or not isinstance(remotes, list) or not all(isinstance(r, str) for r in remotes):
@@ -269,6 +274,16 @@ class Member:
             raise InvalidArgument(f"invalid AdvertiseAddr {text!r}: must be a non-zero IP address")
         return str(address)
 
+    def _check_listening(self, request: dict[str, Any]) -> None:
+        """A manager listens on every address, at the port of the settings; a node begins as an active one."""
+        listen = str(request.get("ListenAddr") or "")
+        host, port = _host_of(listen), _with_port(listen, self._manager_port).rpartition(":")[2]
+        chosen = listen != _LISTEN_ADDR
+        if chosen and (host not in ("", "0.0.0.0", "::") or port != str(self._manager_port)):
+            raise NotSupported(f"ListenAddr {listen} is not supported: managers listen on 0.0.0.0:{self._manager_port}")
+        if (availability := request.get("Availability")) not in (None, "", "active"):
+            raise NotSupported(f"Availability {availability} is not supported here: use docker node update afterwards")
+
     def _load(self) -> Membership | None:
         try:
             return msgspec.json.decode(self._file.read_bytes(), type=Membership)
@@ -284,6 +299,17 @@ def _refuse(request: dict[str, Any], *options: str) -> None:
     for option in options:
         if request.get(option):
             raise NotSupported(f"{option} is not supported yet")
+
+
+def _check_spec(spec: Any) -> None:
+    """`docker swarm init` sends what its flags changed: none of it is set at the start."""
+    if not isinstance(spec, dict):
+        raise InvalidArgument("invalid JSON: Spec must be an object")
+    if (spec.get("EncryptionConfig") or {}).get("AutoLockManagers"):
+        raise NotSupported("autolock is not supported: the managers' keys live in etcd")
+    for part, values in spec.items():
+        if values and (not isinstance(values, dict) or any(values.values())) and (part, values) != ("Name", "default"):
+            raise NotSupported(f"Spec.{part} is not supported here: use docker swarm update afterwards")
 
 
 def _host_of(text: str) -> str:
