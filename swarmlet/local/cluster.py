@@ -49,17 +49,31 @@ class _Record(msgspec.Struct, frozen=True, kw_only=True):
     nodes: int
     subnet: int
     etcd: EtcdSettings = EtcdSettings()
+    going: bool = False  # its removal has begun: what is left of it can only be removed
 
 
 def find(name: str) -> ClusterLayout:
     """The layout of an existing cluster. NotFound says how to make it; InvalidArgument for a bad name."""
+    saved = _read(name)
+    return plan_cluster(saved.name, saved.nodes, saved.subnet, saved.etcd)
+
+
+def _read(name: str) -> _Record:
     try:
-        text = plan_cluster(name, 1, 0).record.read_bytes()
+        return msgspec.json.decode(plan_cluster(name, 1, 0).record.read_bytes(), type=_Record)
     except FileNotFoundError as err:
         message = f"there is no cluster {name!r} on this machine: start it with swarmlet up"
         raise NotFound("cluster", name, message) from err
-    saved = msgspec.json.decode(text, type=_Record)
-    return plan_cluster(saved.name, saved.nodes, saved.subnet, saved.etcd)
+
+
+def _write(cluster: ClusterLayout, *, going: bool = False) -> None:
+    """Write it down; whoever is interrupted leaves the old record or the new one."""
+    record = _Record(
+        name=cluster.name, nodes=len(cluster.nodes), subnet=cluster.subnet, etcd=cluster.etcd, going=going
+    )
+    draft = cluster.record.with_suffix(".new")
+    draft.write_bytes(msgspec.json.encode(record))
+    draft.replace(cluster.record)
 
 
 def all_names() -> list[str]:
@@ -85,6 +99,9 @@ def changing(name: str) -> Iterator[None]:
 
 def up(name: str, nodes: int | None, report: Report, etcd: EtcdSettings = EMBEDDED_ETCD) -> ClusterLayout:
     """Make the cluster complete: hosts, agents and membership. nodes None: as many as it has, or DEFAULT_NODES."""
+    if name in all_names() and _read(name).going:
+        report(f"finishing the removal of the old cluster {name!r}")
+        down(name)
     cluster = _plan(name, nodes, etcd)
     hosts.ensure_bridge(cluster)
     for host in cluster.nodes:
@@ -104,6 +121,7 @@ def up(name: str, nodes: int | None, report: Report, etcd: EtcdSettings = EMBEDD
 def down(name: str) -> None:
     """Remove every process, mount, namespace, cgroup, link and file of the cluster."""
     cluster = find(name)
+    _write(cluster, going=True)
     hosts.kill_cluster(cluster)
     hosts.remove_mounts_below(cluster.data_dir, cluster.run_dir)
     for host in cluster.nodes:
@@ -113,7 +131,8 @@ def down(name: str) -> None:
     for folder in (cluster.run_dir, *(host.data_dir for host in cluster.nodes)):
         if folder.exists():
             shutil.rmtree(folder)
-    # Its record goes last: as long as it is there, the next `down` goes on where this one was cut off.
+    # Its record goes last: as long as it is there, the next `down` or `up` goes on where this one was cut off.
+    cluster.record.unlink()
     shutil.rmtree(cluster.data_dir)
     for root in (DATA_ROOT, RUN_ROOT):
         with contextlib.suppress(OSError):  # other clusters are in it
@@ -203,9 +222,7 @@ def _plan(name: str, nodes: int | None, etcd: EtcdSettings) -> ClusterLayout:
     cluster = plan_cluster(name, nodes, subnet, etcd)
     cluster.data_dir.mkdir(parents=True, exist_ok=True)
     cluster.data_dir.chmod(0o711)
-    draft = cluster.record.with_suffix(".new")
-    draft.write_bytes(msgspec.json.encode(_Record(name=name, nodes=nodes, subnet=subnet, etcd=etcd)))
-    draft.replace(cluster.record)
+    _write(cluster)
     return cluster
 
 
