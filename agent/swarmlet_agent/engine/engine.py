@@ -37,6 +37,7 @@ from swarmlet_agent.engine.plan import wish_of
 from swarmlet_agent.engine.ports import Images, Networks, Runtime, Streams, Volumes
 from swarmlet_agent.engine.removal import Removal
 from swarmlet_agent.engine.rotation import LogRotation
+from swarmlet_agent.engine.shipping import LogShipping
 from swarmlet_agent.engine.signals import Signals
 from swarmlet_agent.engine.streams import PendingStreams
 from swarmlet_agent.engine.top import processes
@@ -80,7 +81,8 @@ class Engine:
         self._bringup = Bringup(core)
         self._removal = Removal(core, self._bringup)
         self._creator = Creator(core, self._removal, random=random)
-        self._lifecycle = Lifecycle(core, self._bringup, self._removal, HealthChecks(core))
+        self._shipping = LogShipping(core)
+        self._lifecycle = Lifecycle(core, self._bringup, self._removal, HealthChecks(core), self._shipping)
         self._signals = Signals(core)
         self._execs = Execs(core)
         self._rotation = LogRotation(core)
@@ -126,6 +128,7 @@ class Engine:
     async def close(self) -> None:
         """End what the engine itself does; what runs goes on and is taken up by the next start()."""
         await self._core.close()
+        self._shipping.close()
 
     # Looking
 
@@ -356,6 +359,7 @@ class Engine:
                 del core.names[name]
                 raise
             del core.names[old]
+            await core.networks.renamed(unit.id, name)
             core.emit(unit.record, "rename", oldName=f"/{old}")
 
     async def update(self, ref: str, changes: HostConfig) -> Warnings:

@@ -23,6 +23,7 @@ from swarmlet_agent.engine.container import Container, Health, WaitResult
 from swarmlet_agent.engine.core import Core, Unit
 from swarmlet_agent.engine.health import HealthChecks
 from swarmlet_agent.engine.removal import Removal
+from swarmlet_agent.engine.shipping import LogShipping
 from swarmlet_agent.runtime.types import Exit
 
 log = get_logger(__name__)
@@ -35,11 +36,14 @@ EXIT_LOOKUP_S = 5.0
 class Lifecycle:
     """One per engine."""
 
-    def __init__(self, core: Core, bringup: Bringup, removal: Removal, checks: HealthChecks) -> None:
+    def __init__(
+        self, core: Core, bringup: Bringup, removal: Removal, checks: HealthChecks, shipping: LogShipping
+    ) -> None:
         self._core = core
         self._bringup = bringup
         self._removal = removal
         self._checks = checks
+        self._shipping = shipping
 
     async def start(self, unit: Unit) -> None:
         """A client's start. NotModified if it runs, Conflict while paused or being removed, StartFailed and others."""
@@ -69,6 +73,7 @@ class Lifecycle:
                 unit.dirty = True
                 pid = await self._core.runtime.alive(unit.id)
                 if pid is None:
+                    self._shipping.begin(unit)
                     await self._ended(unit, await self._lost_exit(unit))
                     return
                 if pid != record.state.pid:
@@ -78,6 +83,7 @@ class Lifecycle:
                 await freeze(unit.id)
                 self._begin(unit)
             else:
+                self._shipping.catch_up(unit)
                 await self._adopt_stopped(unit, record)
 
     async def _adopt_stopped(self, unit: Unit, record: Container) -> None:
@@ -109,6 +115,7 @@ class Lifecycle:
         try:
             health = Health() if self._checks.planned(record) else None
             record = replace(record, state=replace(record.state, health=health))
+            await self._shipping.check(record)
             started = await self._bringup.up(unit, record)
             await self._core.save(unit, started)
         except asyncio.CancelledError:
@@ -128,6 +135,7 @@ class Lifecycle:
             return
         unit.monitor = self._core.spawn(self._watch(unit), f"monitor {unit.id[:12]}")
         self._checks.begin(unit)
+        self._shipping.begin(unit)
 
     async def _start_failed(self, unit: Unit, record: Container, error: SwarmletError) -> None:
         """It could not be started: keep the reason, or remove what was to be removed anyway. Who waits for the next
@@ -162,6 +170,7 @@ class Lifecycle:
         told, then the rest is cleared away before anyone else gets the lock."""
         core, record, before = self._core, unit.record, unit.record.state
         self._checks.end(unit)
+        self._shipping.end(unit)
         ran_s = max(0.0, (exit.at - before.started_at) / 1e9)
         again = after_exit(
             record.host.restart_policy, exit_code=exit.code, ran_s=ran_s, restarts=record.restart_count,

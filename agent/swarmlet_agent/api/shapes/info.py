@@ -152,7 +152,7 @@ def system_info(
         "DockerRootDir": str(node.data_dir),
         "Plugins": {
             "Volume": ["local"], "Network": ["bridge", "host", "null"], "Authorization": None,
-            "Log": ["json-file", "local"],
+            "Log": ["journald", "json-file", "local", "syslog"],
         },
         "MemoryLimit": runtime.memory_limit,
         "SwapLimit": runtime.swap_limit,
