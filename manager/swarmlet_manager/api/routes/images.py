@@ -40,6 +40,7 @@ class ImageRoutes:
             Route("POST", "/images/prune", self.prune),
             Route("GET", "/images/search", self.any_node),
             Route("POST", "/build", self.any_node),
+            Route("POST", "/build/prune", self.prune_builds),
             Route("POST", "/auth", self.any_node),
             Route("GET", "/distribution/{name:path}/json", self.any_node),
             Route("GET", "/images/{name:path}/json", self.one),
@@ -242,12 +243,26 @@ class ImageRoutes:
         return json_answer(list(lines.values()))
 
     async def prune(self, call: Call) -> web.Response:
-        path = call.request.rel_url.raw_path_qs
-        answers = await self._fleet.ask_all(self._fleet.ready(), "POST", path, timeout_s=CHANGE_S)
-        good = [answer.body for answer in answers if answer.status < 400]
+        good = await self._pruned(call)
         lines = {repr(sorted(line.items())): line for body in good for line in body["ImagesDeleted"] or []}
         reclaimed = sum(body["SpaceReclaimed"] for body in good)
         return json_answer({"ImagesDeleted": list(lines.values()), "SpaceReclaimed": reclaimed})
+
+    async def prune_builds(self, call: Call) -> web.Response:
+        """`docker system prune` asks for this too: without it, it would fail at its end."""
+        good = await self._pruned(call)
+        deleted = [ident for body in good for ident in body.get("CachesDeleted") or ()]
+        reclaimed = sum(body["SpaceReclaimed"] for body in good)
+        return json_answer({"CachesDeleted": deleted or None, "SpaceReclaimed": reclaimed})
+
+    async def _pruned(self, call: Call) -> list[dict[str, Any]]:
+        """What each node says it pruned. NodeError if all refuse (a bad filter)."""
+        path = call.request.rel_url.raw_path_qs
+        answers = await self._fleet.ask_all(self._fleet.ready(), "POST", path, timeout_s=CHANGE_S)
+        good = [answer.body for answer in answers if answer.status < 400]
+        if answers and not good:
+            raise NodeError(answers[0].status, answers[0].body)
+        return good
 
     async def any_node(self, call: Call) -> web.StreamResponse:
         """What every node answers alike: registry look-ups."""
