@@ -4,9 +4,10 @@ runconfig). What depends on the image, other containers or the host's files is c
 
 from __future__ import annotations
 
-from swarmlet.errors import InvalidArgument, NotSupported
+from swarmlet.errors import InvalidArgument
 from swarmlet.model.container import ContainerCreate, HostConfig, RestartPolicy
 from swarmlet_agent.decide.health import check_config
+from swarmlet_agent.decide.links import check_links
 from swarmlet_agent.decide.log_options import check_log
 from swarmlet_agent.decide.ports import wanted_ports
 from swarmlet_agent.decide.signals import parse_signal
@@ -16,7 +17,7 @@ _HOSTNAME_LENGTH = 64  # the kernel's limit (sethostname(2))
 
 
 def check_request(request: ContainerCreate, *, cpus: int) -> list[str]:
-    """Warnings; InvalidArgument or NotSupported for what is wrong. cpus: how many the host has."""
+    """Warnings; InvalidArgument (NotSupported) for what is wrong. cpus: how many the host has."""
     _check_config(request)
     host = request.host_config
     check_resources(host, cpus=cpus)
@@ -25,8 +26,7 @@ def check_request(request: ContainerCreate, *, cpus: int) -> list[str]:
     _check_modes(request)
     _check_names(host)
     wanted_ports(request)
-    if host.links:
-        raise NotSupported("links (--link) are not supported: put the containers on a network of their own")
+    check_links(host)
     warnings = []
     if host.oom_kill_disable and not host.memory:
         warnings.append(

@@ -17,6 +17,7 @@ from msgspec.structs import replace
 from swarmlet.errors import Conflict, Internal, InvalidArgument, SwarmletError
 from swarmlet.log import get_logger
 from swarmlet.model.common import Driver
+from swarmlet_agent.decide.links import link_env, parse_link
 from swarmlet_agent.decide.points import MountPoint
 from swarmlet_agent.decide.users import Identity, resolve_user
 from swarmlet_agent.engine.container import Container
@@ -100,6 +101,7 @@ class Bringup:
             uid=identity.uid,
             gid=identity.gid,
             groups=identity.groups,
+            linked_env=self._linked_env(record),
         )
         plan = container_plan(
             record, rootfs=rootfs, identity=identity, attachment=attachment, joined=joined,
@@ -129,6 +131,17 @@ class Bringup:
         rows, columns = record.host.console_size
         if record.request.tty and rows and columns:
             await self._core.runtime.resize(unit.id, rows, columns)
+
+    def _linked_env(self, record: Container) -> tuple[str, ...]:
+        """What links tell of containers on the default network; the networks have refused those that do not run."""
+        found: list[str] = []
+        for target, alias in map(parse_link, record.host.links if "bridge" in record.wishes else ()):
+            other = self._core.find(target).record
+            if (place := other.endpoints.get("bridge")) is not None and place.ip_address:
+                found += link_env(
+                    record.name, alias, place.ip_address, other.request.exposed_ports, other.request.env
+                )
+        return tuple(found)
 
     def _joined(self, record: Container) -> dict[str, str]:
         """Namespaces that are not made: "" = the host's."""

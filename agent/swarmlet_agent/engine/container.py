@@ -59,7 +59,8 @@ class Container(Record, frozen=True, kw_only=True):
     name: without the leading slash. image_ref: the image as the client named it; image_id: what it was then.
     args: full argv. wishes by network name: what was asked for; endpoints: the same with what was given while it is
     attached. ports: "80/tcp" -> bindings as really published, only while attached. files: /etc/hostname, /etc/hosts,
-    /etc/resolv.conf -> host files. log_path "": the log driver keeps nothing. uid, gid, groups: of the last start.
+    /etc/resolv.conf -> host files. log_path "": the log driver keeps nothing. uid, gid, groups: of the last start;
+    linked_env: what links told it then.
     """
 
     id: str
@@ -82,6 +83,7 @@ class Container(Record, frozen=True, kw_only=True):
     uid: int = 0
     gid: int = 0
     groups: tuple[int, ...] = ()
+    linked_env: tuple[str, ...] = ()
     platform: str = "linux"
     driver: str = "overlay2"
     #: Set with status removing: whether its anonymous volumes go with it.

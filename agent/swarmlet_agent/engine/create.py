@@ -19,6 +19,7 @@ from swarmlet.log import get_logger
 from swarmlet.model.common import Driver, Mount
 from swarmlet.model.container import ContainerCreate
 from swarmlet.model.ids import new_hex_id, short_id
+from swarmlet_agent.decide.links import check_links, link_text, parse_link
 from swarmlet_agent.decide.merge import argv, merge_image
 from swarmlet_agent.decide.mounts import resolve_mounts, volumes_from_names
 from swarmlet_agent.decide.names import check_name, random_name, taken_message
@@ -67,6 +68,7 @@ class Creator:
         name = self._reserve(name, ident)
         try:
             merged = replace(merged, hostname=merged.hostname or self._hostname(merged, ident))
+            merged = self._linked(merged, name)
             record = Container(
                 id=ident,
                 name=name,
@@ -139,6 +141,16 @@ class Creator:
             if other := mode_of(getattr(host, field)):
                 host = replace(host, **{field: f"container:{self._core.find(other).id}"})
         return replace(request, host_config=host)
+
+    def _linked(self, request: ContainerCreate, own: str) -> ContainerCreate:
+        """Its links as they are kept. NotFound for a container there is not, InvalidArgument for one without a network
+        of its own."""
+        links = []
+        for target, alias in map(parse_link, request.host_config.links):
+            other = self._core.find(target).record
+            check_links(replace(request.host_config, network_mode=other.host.network_mode))
+            links.append(link_text(other.name, own, alias))
+        return replace(request, host_config=replace(request.host_config, links=tuple(links)))
 
     def _hostname(self, request: ContainerCreate, ident: str) -> str:
         if request.host_config.network_mode == "host" or request.host_config.uts_mode == "host":

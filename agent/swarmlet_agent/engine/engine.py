@@ -19,9 +19,10 @@ import msgspec
 from msgspec.structs import replace
 
 from swarmlet.engine_api.filters import Filters
-from swarmlet.errors import Conflict, InvalidArgument, NotFound, NotModified, NotSupported, SwarmletError
+from swarmlet.errors import Conflict, InvalidArgument, NotFound, NotModified, SwarmletError
 from swarmlet.log import get_logger
 from swarmlet.model.container import ContainerCreate, EndpointSettings, HostConfig
+from swarmlet_agent.decide.links import parse_link, renamed
 from swarmlet_agent.decide.names import check_name, taken_message
 from swarmlet_agent.decide.prune import to_prune
 from swarmlet_agent.decide.update import apply_update
@@ -159,7 +160,8 @@ class Engine:
     async def remove(self, ref: str, *, force: bool = False, volumes: bool = False, link: bool = False) -> None:
         """Conflict if it runs and is not forced, or is being removed already."""
         if link:
-            raise NotSupported("links (--link) are not supported, so there is none to remove")
+            await self._core.run(self._unlink(ref), f"unlink {ref}")
+            return
         await self._core.run(self._remove(self._core.find(ref), force=force, volumes=volumes), f"remove {ref}")
 
     async def _remove(self, unit: Unit, *, force: bool, volumes: bool) -> None:
@@ -183,6 +185,19 @@ class Engine:
                     await self._removal.destroy(unit, volumes=volumes)
         finally:
             unit.removing = False
+
+    async def _unlink(self, ref: str) -> None:
+        """ref: "container/alias"."""
+        name, separator, alias = ref.strip("/").partition("/")
+        if not separator:
+            raise InvalidArgument("Conflict, cannot remove the default link name of the container")
+        unit = self._core.find(name)
+        async with unit.lock:
+            record = unit.record
+            kept = tuple(link for link in record.host.links if parse_link(link)[1] != alias)
+            if kept == record.host.links:
+                raise NotFound("link", f"/{name}/{alias}", f"no such link: /{name}/{alias}")
+            await self._core.save(unit, _with_links(record, kept))
 
     async def prune(self, filters: Filters) -> PruneReport:
         """Remove all containers that do not run and match (until, label, label!)."""
@@ -361,6 +376,16 @@ class Engine:
             del core.names[old]
             await core.networks.renamed(unit.id, name)
             core.emit(unit.record, "rename", oldName=f"/{old}")
+        await self._rename_in_links(old, name)
+
+    async def _rename_in_links(self, old: str, new: str) -> None:
+        for unit in tuple(self._core.units.values()):
+            if not unit.record.host.links:
+                continue
+            async with unit.lock:
+                links = renamed(unit.record.host.links, old, new)
+                if links != unit.record.host.links and unit.id in self._core.units:
+                    await self._core.save(unit, _with_links(unit.record, links))
 
     async def update(self, ref: str, changes: HostConfig) -> Warnings:
         """New limits and restart policy (fields left at their defaults stay as they are); warnings."""
@@ -404,6 +429,10 @@ class Engine:
                     endpoints=_changed(record.endpoints, network, settings),
                 ),
             )
+
+
+def _with_links(record: Container, links: tuple[str, ...]) -> Container:
+    return replace(record, request=replace(record.request, host_config=replace(record.host, links=links)))
 
 
 def _changed(

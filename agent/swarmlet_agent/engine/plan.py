@@ -95,12 +95,16 @@ def container_plan(
 
 def environment(record: Container) -> tuple[str, ...]:
     """Of the container's program, complete."""
-    return process_env(record.request.env, hostname=record.request.hostname, tty=record.request.tty)
+    return override_env(_base_env(record, tty=record.request.tty), record.request.env)
+
+
+def _base_env(record: Container, *, tty: bool) -> tuple[str, ...]:
+    return (*process_env((), hostname=record.request.hostname, tty=tty), *record.linked_env)
 
 
 def exec_plan(record: Container, request: ExecRequest, identity: Identity, *, tty: bool) -> ExecPlan:
     """A further process: the container's environment with the request's own over it."""
-    base = override_env(process_env((), hostname=record.request.hostname, tty=tty), record.request.env)
+    base = override_env(_base_env(record, tty=tty), record.request.env)
     return ExecPlan(
         args=request.cmd,
         env=override_env(base, request.env),

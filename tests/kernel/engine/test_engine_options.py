@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from engine_lab import Lab, on_the_kernel
 
+from swarmlet.errors import Conflict, NotFound
 from swarmlet.model.container import HostConfig, LogConfig
 
 pytestmark = pytest.mark.kernel
@@ -42,3 +43,36 @@ async def test_syslog_gets_every_line_although_the_agent_is_killed(lab: Lab) -> 
             assert sorted(set(numbers)) == list(range(40))
             assert b" web[" in arrived[0] and arrived[0].startswith(b"<30>")
             assert "line 39" in Path(engine.get("web").log_path).read_text()
+
+
+@on_the_kernel
+async def test_a_link_gives_name_alias_and_variables_and_can_be_removed(lab: Lab) -> None:
+    async with lab.agent() as engine:
+        await lab.load_busybox()
+        await lab.run("sleep", "1000", name="db", exposed_ports={"5432/tcp": {}}, env=("USER=me",))
+        await lab.run("sleep", "1000", name="web", host=HostConfig(links=("db:store",)), env=("STORE_NAME=own",))
+        address = engine.get("db").endpoints["bridge"].ip_address
+        assert engine.get("web").host.links == ("/db:/web/store",)
+
+        code, _ = await lab.output("web", "ping", "-c", "1", "-W", "2", "store")
+        assert code == 0
+        _, hosts = await lab.output("web", "cat", "/etc/hosts")
+        assert f"{address}\tstore db" in hosts
+        _, told = await lab.output("web", "env")
+        _, first = await lab.output("web", "cat", "/proc/1/environ")
+        for text in (told, first.replace("\0", "\n")):
+            assert f"STORE_PORT_5432_TCP=tcp://{address}:5432" in text
+            assert "STORE_ENV_USER=me" in text and "STORE_NAME=own" in text  # one's own goes over what is told
+
+        await engine.rename("db", "data")
+        assert engine.get("web").host.links == ("/data:/web/store",)
+        await engine.stop("data", 0)
+        await engine.stop("web", 0)
+        with pytest.raises(Conflict, match="Cannot link to a non running container: /data AS /web/store"):
+            await engine.start_container("web")
+        await engine.remove("web/store", link=True)
+        await engine.start_container("web")
+        with pytest.raises(NotFound, match="no such link"):
+            await engine.remove("web/store", link=True)
+        with pytest.raises(NotFound):
+            await lab.run("true", host=HostConfig(links=("nobody",)))

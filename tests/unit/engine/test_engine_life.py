@@ -417,6 +417,7 @@ async def test_rename_moves_the_name(node):
 
     await node.engine.rename("name-a", "name-c")
     assert node.engine.get("name-c").name == "name-c"
+    assert "networks.renamed" in node.world.calls
     with pytest.raises(NotFound):
         node.engine.get("name-a")
     with pytest.raises(Conflict, match="Error when allocating new name"):
@@ -460,7 +461,6 @@ async def test_a_containers_network_can_be_shared_while_it_runs(node):
 
 async def test_options_that_are_not_honoured_are_refused_by_name(node):
     for option, name in (
-        ({"links": ("a:b",)}, "links"),
         ({"userns_mode": "private"}, "userns"),
         ({"storage_opt": {"size": "1g"}}, "storage-opt"),
         ({"isolation": "hyperv"}, "isolation"),

@@ -123,12 +123,8 @@ def test_impossible_configurations_are_refused(config, words):
 
 
 def test_options_known_but_not_built_are_refused_by_name():
-    for host, words in (
-        (HostConfig(log_config=LogConfig(type="gelf")), "gelf"),
-        (HostConfig(links=("a",)), "links"),
-    ):
-        with pytest.raises(NotSupported, match=words):
-            check_request(ContainerCreate(image="x", host_config=host), cpus=4)
+    with pytest.raises(NotSupported, match="gelf"):
+        check_request(ContainerCreate(image="x", host_config=HostConfig(log_config=LogConfig(type="gelf"))), cpus=4)
 
 
 def test_a_harmless_request_gives_no_warning_and_a_risky_one_does():

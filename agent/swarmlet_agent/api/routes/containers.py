@@ -42,7 +42,7 @@ class ContainerRoutes:
             Route("POST", f"{_ONE}/update", self.update),
             Route("POST", f"{_ONE}/resize", self.resize),
             Route("GET", f"{_ONE}/top", self.top),
-            Route("DELETE", _ONE, self.remove),
+            Route("DELETE", "/containers/{id:path}", self.remove),
         ]
 
     async def create(self, call: Call) -> web.StreamResponse:
