@@ -388,6 +388,10 @@ class FakeNetworks(_Port):
         self.world.networks.pop(container_id, None)
         self.leave()
 
+    async def renamed(self, container_id: str, name: str) -> None:
+        await self.enter("networks.renamed")
+        self.leave()
+
     async def counters(self, container_id: str) -> Sequence[InterfaceCounters]:
         return (InterfaceCounters("eth0", rx_bytes=7),)
 

@@ -141,6 +141,10 @@ class Networks(Protocol):
         """Undo all of attach. Nothing there is fine."""
         ...
 
+    async def renamed(self, container_id: str, name: str) -> None:
+        """The container goes by another name now, in lookups too. One that is not attached is fine."""
+        ...
+
     async def counters(self, container_id: str) -> Sequence[InterfaceCounters]: ...
 
 

@@ -191,13 +191,15 @@ class BridgeNetworks:
         async with self._changing:
             await self._remove(self.get(ref))
 
-    async def prune(self, filters: Filters) -> Sequence[str]:
-        """Remove every unused user-defined network; their names."""
+    async def prune(self, filters: Filters, kept: Collection[str] = ()) -> Sequence[str]:
+        """Remove every unused user-defined network but those named in `kept`; their names."""
         filters.check(*views.PRUNE_FILTERS)
         until, removed = views.until_of(filters, self._clock()), []
         async with self._changing:
             for network in list(self._ground.catalog.by_id.values()):
-                if views.prunes(filters, network, until) and not self._sandboxes.of(network.id):
+                if network.name in kept or not views.prunes(filters, network, until):
+                    continue
+                if not self._sandboxes.of(network.id):
                     await self._remove(network)
                     removed.append(network.name)
         return removed

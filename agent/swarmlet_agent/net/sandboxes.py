@@ -22,6 +22,7 @@ from swarmlet_agent.net.leasing import Leasing
 from swarmlet_agent.net.plan_ports import EPHEMERAL, published
 from swarmlet_agent.net.records import (
     HOST,
+    AddressTaken,
     EndpointRecord,
     NetworkRecord,
     PoolExhausted,
@@ -58,7 +59,7 @@ class Sandboxes:
                 await self._detach(known, reaped=True)
             try:
                 sandbox = self._plan(wish, wanted, before)
-            except PoolExhausted as err:
+            except (AddressTaken, PoolExhausted) as err:
                 await self._free_addresses(wish, err)
                 sandbox = self._plan(wish, wanted, before)
             await self._make(sandbox)
@@ -94,8 +95,8 @@ class Sandboxes:
             return sandbox.share_with in ground.live
         return await ground.run(lambda: ground.kernel.alive(sandbox, ground.kernel.links()))
 
-    async def _free_addresses(self, wish: NetworkWish, err: PoolExhausted) -> None:
-        """A full pool: perhaps some of its addresses only rest. Raises `err` if none does."""
+    async def _free_addresses(self, wish: NetworkWish, err: AddressTaken | PoolExhausted) -> None:
+        """A taken address or a full pool: perhaps addresses only rest. Raises `err` if none does."""
         ground = self._ground
         wanted = {place.network.id for place in plan_attach.places(wish, ground.catalog.get)}
         resting = {entry.network_id for entry in ground.resting.values()} & wanted
@@ -211,7 +212,11 @@ class Sandboxes:
             plan_attach.check_connect(sandbox.kind, network)
             if sandbox.on(network.id) is not None:
                 raise Forbidden(f"endpoint with name {sandbox.container_name} already exists in network {network.name}")
-            endpoint = self._leasing.lease(sandbox, network, settings, sandbox.endpoints)
+            try:
+                endpoint = self._leasing.lease(sandbox, network, settings, sandbox.endpoints)
+            except (AddressTaken, PoolExhausted):
+                await ground.reap_now(network.id)  # what is missing may only rest
+                endpoint = self._leasing.lease(sandbox, network, settings, sandbox.endpoints)
             changed = replace(sandbox, endpoints=(*sandbox.endpoints, endpoint))
             if endpoint.names and not changed.dns_port:
                 changed = replace(changed, dns_port=random.choice(EPHEMERAL))

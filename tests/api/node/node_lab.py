@@ -80,6 +80,9 @@ class FakeNetworks:
 
     async def detach(self, container_id: str) -> None: ...
 
+    async def renamed(self, container_id: str, name: str) -> None:
+        pass
+
     async def counters(self, container_id: str) -> Sequence[InterfaceCounters]:
         return [InterfaceCounters("eth0", rx_bytes=10, tx_bytes=20)]
 

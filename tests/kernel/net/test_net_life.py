@@ -185,6 +185,24 @@ async def test_addresses_and_ports_that_are_taken_are_refused_and_nothing_stays(
 
 
 @in_own_network
+async def test_an_address_of_ones_own_is_had_again_at_once(lab: Lab) -> None:
+    chosen = Ipam(config=(IpamConfig(subnet="10.9.0.0/24", gateway="10.9.0.254"),))
+    await lab.networks.create(NetworkCreate(name="app", ipam=chosen))
+    settings = EndpointSettings(ipam_config=EndpointIPAMConfig(ipv4_address="10.9.0.7"))
+    for _ in range(3):
+        ident, made = await lab.attach("one", "app", endpoints={"app": settings})
+        assert made.endpoints["app"].ip_address == "10.9.0.7"
+        await lab.networks.detach(ident)
+    engine = Engine()
+    lab.networks.bind(engine)
+    ident, two = await lab.attach("two")
+    engine.add(ident, "two", two.endpoints)
+    for _ in range(3):
+        await lab.networks.connect("app", NetworkConnect(container="two", endpoint_config=settings))
+        await lab.networks.disconnect("app", NetworkDisconnect(container="two"))
+
+
+@in_own_network
 async def test_a_failed_attach_is_undone(lab: Lab) -> None:
     ground = lab.networks._ground
     real = ground.kernel.change_rules

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Protocol
 
 from aiohttp import web
@@ -26,7 +26,7 @@ class NetworkBackend(Protocol):
 
     async def remove(self, ref: str) -> None: ...
 
-    async def prune(self, filters: Filters) -> Sequence[str]: ...
+    async def prune(self, filters: Filters, kept: Collection[str] = ()) -> Sequence[str]: ...
 
     async def connect(self, ref: str, request: NetworkConnect) -> None: ...
 
@@ -75,8 +75,9 @@ class NetworkRoutes:
         return web.Response(status=204)
 
     async def prune(self, call: Call) -> web.StreamResponse:
-        """NetworkPrune: 200; 400 unknown filter."""
-        return web.json_response({"NetworksDeleted": [*await self._networks.prune(call.filters())]})
+        """NetworkPrune: 200; 400 unknown filter. keep: names that stay (the manager's: in use on other nodes)."""
+        removed = await self._networks.prune(call.filters(), call.texts("keep"))
+        return web.json_response({"NetworksDeleted": [*removed]})
 
     async def connect(self, call: Call) -> web.StreamResponse:
         """NetworkConnect: 200; 400, 403 connected already, 404."""

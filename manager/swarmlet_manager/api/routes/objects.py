@@ -7,7 +7,7 @@ name, so that a container finds it wherever it is placed; one removed is removed
 from __future__ import annotations
 
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import quote, urlencode
 
 from aiohttp import web
 
@@ -125,8 +125,17 @@ class ObjectRoutes:
         return json_answer({"VolumesDeleted": sorted(deleted), "SpaceReclaimed": reclaimed})
 
     async def prune_networks(self, call: Call) -> web.Response:
-        answers = await self._ask(call, "POST")
-        deleted = {name for answer in answers for name in answer.body.get("NetworksDeleted") or []}
+        """A network that is in use on one node stays on all of them."""
+        in_use = urlencode({"filters": '{"dangling":["false"],"type":["custom"]}'})
+        answers = await self._fleet.ask_all(self._fleet.ready(), "GET", f"/networks?{in_use}")
+        _raise_refusal(answers)
+        kept = {network["Name"] for answer in answers if answer.status < 400 for network in answer.body}
+        query = urlencode([*call.request.query.items(), *(("keep", name) for name in sorted(kept))])
+        answers = await self._fleet.ask_all(
+            self._fleet.ready(), "POST", f"/networks/prune?{query}", timeout_s=CHANGE_S
+        )
+        _raise_refusal(answers)
+        deleted = {name for answer in answers if answer.status < 400 for name in answer.body["NetworksDeleted"] or []}
         return json_answer({"NetworksDeleted": sorted(deleted)})
 
     async def _ask(self, call: Call, method: str) -> list[Answer]:
