@@ -15,6 +15,7 @@ import msgspec
 from aiohttp import web
 
 from swarmlet.engine_api.filters import Filters, decode_filters
+from swarmlet.engine_api.spelling import spelled
 from swarmlet.engine_api.versions import ApiVersion
 from swarmlet.errors import InvalidArgument
 from swarmlet.model.base import without_nulls
@@ -93,9 +94,9 @@ class Call:
 
 
 def convert(value: Any, kind: type[T]) -> T:
-    """Builtins into a typed value; InvalidArgument names the field and what was expected there."""
+    """Builtins into a typed value, names in any case; InvalidArgument names the field and what was expected there."""
     try:
-        return msgspec.convert(value, kind)
+        return msgspec.convert(spelled(value, kind), kind)
     except msgspec.ValidationError as err:
         raise InvalidArgument(f"invalid JSON: {err}") from err
 

@@ -24,7 +24,7 @@ def cluster_routes(
     """The Engine API of the whole cluster."""
     parts = (
         SystemRoutes(commands, fleet, place), SwarmRoutes(commands), NodeRoutes(commands, place),
-        LogRoutes(commands, fleet), ServiceRoutes(commands), TaskRoutes(commands),
+        LogRoutes(commands, fleet), ServiceRoutes(commands, fleet), TaskRoutes(commands),
         ContainerRoutes(fleet, inventory), ImageRoutes(fleet), ObjectRoutes(fleet),
         EventRoutes(fleet, ClusterEvents(store)), LaterRoutes(),
     )

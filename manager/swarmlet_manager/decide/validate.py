@@ -25,7 +25,7 @@ from swarmlet_manager.decide.validate_container import check_container_spec
 _NAME = re.compile(r"[a-zA-Z0-9](?:[-_a-zA-Z0-9]*[a-zA-Z0-9])?")
 _MAX_NAME = 63
 #: Networks every node has of its own; all others need the cluster's networks.
-_NODE_NETWORKS = frozenset({"default", "bridge", "host", "none"})
+NODE_NETWORKS = frozenset({"default", "bridge", "host", "none"})
 _PROTOCOLS = ("tcp", "udp", "sctp")
 
 
@@ -38,7 +38,7 @@ def check_service_spec(spec: ServiceSpec) -> None:
     _check_update_config(spec.rollback_config)
     _check_endpoint(spec.endpoint_spec)
     for network in (*spec.networks, *spec.task_template.networks):
-        if network.target not in _NODE_NETWORKS:
+        if network.target not in NODE_NETWORKS:
             raise NotSupported(
                 f"network {network.target}: services on networks of the cluster come later; "
                 "leave the network out, or use bridge, host or none"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from swarmlet.engine_api.router import Call, convert
+from swarmlet.engine_api.spelling import spelled
 from swarmlet.errors import InvalidArgument
 from swarmlet.model.container import ContainerCreate
 from swarmlet_agent.engine.container import ExecRequest
@@ -18,7 +19,7 @@ async def container_create(call: Call) -> ContainerCreate:
     body = await call.raw_json(keep_nulls=True)
     if body is None:
         raise InvalidArgument("invalid JSON: the request has no body")
-    return convert(normalise_create(body), ContainerCreate)
+    return convert(normalise_create(spelled(body, ContainerCreate)), ContainerCreate)
 
 
 async def exec_request(call: Call) -> ExecRequest:
@@ -27,6 +28,7 @@ async def exec_request(call: Call) -> ExecRequest:
     if body is None:
         raise InvalidArgument("invalid JSON: the request has no body")
     if isinstance(body, dict):
+        body = spelled(body, ExecRequest)
         body = {**body, **_words(body, "Cmd")}
     request = convert(body, ExecRequest)
     if not request.cmd:

@@ -8,8 +8,10 @@ from urllib.parse import quote
 from aiohttp import web
 
 from swarmlet.engine_api.answers import json_answer
-from swarmlet.engine_api.router import Call, Route
-from swarmlet.errors import Conflict, NotFound, Unavailable
+from swarmlet.engine_api.router import Call, Route, convert
+from swarmlet.engine_api.spelling import spelled
+from swarmlet.errors import Conflict, InvalidArgument, NotFound, Unavailable
+from swarmlet.model.container import ContainerCreate
 from swarmlet.model.node import Node
 from swarmlet_manager.fleet.client import Fleet, NodeError, first_found
 from swarmlet_manager.fleet.forward import forward, forward_stream
@@ -75,7 +77,12 @@ class ContainerRoutes:
 
     async def create(self, call: Call) -> web.Response:
         """Placed on the best fitting node that has the image; 404 if no node has it (the client then pulls)."""
-        expressions, body = split_constraints(await call.json(dict[str, Any]))
+        # Nulls go on to the node: in PortBindings and EndpointsConfig they mean something.
+        given = await call.raw_json(keep_nulls=True)
+        if given is None:
+            raise InvalidArgument("invalid JSON: the request has no body")
+        given = convert(given, dict[str, Any])
+        expressions, body = split_constraints(spelled(given, ContainerCreate))
         name = call.text("name")
         if name and (holder := self._holder(name)) is not None:
             raise Conflict(

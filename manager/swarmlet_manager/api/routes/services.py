@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
+from urllib.parse import quote
 
+import msgspec
 from aiohttp import web
 
 from swarmlet.engine_api.answers import json_answer
 from swarmlet.engine_api.router import Call, Route, convert
 from swarmlet.errors import InvalidArgument
 from swarmlet.model import defaults
-from swarmlet.model.service import Service, ServiceSpec
+from swarmlet.model.service import NetworkAttachmentConfig, Service, ServiceSpec
 from swarmlet.model.states import TaskState
 from swarmlet_manager.api import encode
 from swarmlet_manager.api.backend import Commands
 from swarmlet_manager.api.routes.nodes import version_of
+from swarmlet_manager.decide.validate import NODE_NETWORKS
+from swarmlet_manager.fleet.client import Fleet
 
 
 class ServiceRoutes:
-    def __init__(self, commands: Commands) -> None:
+    def __init__(self, commands: Commands, fleet: Fleet) -> None:
         self._commands = commands
+        self._fleet = fleet
 
     def routes(self) -> list[Route]:
         return [
@@ -32,7 +38,7 @@ class ServiceRoutes:
 
     async def create(self, call: Call) -> web.Response:
         """ServiceCreate: 201; 400 bad spec, 409 name taken, 503 no leader."""
-        spec = await _spec(call)
+        spec = await self._spec(call)
         service = await self._commands.create_service(spec, call.request.headers.get("X-Registry-Auth", ""))
         return json_answer({"ID": service.id, "Warnings": []}, status=201)
 
@@ -68,7 +74,7 @@ class ServiceRoutes:
         await self._commands.update_service(
             call.params["id"],
             version,
-            None if rollback else await _spec(call),
+            None if rollback else await self._spec(call),
             rollback=bool(rollback),
             registry_auth=call.request.headers.get("X-Registry-Auth", ""),
             registry_auth_from=auth_from,
@@ -90,6 +96,29 @@ class ServiceRoutes:
             desired = sum(1 for task in tasks if task.is_active and task.status.state != TaskState.NEW)
         return encode.service(service, tasks=tasks, desired=desired)
 
+    async def _spec(self, call: Call) -> ServiceSpec:
+        body: Any = await call.raw_json()
+        if body is None:
+            raise InvalidArgument("invalid JSON: the request has no body")
+        spec = convert(body, ServiceSpec)
+        task = msgspec.structs.replace(
+            spec.task_template, networks=await self._by_name(spec.task_template.networks)
+        )
+        return msgspec.structs.replace(spec, task_template=task, networks=await self._by_name(spec.networks))
+
+    async def _by_name(self, networks: Iterable[NetworkAttachmentConfig]) -> tuple[NetworkAttachmentConfig, ...]:
+        """Networks that every node has, by name where clients gave one node's id of them: ids differ by node."""
+        named = []
+        for network in networks:
+            name = network.target
+            if name and name not in NODE_NETWORKS:
+                path = f"/networks/{quote(name, safe='')}"
+                answers = await self._fleet.ask_all(self._fleet.ready(), "GET", path)
+                found = (answer.body["Name"] for answer in answers if answer.status < 400)
+                name = next((known for known in found if known in NODE_NETWORKS), name)
+            named.append(msgspec.structs.replace(network, target=name))
+        return tuple(named)
+
 
 def mode_of(spec: ServiceSpec) -> str:
     """The word `docker service ls` and the mode filter use."""
@@ -98,13 +127,6 @@ def mode_of(spec: ServiceSpec) -> str:
     if spec.mode.replicated_job is not None:
         return "replicated-job"
     return "global-job" if spec.mode.global_job is not None else "replicated"
-
-
-async def _spec(call: Call) -> ServiceSpec:
-    body: Any = await call.raw_json()
-    if body is None:
-        raise InvalidArgument("invalid JSON: the request has no body")
-    return convert(body, ServiceSpec)
 
 
 def _matches_name(wanted: tuple[str, ...], name: str) -> bool:

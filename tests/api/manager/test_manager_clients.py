@@ -1,0 +1,83 @@
+"""What clients other than the docker command send, and lean on, at the cluster view."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from manager_lab import FakeNode, Lab
+
+CREATE = ("POST", "/containers/create")
+
+
+async def test_a_service_mode_in_small_letters_is_kept(lab: Lab) -> None:
+    template = {"ContainerSpec": {"Image": "busybox"}}
+    spec = {"Name": "web", "TaskTemplate": template, "mode": {"replicated": {"replicas": 3}}}
+    assert (await lab.ask("POST", "/services/create", spec))[0] == 201
+    assert (await lab.get("/services/web"))["Spec"]["Mode"] == {"Replicated": {"Replicas": 3}}
+
+    spec = {"Name": "every", "TaskTemplate": template, "Mode": {"global": {}}}
+    assert (await lab.ask("POST", "/services/create", spec))[0] == 201
+    assert (await lab.get("/services/every"))["Spec"]["Mode"] == {"Global": {}}
+
+
+async def test_a_container_reaches_its_node_with_nulls_that_mean_something_and_docker_names(lab: Lab) -> None:
+    node = FakeNode("node-1", lab.folder)
+    node.says(*CREATE, {"Id": "made", "Warnings": []}, 201)
+    await lab.join(node)
+    body = {
+        "image": "busybox",
+        "env": ["constraint:node.hostname==node-1", "A=b"],
+        "HostConfig": {"portBindings": {"80/tcp": None}},
+        "NetworkingConfig": {"EndpointsConfig": {"back": None}},
+    }
+
+    assert (await lab.ask(*CREATE, body))[0] == 201
+    assert json.loads(node.bodies[0]) == {
+        "Image": "busybox",
+        "Env": ["A=b"],
+        "HostConfig": {"PortBindings": {"80/tcp": None}},
+        "NetworkingConfig": {"EndpointsConfig": {"back": None}},
+    }
+
+
+async def test_a_container_without_a_body_is_refused_before_any_node_is_asked(lab: Lab) -> None:
+    node = FakeNode("node-1", lab.folder)
+    await lab.join(node)
+    status, refused = await lab.ask(*CREATE)
+    assert (status, refused) == (400, {"message": "invalid JSON: the request has no body"}) and not node.asked
+
+
+@pytest.mark.parametrize("where", ["Networks", "TaskTemplate"])
+async def test_a_network_of_every_node_may_be_given_by_the_id_that_one_node_has_of_it(lab: Lab, where: str) -> None:
+    for number in (1, 2):
+        node = FakeNode(f"node-{number}", lab.folder)
+        if number == 2:
+            node.says("GET", "/networks/{id}", {"Name": "host", "Id": "abc123"})
+        await lab.join(node)
+    template = {"ContainerSpec": {"Image": "busybox"}}
+    spec = {"Name": "web", "TaskTemplate": template, "Networks": [{"Target": "abc123"}]}
+    if where == "TaskTemplate":
+        spec = {"Name": "web", "TaskTemplate": {**template, "Networks": [{"Target": "abc123"}]}}
+
+    assert (await lab.ask("POST", "/services/create", spec))[0] == 201
+    shown = (await lab.get("/services/web"))["Spec"]
+    assert (shown if where == "Networks" else shown["TaskTemplate"])["Networks"] == [{"Target": "host"}]
+
+
+async def test_a_network_that_is_not_on_every_node_is_refused_as_it_was_named(lab: Lab) -> None:
+    node = FakeNode("node-1", lab.folder)
+    node.says("GET", "/networks/{id}", {"Name": "mine", "Id": "abc123"})
+    await lab.join(node)
+    spec = {"Name": "web", "TaskTemplate": {"ContainerSpec": {"Image": "busybox"}, "Networks": [{"Target": "abc123"}]}}
+    status, refused = await lab.ask("POST", "/services/create", spec)
+    assert status == 400 and refused["message"].startswith("network abc123: ")
+
+
+async def test_build_caches_are_pruned_on_every_node(lab: Lab) -> None:
+    for number, dropped in ((1, ["a"]), (2, None)):
+        node = FakeNode(f"node-{number}", lab.folder)
+        node.says("POST", "/build/prune", {"CachesDeleted": dropped, "SpaceReclaimed": 10 * number})
+        await lab.join(node)
+    assert await lab.ask("POST", "/build/prune?all=1") == (200, {"CachesDeleted": ["a"], "SpaceReclaimed": 30})
+    assert all(node.asked == ["POST /v1.50/build/prune?all=1"] for node in lab.nodes)
