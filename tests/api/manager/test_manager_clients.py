@@ -81,3 +81,18 @@ async def test_build_caches_are_pruned_on_every_node(lab: Lab) -> None:
         await lab.join(node)
     assert await lab.ask("POST", "/build/prune?all=1") == (200, {"CachesDeleted": ["a"], "SpaceReclaimed": 30})
     assert all(node.asked == ["POST /v1.50/build/prune?all=1"] for node in lab.nodes)
+
+
+async def test_a_stacks_tasks_are_found_by_the_label_of_their_service(lab: Lab) -> None:
+    await lab.member("node-1")
+    for name, labels in (("one_web", {"com.docker.stack.namespace": "one"}), ("other", {"x": "y"})):
+        spec = {"Name": name, "Labels": labels, "TaskTemplate": {"ContainerSpec": {"Image": "busybox"}}}
+        assert (await lab.ask("POST", "/services/create", spec))[0] == 201
+        await lab.task(f"task-{name}", name)
+
+    async def found(*wanted: str) -> list[str]:
+        return [task["ID"] for task in await lab.get("/tasks", filters={"label": list(wanted)})]
+
+    assert await found("com.docker.stack.namespace=one") == ["task-one_web"]
+    assert await found("com.docker.stack.namespace") == ["task-one_web"]
+    assert await found("com.docker.stack.namespace=two") == [] == await found("x=y", "com.docker.stack.namespace")

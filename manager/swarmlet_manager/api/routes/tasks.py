@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from aiohttp import web
 
@@ -58,10 +58,15 @@ class TaskRoutes:
             if (
                 filters.matches_prefix("id", task.id)
                 and _matches_name(filters.get("name"), task)
-                and filters.matches_labels({}, "label")
+                and filters.matches_labels(self._labels(task))
                 and filters.matches("runtime", task.spec.runtime or "container")
             ):
                 yield task
+
+    def _labels(self, task: Task) -> Mapping[str, str]:
+        """Those of its service, as SwarmKit filters tasks: `docker stack ps` finds a stack's tasks by them."""
+        service = self._commands.state.services.get(task.service_id)
+        return {} if service is None else service.spec.labels
 
     def _is_up_to_date(self, task: Task) -> bool:
         """Does it run what its service says now? (What the client's progress display counts.)"""
