@@ -138,7 +138,9 @@ class Manager:
                     fleet = Fleet(store.state, certificate.client)
                     place = Place(store, settings.advertised, leader_addr)
                     routes = cluster_routes(control, fleet, dispatcher, place, store)
-                    joins = JoinRoutes(authority, more_managers=bool(settings.etcd.endpoints))
+                    joins = JoinRoutes(
+                        authority, more_managers=bool(settings.etcd.endpoints), own_addr=settings.advertised
+                    )
                     outside = Server([*guarded(routes), *joins.routes(), *dispatcher.routes()])
                     inside = Server([*routes, *joins.local_routes()])
                     try:

@@ -239,9 +239,21 @@ def _form_cluster(cluster: ClusterLayout) -> None:
 
 
 def _unless_member(host: HostLayout, url: str, request: dict[str, Any]) -> None:
-    if call(host.agent_socket, "GET", "/info")["Swarm"]["LocalNodeState"] == "active":
-        return
-    try:
-        call(host.agent_socket, "POST", url, request, timeout=START_TIMEOUT_S)
-    except ApiError as err:
-        raise InvalidArgument(f"{host.name}: {err}; its log is {host.log_file}") from err
+    """An earlier command's request may still be on its way: then it is waited for."""
+
+    def state() -> str:
+        swarm = call(host.agent_socket, "GET", "/info")["Swarm"]
+        if swarm["LocalNodeState"] == "error":
+            raise InvalidArgument(
+                f"{host.name}: {swarm['Error']}: let it leave first (docker swarm leave --force, on that node)"
+            )
+        return str(swarm["LocalNodeState"])
+
+    if (found := state()) == "inactive":
+        try:
+            call(host.agent_socket, "POST", url, request, timeout=START_TIMEOUT_S)
+        except ApiError as err:
+            if (found := state()) not in ("pending", "active"):
+                raise InvalidArgument(f"{host.name}: {err}; its log is {host.log_file}") from err
+    if found == "pending":
+        wait_until(f"{host.name} is a member", lambda: state() == "active", START_TIMEOUT_S)

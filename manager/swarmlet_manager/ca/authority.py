@@ -83,13 +83,16 @@ class Authority:
             raise Forbidden("rpc error: code = PermissionDenied desc = the join token is not valid for this cluster")
         return await self.admit(role, csr, hostname, addresses)
 
-    async def admit(self, role: Role, csr: str, hostname: str, addresses: Sequence[str]) -> Certificate:
-        """A new node without a token: for the manager's own host."""
+    async def admit(
+        self, role: Role, csr: str, hostname: str, addresses: Sequence[str], *, manager_addr: str = ""
+    ) -> Certificate:
+        """A new node without a token: for the manager's own host, whose manager is at manager_addr."""
         cluster, node_id, now = self._cluster(), self._new_id(), self._now()
         cert = self._sign(cluster, csr, Identity(node_id, role, cluster.id), addresses)
         node = Node(
             id=node_id, spec=NodeSpec(role=role), description=NodeDescription(hostname=hostname),
-            addr=addresses[0] if addresses else "", created_at=now, updated_at=now, state_changed_at=now,
+            addr=addresses[0] if addresses else "", manager_addr=manager_addr,
+            created_at=now, updated_at=now, state_changed_at=now,
         )
         await self._store.commit([Put(node)])
         log.info("node admitted", node_id=node_id, role=role, hostname=hostname)

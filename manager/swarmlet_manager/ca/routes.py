@@ -22,10 +22,12 @@ class JoinRoutes:
     """For the TLS port, where a client may come without a certificate; `local_routes` for the unix socket.
 
     more_managers: whether a host may join as a manager (not while etcd is this manager's own single member).
+    own_addr: "host:port" of this manager; its host's node has it from the start, as `docker swarm init` looks there.
     """
 
-    def __init__(self, authority: Authority, *, more_managers: bool) -> None:
+    def __init__(self, authority: Authority, *, more_managers: bool, own_addr: str = "") -> None:
         self._authority = authority
+        self._own_addr = own_addr
         self._more_managers = more_managers
 
     def routes(self) -> list[Route]:
@@ -58,7 +60,8 @@ class JoinRoutes:
         asked = await call.json(JoinRequest)
         return _answer(
             await self._authority.admit(
-                Role.MANAGER, asked.csr, _hostname(asked.hostname), _addresses(call, asked.addr)
+                Role.MANAGER, asked.csr, _hostname(asked.hostname), _addresses(call, asked.addr),
+                manager_addr=self._own_addr,
             )
         )
 
