@@ -33,6 +33,7 @@ from swarmlet.model.ids import new_hex_id
 from swarmlet.process import allow_many_files
 from swarmlet.tls import shrink_buffers
 from swarmlet_agent import adapters
+from swarmlet_agent.api.routes.archive import ArchiveRoutes
 from swarmlet_agent.api.routes.distribution import DistributionRoutes
 from swarmlet_agent.api.routes.images import ImageRoutes
 from swarmlet_agent.api.routes.networks import NetworkRoutes
@@ -42,6 +43,7 @@ from swarmlet_agent.api.routes.volumes import VolumeRoutes
 from swarmlet_agent.api.server import RouteGroup, node_routes
 from swarmlet_agent.api.shapes.info import NodeFacts, read_host_facts
 from swarmlet_agent.api.tunnel import TunnelRoutes
+from swarmlet_agent.archive.service import ContainerFiles
 from swarmlet_agent.engine.engine import Engine
 from swarmlet_agent.engine.events import EventBus
 from swarmlet_agent.images.store import ImageStore
@@ -167,6 +169,7 @@ async def agent(settings: AgentSettings, *, open_files: tuple[int, int] | None =
             groups: list[RouteGroup] = [
                 ImageRoutes(parts.images), DistributionRoutes(parts.images), NetworkRoutes(parts.networks),
                 VolumeRoutes(parts.volumes), swarm,
+                ArchiveRoutes(ContainerFiles(parts.engine, parts.images)),
             ]
             return node_routes(parts.engine, parts.images, parts.logs, system, groups)
 

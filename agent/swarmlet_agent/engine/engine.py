@@ -37,6 +37,7 @@ from swarmlet_agent.engine.lifecycle import Lifecycle
 from swarmlet_agent.engine.plan import wish_of
 from swarmlet_agent.engine.ports import Images, Networks, Runtime, Streams, Volumes
 from swarmlet_agent.engine.removal import Removal
+from swarmlet_agent.engine.roots import LentRoot, Roots
 from swarmlet_agent.engine.rotation import LogRotation
 from swarmlet_agent.engine.shipping import LogShipping
 from swarmlet_agent.engine.signals import Signals
@@ -87,6 +88,7 @@ class Engine:
         self._signals = Signals(core)
         self._execs = Execs(core)
         self._rotation = LogRotation(core)
+        self._roots = Roots(core)
 
     @property
     def events(self) -> EventBus:
@@ -348,6 +350,17 @@ class Engine:
             return await self._core.images.rootfs_size(ident)
         except NotFound:  # never started
             return 0
+
+    # Its files
+
+    def lend_root(self, ref: str, verb: str) -> contextlib.AbstractAsyncContextManager[LentRoot]:
+        """Its root file system, mounted while the block runs; one that does not run can neither start nor be removed
+        meanwhile. verb: what is done, for a refusal. NotFound; Conflict while it is removed."""
+        return self._roots.lend(ref, verb)
+
+    def note(self, ref: str, action: str, **attributes: str) -> None:
+        """An event: something was done with it that the engine has no part in."""
+        self._core.emit(self._core.find(ref).record, action, **attributes)
 
     # Changing
 

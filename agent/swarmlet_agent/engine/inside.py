@@ -61,12 +61,12 @@ def ensure_folder(root: Path, path: str) -> None:
                 raise InvalidArgument(f"Cannot mkdir: {path} is not a directory") from err
             if err.errno != errno.ENOENT:
                 raise
-        _make_folders(root_fd, path)
+        make_folders(root_fd, path)
     finally:
         os.close(root_fd)
 
 
-def _make_folders(root_fd: int, path: str) -> None:
+def make_folders(root_fd: int, path: str) -> None:
     done: list[str] = []
     for word in (word for word in path.split("/") if word):
         parent = open_in_root(root_fd, "/".join(done) or ".", os.O_PATH | os.O_DIRECTORY)

@@ -97,9 +97,22 @@ class RootStore:
         """Where the container's own changes are: of use while it is unmounted, or to look at."""
         return self._place(container_id) / "upper"
 
+    def lower(self, container_id: str) -> tuple[str, ...]:
+        """The layers it was mounted over, highest first. NotFound if it never was."""
+        if container_id not in self._layers:
+            raise NotFound("container", container_id)
+        return self._layers[container_id]
+
     def names(self) -> list[str]:
         """Of all roots there are."""
         return list(self._layers)
+
+    async def rebase(self, container_id: str, layer: str) -> None:
+        """Its changes have become this layer ("" = they were none): it begins anew on top of it. Not while mounted."""
+        folder = self._place(container_id)
+        chains = ((layer,) if layer else ()) + self._layers[container_id]
+        await asyncio.to_thread(_begin_anew, folder, chains, [self._diff_of(chain) for chain in chains])
+        self._layers[container_id] = chains
 
     async def size(self, container_id: str) -> int:
         folder = self._place(container_id)
@@ -134,6 +147,15 @@ def _prepare(folder: Path, chains: Sequence[str], diffs: Sequence[Path]) -> None
     if diffs:
         _like(diffs[0], folder / "upper")
     # Written last and in one step: a folder with this file is complete.
+    fresh = folder / "layers.new"
+    fresh.write_text("\n".join(chains))
+    os.replace(fresh, folder / "layers")
+
+
+def _begin_anew(folder: Path, chains: Sequence[str], diffs: Sequence[Path]) -> None:
+    (folder / "upper").mkdir()
+    if diffs:
+        _like(diffs[0], folder / "upper")
     fresh = folder / "layers.new"
     fresh.write_text("\n".join(chains))
     os.replace(fresh, folder / "layers")

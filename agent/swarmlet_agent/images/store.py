@@ -9,7 +9,8 @@ from __future__ import annotations
 import asyncio
 import platform as uname
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Sequence
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -19,6 +20,7 @@ from swarmlet.log import get_logger
 from swarmlet_agent.images import encode, listing
 from swarmlet_agent.images.blobs import BlobBook
 from swarmlet_agent.images.catalogue import Catalogue
+from swarmlet_agent.images.committing import Commit, Spooled, commit_image, spooled_layer
 from swarmlet_agent.images.endpoints import check_registries
 from swarmlet_agent.images.intake import Intake
 from swarmlet_agent.images.layers import Layer, LayerStore
@@ -56,8 +58,8 @@ class ImageUsers(Protocol):
         ...
 
 
-#: action ("pull", "push", "tag", "untag", "delete", "load", "import"), image id (a pull's or push's reference),
-#: attributes.
+#: action ("pull", "push", "tag", "untag", "delete", "load", "import", "create"), image id (a pull's or push's
+#: reference), attributes.
 OnEvent = Callable[[str, str, dict[str, str]], None]
 Deleted = list[dict[str, str]]
 
@@ -302,6 +304,24 @@ class ImageStore:
     async def rootfs_size(self, container_id: str) -> int:
         """Bytes in the container's own writable layer."""
         return await self._roots.size(container_id)
+
+    def root_folders(self, container_id: str) -> tuple[Path, tuple[Path, ...]]:
+        """The folder of a container's own changes, and those of the layers below, highest first. NotFound."""
+        chains = self._roots.lower(container_id)
+        return self._roots.upper(container_id), tuple(self._layers.diff(chain) for chain in chains)
+
+    def spool_layer(self, pieces: Iterator[bytes]) -> AbstractAsyncContextManager[Spooled]:
+        """The tar of a new layer, for `commit`: on disk while the block runs."""
+        return spooled_layer(self._layers, pieces)
+
+    async def commit(self, image_id: str, layer: Spooled, commit: Commit, name: Reference | None) -> Image:
+        """An image of a container's image (which may be gone), the layer on top, and a new configuration."""
+        chains = tuple(reversed(self._roots.lower(commit.container_id)))
+        image = await commit_image(self._shelf, image_id, chains, layer, commit, name, self._host)
+        self._event("create", image.id, image.id, image)
+        if name is not None:
+            self._event("tag", image.id, name.familiar, image)
+        return image
 
     # inside
 

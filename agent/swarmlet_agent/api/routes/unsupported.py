@@ -8,14 +8,8 @@ from swarmlet.engine_api.answers import refusal
 from swarmlet.engine_api.router import Call, Handler, Route
 
 _UNSUPPORTED: tuple[tuple[str, str, str], ...] = (
-    ("GET", "/containers/{id}/archive", "copying files out of a container"),
-    ("HEAD", "/containers/{id}/archive", "copying files out of or into a container"),
-    ("PUT", "/containers/{id}/archive", "copying files into a container"),
-    ("GET", "/containers/{id}/export", "exporting a container"),
-    ("GET", "/containers/{id}/changes", "listing the changes of a container"),
     ("GET", "/containers/{id}/checkpoints", "checkpointing containers"),
     ("POST", "/containers/{id}/checkpoints", "checkpointing containers"),
-    ("POST", "/commit", "making an image of a container"),
     ("POST", "/build", "building images"),
     ("POST", "/build/cancel", "building images"),
     ("POST", "/session", "building images with BuildKit"),
