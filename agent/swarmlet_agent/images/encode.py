@@ -95,7 +95,7 @@ def inspect(
         shown["VirtualSize"] = image.size_bytes
     if version < (1, 45):
         shown["Container"] = ""
-        shown["ContainerConfig"] = None
+        shown["ContainerConfig"] = dict(_NO_CONFIG)
     return shown
 
 
@@ -105,15 +105,15 @@ _LEGACY = {
     "Tty": False, "OpenStdin": False, "StdinOnce": False, "Image": "",
 }
 _NULL_WHEN_EMPTY = ("Env", "Cmd", "Entrypoint", "Volumes", "OnBuild", "Labels")
+#: docker-compose 1.x looks into the configuration of the container an image was made of, whatever it was made of.
+_NO_CONFIG = {**_LEGACY, "User": "", "WorkingDir": "", **dict.fromkeys(_NULL_WHEN_EMPTY)}
 
 
 def image_config(image: Image, version: Version) -> dict[str, Any]:
     """The "Config" of an inspected image."""
     config: dict[str, Any] = to_api(image.config)
     if version < (1, 50):
-        return {
-            **_LEGACY, "User": "", "WorkingDir": "", **dict.fromkeys(_NULL_WHEN_EMPTY), **config,
-        }
+        return {**_NO_CONFIG, **config}
     return config
 
 

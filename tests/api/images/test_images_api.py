@@ -338,6 +338,9 @@ async def test_older_clients_get_the_fields_of_their_time(client: Client) -> Non
     _, old = await client.call("GET", "/v1.40/images/json")
     assert new[0]["RepoTags"] == [] and "VirtualSize" not in new[0] and new[0]["SharedSize"] == 0
     assert old[0]["RepoTags"] == ["<none>:<none>"] and old[0]["VirtualSize"] == old[0]["Size"]
+    _, new = await client.call("GET", f"/v1.45/images/{new[0]['Id']}/json")
+    _, old = await client.call("GET", f"/v1.44/images/{old[0]['Id']}/json")
+    assert "ContainerConfig" not in new and (old["ContainerConfig"]["Volumes"], old["Container"]) == (None, "")
 
 
 def test_a_tag_parameter_wins_over_the_name() -> None:

@@ -78,7 +78,7 @@ def container_inspect(
         "ExecIDs": list(exec_ids) or None,
         "HostConfig": host_config(container.host),
         "GraphDriver": {"Data": None, "Name": container.driver},
-        "Mounts": mount_points(container.mounts),
+        "Mounts": mount_points(container.mounts, container.host.tmpfs),
         "Config": config(container.config),
         "NetworkSettings": network_settings(container),
     }

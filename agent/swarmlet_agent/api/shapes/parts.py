@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import posixpath
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -9,10 +10,13 @@ from swarmlet.model.container import EndpointSettings, PortBinding
 from swarmlet_agent.decide.points import MountPoint
 
 
-def mount_points(mounts: Iterable[MountPoint]) -> list[dict[str, Any]]:
-    """Engine API MountPoint; tmpfs of --tmpfs are shown as Docker shows those of --mount."""
+def mount_points(mounts: Iterable[MountPoint], tmpfs: Iterable[str]) -> list[dict[str, Any]]:
+    """Engine API MountPoint. tmpfs: targets of HostConfig.Tmpfs (--tmpfs), which Docker shows there alone."""
+    elsewhere = {posixpath.normpath("/" + target.lstrip("/")) for target in tmpfs}
     shown = []
     for mount in mounts:
+        if mount.type == "tmpfs" and mount.destination in elsewhere:
+            continue
         entry: dict[str, Any] = {"Type": mount.type}
         if mount.name:
             entry["Name"] = mount.name

@@ -28,7 +28,7 @@ def container_summary(
         "Status": status_text(container.state, now),
         "HostConfig": {"NetworkMode": host.network_mode or "bridge"},
         "NetworkSettings": {"Networks": {name: endpoint(each) for name, each in container.endpoints.items()}},
-        "Mounts": mount_points(container.mounts),
+        "Mounts": mount_points(container.mounts, host.tmpfs),
     }
     if host.annotations:
         shown["HostConfig"]["Annotations"] = host.annotations

@@ -27,7 +27,7 @@ class LaterRoutes:
         ] + [
             Route("GET", "/plugins", self.nothing),
             Route("POST", "/plugins/{verb}", self.refuse),
-            *(Route("POST", path, self.refuse_build) for path in ("/build", "/build/cancel", "/session", "/grpc")),
+            *(Route("POST", path, self.refuse_build) for path in ("/build/cancel", "/session", "/grpc")),
         ]
 
     async def nothing(self, call: Call) -> web.Response:
