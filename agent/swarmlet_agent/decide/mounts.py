@@ -26,6 +26,7 @@ _TMPFS_FLAGS = {
     "exec": "noexec", "suid": "nosuid", "dev": "nodev", "rw": "ro", "atime": "noatime", "diratime": "nodiratime",
     "async": "sync", "nomand": "mand", "norelatime": "relatime", "nostrictatime": "strictatime",
 }  # fmt: skip
+_TMPFS_WORDS = ("dirsync", "unbindable", "runbindable")
 _TMPFS_KEYS = ("size", "mode", "uid", "gid", "nr_inodes", "nr_blocks", "mpol")
 
 
@@ -59,6 +60,12 @@ def resolve_mounts(request: ContainerCreate, shared: Mapping[str, Sequence[Mount
                 type="volume", destination=destination, driver=driver, copy_up=True, anonymous=True
             )
     return tuple(sorted(points.values(), key=lambda point: (point.destination.count("/"), point.destination)))
+
+
+def reaches_below(release: str) -> bool:
+    """Whether a kernel ("6.1.0-13-amd64") can make whole trees read-only: mount_setattr(2), Linux 5.12."""
+    numbers = re.match(r"(\d+)\.(\d+)", release)
+    return numbers is not None and (int(numbers[1]), int(numbers[2])) >= (5, 12)
 
 
 def volumes_from_names(request: ContainerCreate) -> tuple[str, ...]:
@@ -149,7 +156,9 @@ def tmpfs_options(given: Sequence[str]) -> tuple[str, ...]:
             for word in (key, _TMPFS_FLAGS.get(key, ""), opposites.get(key, "")):
                 values.pop(word, None)
             values[key] = option
-        elif key in ("size", "mode") or key not in _INERT_MODES:
+        elif key in _TMPFS_WORDS or key in _PROPAGATIONS:
+            values[key] = option
+        elif key != "defaults":
             raise InvalidArgument(f'invalid tmpfs option "{option}"')
     return tuple(values.values())
 
@@ -165,12 +174,25 @@ def _bind_mount(mount: Mount, destination: str, refuse: Callable[[str], InvalidA
     propagation = options.propagation if options else ""
     if propagation and propagation not in _PROPAGATIONS:
         raise refuse(f"invalid propagation mode: {propagation}")
+    below = ""
     if options and options.read_only_force_recursive:
-        raise NotSupported("recursively read-only bind mounts (bind-recursive=readonly) are not supported")
+        if options.read_only_non_recursive:
+            raise refuse("mount options conflict: ReadOnlyNonRecursive && ReadOnlyForceRecursive")
+        if not mount.read_only:
+            raise refuse("ReadOnlyForceRecursive requires ReadOnly to be specified in conjunction")
+        if options.non_recursive:
+            raise refuse("ReadOnlyForceRecursive contradicts NonRecursive")
+        if propagation not in ("", "rprivate"):
+            raise refuse("ReadOnlyForceRecursive requires Propagation to be rprivate")
+        below = "force"
+    elif options and options.read_only_non_recursive:
+        if not mount.read_only:
+            raise refuse("ReadOnlyNonRecursive requires ReadOnly to be specified in conjunction")
+        below = "off"
     return MountPoint(
         type="bind", destination=destination, source=posixpath.normpath(mount.source), rw=not mount.read_only,
         propagation=propagation or "rprivate", make_source=bool(options and options.create_mountpoint),
-        non_recursive=bool(options and options.non_recursive),
+        non_recursive=bool(options and options.non_recursive), read_only_below=below,
     )  # fmt: skip
 
 
@@ -185,12 +207,17 @@ def _volume_mount(mount: Mount, destination: str, refuse: Callable[[str], Invali
     if not mount.source and mount.read_only:
         raise refuse("must not set ReadOnly mode when using anonymous volumes")
     options = mount.volume_options
-    if options and options.subpath:
-        raise NotSupported("volume-subpath is not supported")
+    subpath = options.subpath if options else ""
+    if subpath and (not mount.source or subpath.startswith("/") or ".." in subpath.split("/")):
+        raise refuse(
+            "must not set Subpath when using anonymous volumes" if not mount.source
+            else f"invalid subpath {subpath!r}: it must be a relative path within the volume"
+        )
     driver = options.driver_config.name if options and options.driver_config else ""
     return MountPoint(
         type="volume", destination=destination, name=mount.source, driver=driver or "local", mode="z",
-        rw=not mount.read_only, copy_up=not (options and options.no_copy), anonymous=not mount.source,
+        rw=not mount.read_only, copy_up=not (options and options.no_copy) and not subpath, anonymous=not mount.source,
+        subpath=subpath,
     )  # fmt: skip
 
 

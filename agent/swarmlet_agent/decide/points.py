@@ -26,5 +26,9 @@ class MountPoint(Record, frozen=True, kw_only=True):
     #: Make a missing host folder (`-v /missing:/x` does, `--mount type=bind` does not).
     make_source: bool = False
     non_recursive: bool = False
+    #: How far read-only reaches into mounts below it: "" as far as the kernel can, "off" only itself, "force" all.
+    read_only_below: str = ""
+    #: What of the volume is mounted; "" the whole.
+    subpath: str = ""
     #: A volume without a name of its own: it goes with the container on `rm -v` and `run --rm`.
     anonymous: bool = False

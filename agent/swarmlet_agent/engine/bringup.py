@@ -18,12 +18,15 @@ from swarmlet.errors import Conflict, Internal, InvalidArgument, SwarmletError
 from swarmlet.log import get_logger
 from swarmlet.model.common import Driver
 from swarmlet_agent.decide.links import link_env, parse_link
+from swarmlet_agent.decide.mounts import reaches_below
 from swarmlet_agent.decide.points import MountPoint
 from swarmlet_agent.decide.users import Identity, resolve_user
 from swarmlet_agent.engine.container import Container
 from swarmlet_agent.engine.core import Core, Unit
 from swarmlet_agent.engine.inside import ensure_folder, read_accounts
 from swarmlet_agent.engine.plan import container_plan, mode_of, network_wish
+from swarmlet_agent.engine.propagation import check_propagation
+from swarmlet_agent.engine.subpaths import Subpaths
 from swarmlet_agent.net.types import Attachment
 from swarmlet_agent.runtime.types import ContainerPlan
 
@@ -44,8 +47,14 @@ class Bringup:
         if unit.dirty:
             await self.down(unit)
         core.mark(unit)
-        plan, record = await self._prepare(record)
-        pid = await core.runtime.create(plan, log_path=Path(record.log_path or os.devnull))
+        subpaths = Subpaths()
+        try:
+            plan, record = await self._prepare(record, subpaths)
+            pid = await core.runtime.create(plan, log_path=Path(record.log_path or os.devnull))
+            if _any_within(record.mounts):
+                await asyncio.to_thread(subpaths.check, pid)
+        finally:
+            subpaths.close()
         await self._connect(unit, record)
         await core.runtime.start(unit.id)
         state = replace(
@@ -83,12 +92,12 @@ class Bringup:
             cgroup_parent=self._core.settings.cgroup_parent,
         )
 
-    async def _prepare(self, record: Container) -> tuple[ContainerPlan, Container]:
+    async def _prepare(self, record: Container, subpaths: Subpaths) -> tuple[ContainerPlan, Container]:
         core = self._core
         share_with = self._sharing(record.host.network_mode, "network")
         joined = self._joined(record)
-        (rootfs, identity, mounts), attachment = await _both(
-            self._root(record), core.networks.attach(network_wish(record, share_with))
+        (rootfs, identity, mounts, inner), attachment = await _both(
+            self._root(record, subpaths), core.networks.attach(network_wish(record, share_with))
         )
         record = replace(
             record,
@@ -105,16 +114,20 @@ class Bringup:
         )
         plan = container_plan(
             record, rootfs=rootfs, identity=identity, attachment=attachment, joined=joined,
-            cgroup_parent=core.settings.cgroup_parent,
+            cgroup_parent=core.settings.cgroup_parent, subpaths=inner,
+            read_only_below=reaches_below(os.uname().release),
         )  # fmt: skip
         return plan, record
 
-    async def _root(self, record: Container) -> tuple[Path, Identity, tuple[MountPoint, ...]]:
+    async def _root(
+        self, record: Container, subpaths: Subpaths
+    ) -> tuple[Path, Identity, tuple[MountPoint, ...], dict[str, str]]:
         core = self._core
         rootfs = await core.images.ensure_rootfs(record.id, record.image_id)
         mounts = tuple([await self._volume(point) for point in record.mounts])
         identity = await asyncio.to_thread(_look_inside, rootfs, record, mounts)
-        return rootfs, identity, mounts
+        inner = await asyncio.to_thread(subpaths.resolve, mounts) if _any_within(mounts) else {}
+        return rootfs, identity, mounts, inner
 
     async def _volume(self, point: MountPoint) -> MountPoint:
         """A volume's folder may be a mount of its own, which a reboot has taken away."""
@@ -183,11 +196,16 @@ def _look_inside(rootfs: Path, record: Container, mounts: tuple[MountPoint, ...]
                 os.makedirs(point.source, exist_ok=True)
             except OSError as err:
                 raise Internal(f"error while creating mount source path '{point.source}': {err.strerror}") from err
+    check_propagation(mounts)
     working_dir = record.request.working_dir
     if working_dir and not any(_covers(point.destination, working_dir) for point in mounts):
         ensure_folder(rootfs, working_dir)
     passwd, group = read_accounts(rootfs)
     return resolve_user(record.request.user, record.host.group_add, passwd, group)
+
+
+def _any_within(mounts: tuple[MountPoint, ...]) -> bool:
+    return any(point.subpath for point in mounts)
 
 
 def _covers(destination: str, path: str) -> bool:

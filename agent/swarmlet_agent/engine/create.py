@@ -14,14 +14,14 @@ from random import Random
 
 from msgspec.structs import replace
 
-from swarmlet.errors import Conflict, Internal, InvalidArgument, NotFound
+from swarmlet.errors import Conflict, Internal, InvalidArgument, NotFound, NotSupported
 from swarmlet.log import get_logger
 from swarmlet.model.common import Driver, Mount
 from swarmlet.model.container import ContainerCreate
 from swarmlet.model.ids import new_hex_id, short_id
 from swarmlet_agent.decide.links import check_links, link_text, parse_link
 from swarmlet_agent.decide.merge import argv, merge_image
-from swarmlet_agent.decide.mounts import resolve_mounts, volumes_from_names
+from swarmlet_agent.decide.mounts import reaches_below, resolve_mounts, volumes_from_names
 from swarmlet_agent.decide.names import check_name, random_name, taken_message
 from swarmlet_agent.decide.normalise import network_wishes, normalise
 from swarmlet_agent.decide.points import MountPoint
@@ -206,8 +206,11 @@ def _check_platform(image: Image, ref: str, platform: str) -> list[str]:
 
 
 def _check_sources(mounts: tuple[Mount, ...]) -> None:
-    """A bind mount's source must be there, unless it is to be made. In a thread."""
+    """A bind mount's source must be there, unless it is to be made, and what it asks possible. In a thread."""
     for mount in mounts:
+        forced = mount.bind_options is not None and mount.bind_options.read_only_force_recursive
+        if forced and not reaches_below(release := os.uname().release):
+            raise NotSupported(f"recursive read-only mounts need Linux 5.12 or later, this is {release}")
         wanted = mount.bind_options is None or not mount.bind_options.create_mountpoint
         if mount.type == "bind" and wanted and not os.path.exists(mount.source):
             raise InvalidArgument(

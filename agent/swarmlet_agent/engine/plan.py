@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import posixpath
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 from swarmlet.model.container import EndpointSettings
 from swarmlet_agent.decide.merge import override_env, process_env
@@ -63,8 +64,14 @@ def container_plan(
     attachment: Attachment,
     joined: Mapping[str, str],
     cgroup_parent: str,
+    subpaths: Mapping[str, str] = MappingProxyType({}),
+    read_only_below: bool = False,
 ) -> ContainerPlan:
-    """The whole OCI-to-be. joined: kind of namespace -> path, "" for the host's."""
+    """The whole OCI-to-be. joined: kind of namespace -> path, "" for the host's.
+
+    subpaths: destination -> host path, where not a whole volume is mounted. read_only_below: the kernel can make
+    whole trees read-only.
+    """
     request = record.request
     parent = record.host.cgroup_parent or cgroup_parent
     return ContainerPlan(
@@ -81,7 +88,10 @@ def container_plan(
         hostname=request.hostname,
         cgroup_path=posixpath.join("/", parent, record.id),
         netns_path=attachment.netns_path,
-        mounts=mount_plans(record.mounts),
+        mounts=tuple(
+            _mount_plan(point, subpaths.get(point.destination, point.source), read_only_below)
+            for point in record.mounts
+        ),
         # A client's own mount at /etc/hosts and the like stands over the engine's file.
         files={
             target: source
@@ -119,14 +129,14 @@ def exec_plan(record: Container, request: ExecRequest, identity: Identity, *, tt
     )
 
 
-def mount_plans(points: Iterable[MountPoint]) -> tuple[MountPlan, ...]:
-    """In the order given: parents before what lies in them."""
-    return tuple(_mount_plan(point) for point in points)
-
-
-def _mount_plan(point: MountPoint) -> MountPlan:
+def _mount_plan(point: MountPoint, source: str, read_only_below: bool) -> MountPlan:
     if point.type == "tmpfs":
         return MountPlan(point.destination, "", "tmpfs", point.options)
     bind = "bind" if point.non_recursive else "rbind"
-    options = (bind, point.propagation or "rprivate", "rw" if point.rw else "ro")
-    return MountPlan(point.destination, point.source, "bind", options)
+    read_only = "rro" if read_only_below and point.read_only_below != "off" else "ro"
+    propagation = point.propagation or "rprivate"
+    if point.non_recursive:
+        # A single mount. crun 1.8 would take the "r" of "rprivate" for the bind's own and bind what lies below too.
+        propagation = propagation.removeprefix("r")
+    options = (bind, propagation, "rw" if point.rw else read_only)
+    return MountPlan(point.destination, source, "bind", options)

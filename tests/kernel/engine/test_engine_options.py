@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import subprocess
 from pathlib import Path
 
 import pytest
 from engine_lab import Lab, on_the_kernel
 
-from swarmlet.errors import Conflict, NotFound
+from swarmlet.errors import Conflict, InvalidArgument, NotFound
+from swarmlet.model.common import BindOptions, Mount, VolumeOptions
 from swarmlet.model.container import HostConfig, LogConfig
 
 pytestmark = pytest.mark.kernel
@@ -76,3 +78,57 @@ async def test_a_link_gives_name_alias_and_variables_and_can_be_removed(lab: Lab
             await engine.remove("web/store", link=True)
         with pytest.raises(NotFound):
             await lab.run("true", host=HostConfig(links=("nobody",)))
+
+
+@on_the_kernel
+async def test_read_only_reaches_as_far_as_was_asked_for(lab: Lab) -> None:
+    source = lab.folder / "source"
+    (source / "below").mkdir(parents=True)
+    subprocess.run(["mount", "-t", "tmpfs", "none", str(source / "below")], check=True)
+    try:
+        async with lab.agent() as engine:
+            await lab.load_busybox()
+            for name, options, writable in (
+                ("default", BindOptions(), False),
+                ("all", BindOptions(read_only_force_recursive=True), False),
+                ("itself", BindOptions(read_only_non_recursive=True), True),
+            ):
+                mount = Mount(type="bind", source=str(source), target="/m", read_only=True, bind_options=options)
+                ident = await lab.run("sleep", "1000", name=name, host=HostConfig(mounts=(mount,)))
+                assert (await lab.output(ident, "touch", "/m/x"))[0] == 1, name
+                assert ((await lab.output(ident, "touch", "/m/below/x"))[0] == 0) is writable, name
+            mount = Mount(
+                type="bind", source=str(source), target="/m", bind_options=BindOptions(non_recursive=True)
+            )
+            ident = await lab.run("sleep", "1000", name="alone", host=HostConfig(mounts=(mount,)))
+            assert (await lab.output(ident, "ls", "/m/below"))[1] == ""  # the mount below stayed outside
+            for record in engine.list():
+                await engine.remove(record.id, force=True)
+    finally:
+        subprocess.run(["umount", str(source / "below")], check=True)
+
+
+@on_the_kernel
+async def test_a_part_of_a_volume_is_mounted_and_nothing_outside_it(lab: Lab) -> None:
+    async with lab.agent():
+        await lab.load_busybox()
+        script = "mkdir -p /v/in/side; echo hello > /v/in/side/file; ln -s / /v/out; echo one > /v/single"
+        await lab.run("sh", "-c", f"{script}; sleep 1000", name="writer", host=HostConfig(binds=("data:/v",)))
+        for _ in range(100):
+            if (await lab.output("writer", "cat", "/v/single"))[0] == 0:
+                break
+            await asyncio.sleep(0.05)
+
+        def part(path: str, target: str = "/part") -> HostConfig:
+            options = VolumeOptions(subpath=path)
+            return HostConfig(mounts=(Mount(type="volume", source="data", target=target, volume_options=options),))
+
+        reader = await lab.run("sleep", "1000", host=part("in/side"))
+        assert await lab.output(reader, "cat", "/part/file") == (0, "hello\n")
+        assert (await lab.output(reader, "ls", "/part"))[1] == "file\n"
+        single = await lab.run("sleep", "1000", host=part("single", "/etc/one"))
+        assert await lab.output(single, "cat", "/etc/one") == (0, "one\n")
+        with pytest.raises(InvalidArgument, match="cannot access path"):
+            await lab.run("true", host=part("nothing"))
+        with pytest.raises(InvalidArgument, match="cannot access path"):
+            await lab.run("true", host=part("out/usr"))

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from swarmlet.errors import InvalidArgument, NotSupported
 from swarmlet.model.common import BindOptions, Mount, TmpfsOptions, VolumeOptions
 from swarmlet.model.container import ContainerCreate, HostConfig
-from swarmlet_agent.decide.mounts import from_mount, parse_bind, resolve_mounts, tmpfs_options
+from swarmlet_agent.decide.mounts import from_mount, parse_bind, reaches_below, resolve_mounts, tmpfs_options
 from swarmlet_agent.decide.points import MountPoint
 
 
@@ -78,8 +78,59 @@ def test_broken_mounts_are_refused_with_their_kind(mount, words):
 def test_kinds_and_options_not_built_are_refused_by_name():
     with pytest.raises(NotSupported, match="npipe"):
         from_mount(Mount(type="npipe", source="a", target="/x"))
-    with pytest.raises(NotSupported, match="subpath"):
-        from_mount(Mount(type="volume", source="aa", target="/x", volume_options=VolumeOptions(subpath="d")))
+    with pytest.raises(NotSupported, match='mount type "image" is not supported'):
+        from_mount(Mount(type="image", source="busybox", target="/x"))
+
+
+@pytest.mark.parametrize(
+    ("options", "read_only", "below"),
+    [
+        (BindOptions(), True, ""),
+        (BindOptions(read_only_non_recursive=True), True, "off"),
+        (BindOptions(read_only_force_recursive=True, propagation="rprivate"), True, "force"),
+        (BindOptions(non_recursive=True), False, ""),
+    ],
+)
+def test_how_far_read_only_reaches(options, read_only, below):
+    point = from_mount(Mount(type="bind", source="/s", target="/x", read_only=read_only, bind_options=options))
+    assert (point.read_only_below, point.rw, point.non_recursive) == (below, not read_only, options.non_recursive)
+
+
+@pytest.mark.parametrize(
+    ("options", "read_only"),
+    [
+        (BindOptions(read_only_force_recursive=True), False),
+        (BindOptions(read_only_non_recursive=True), False),
+        (BindOptions(read_only_force_recursive=True, read_only_non_recursive=True), True),
+        (BindOptions(read_only_force_recursive=True, non_recursive=True), True),
+        (BindOptions(read_only_force_recursive=True, propagation="rslave"), True),
+    ],
+)
+def test_contradictory_recursion_is_refused(options, read_only):
+    with pytest.raises(InvalidArgument, match="invalid mount config"):
+        from_mount(Mount(type="bind", source="/s", target="/x", read_only=read_only, bind_options=options))
+
+
+def test_kernels_that_make_whole_trees_read_only():
+    assert [reaches_below(release) for release in ("5.11.9", "5.12.0-rc1", "6.1.0-13-amd64", "4.19", "odd")] == [
+        False, True, True, False, False,
+    ]  # fmt: skip
+
+
+def test_a_subpath_stays_in_its_volume_and_leaves_that_as_it_is():
+    mount = Mount(type="volume", source="data", target="/x", volume_options=VolumeOptions(subpath="a/b"))
+    point = from_mount(mount)
+    assert (point.subpath, point.copy_up) == ("a/b", False)
+    for source, path in (("data", "../up"), ("data", "/abs"), ("data", "a/../../b"), ("", "a")):
+        with pytest.raises(InvalidArgument, match=r"(?i)subpath"):
+            from_mount(Mount(type="volume", source=source, target="/x", volume_options=VolumeOptions(subpath=path)))
+
+
+def test_tmpfs_takes_every_word_docker_knows():
+    assert tmpfs_options(["defaults", "dirsync", "nr_inodes=5", "rslave"])[-3:] == ("dirsync", "nr_inodes=5", "rslave")
+    for word in ("bind", "remount", "z", "cached", "size"):
+        with pytest.raises(InvalidArgument, match="invalid tmpfs option"):
+            tmpfs_options([word])
 
 
 def test_tmpfs_options_override_dockers_defaults():
