@@ -30,6 +30,8 @@ class Shelf:
     def __init__(self, catalogue: Catalogue, layers: LayerStore, roots: RootStore) -> None:
         self.catalogue, self.layers, self.roots = catalogue, layers, roots
         self._changing = asyncio.Lock()
+        #: Others who need layers (the build cache).
+        self.holders: list[Callable[[], frozenset[str]]] = []
 
     async def recover(self) -> None:
         """At start: what journal and disk agree on stays, the rest goes."""
@@ -58,7 +60,7 @@ class Shelf:
             with self.layers.pinned(config.chain_ids):
                 yield
         finally:
-            if not self.catalogue.layers_in_use().issuperset(config.chain_ids):
+            if not self._needed().issuperset(config.chain_ids):
                 await self.sweep(config.chain_ids)
 
     async def add(
@@ -129,4 +131,6 @@ class Shelf:
         return gone
 
     def _needed(self) -> frozenset[str]:
-        return self.catalogue.layers_in_use() | self.roots.layers_in_use()
+        return self.catalogue.layers_in_use().union(
+            self.roots.layers_in_use(), *(layers() for layers in self.holders)
+        )
