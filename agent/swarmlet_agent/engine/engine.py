@@ -267,6 +267,12 @@ class Engine:
         finally:
             waiter.close()
 
+    async def settle(self, ref: str) -> Container:
+        """Once what is being done to it now, such as clearing up after its end, is over; the record then."""
+        unit = self._core.find(ref)
+        async with unit.lock:
+            return unit.record
+
     # Its streams, and further processes
 
     async def attach(self, ref: str) -> Streams:

@@ -45,6 +45,7 @@ from swarmlet_agent.images.shelf import Shelf
 from swarmlet_agent.images.types import Image, RegistryAuth
 from swarmlet_agent.images.unpack import Limits
 from swarmlet_agent.images.workers import UnpackPool
+from swarmlet_agent.images.workshop import Workshop
 from swarmlet_agent.journal import Journal
 
 log = get_logger(__name__)
@@ -84,6 +85,8 @@ class ImageStore:
         self._roots = RootStore(data_dir / "containers-rootfs", self._layers.diff)
         self._catalogue = Catalogue(journal)
         self._shelf = Shelf(self._catalogue, self._layers, self._roots)
+        #: For the builder.
+        self.workshop = Workshop(self._shelf, self._host)
         self._puller = Puller(self._registries, self._layers, self._catalogue)
         self._book = BlobBook(journal)
         self._pusher = Pusher(self._registries, self._book)
@@ -95,6 +98,7 @@ class ImageStore:
     async def start(self) -> None:
         """Recover what the journal and the disk have."""
         await self._shelf.recover()
+        await self.workshop.recover()
         await self._book.load({layer.diff_id for layer in self._layers.all()})
 
     async def close(self) -> None:
@@ -108,7 +112,8 @@ class ImageStore:
 
     def get(self, ref: str) -> Image:
         """By name[:tag], name@digest, id or id prefix. NotFound ("No such image: …")."""
-        return self._catalogue.image(self._catalogue.find(ref))
+        lent = self.workshop.lent.get(ref)
+        return lent if lent is not None else self._catalogue.image(self._catalogue.find(ref))
 
     def all(self) -> list[Image]:
         return self._catalogue.images()
@@ -289,7 +294,7 @@ class ImageStore:
         """The container's writable root: overlay of the image's layers and its own upper folder, mounted."""
         if self._roots.knows(container_id):
             return await self._roots.ensure(container_id, ())
-        return await self._roots.ensure(container_id, self._catalogue.image(self._catalogue.find(image_id)).layers)
+        return await self._roots.ensure(container_id, self.get(image_id).layers)
 
     async def unmount_rootfs(self, container_id: str) -> None:
         """Unmount; the container's own changes stay. Nothing mounted is fine."""
