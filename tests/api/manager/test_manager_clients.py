@@ -5,7 +5,10 @@ from __future__ import annotations
 import json
 
 import pytest
-from manager_lab import FakeNode, Lab
+from aiohttp import web
+from manager_lab import FakeNode, Lab, Reply
+
+from swarmlet.engine_api.router import Call
 
 CREATE = ("POST", "/containers/create")
 
@@ -96,3 +99,41 @@ async def test_a_stacks_tasks_are_found_by_the_label_of_their_service(lab: Lab) 
     assert await found("com.docker.stack.namespace=one") == ["task-one_web"]
     assert await found("com.docker.stack.namespace") == ["task-one_web"]
     assert await found("com.docker.stack.namespace=two") == [] == await found("x=y", "com.docker.stack.namespace")
+
+
+async def two_halves(lab: Lab, used: tuple[int, ...] = (1, 2)) -> None:
+    """A network "back" on two nodes, each with its own id of it; one container on it on the used ones."""
+
+    def knows(number: int) -> Reply:
+        async def reply(call: Call) -> web.StreamResponse:
+            if call.params["id"] not in ("back", f"id{number}"):
+                return web.json_response({"message": f"network {call.params['id']} not found"}, status=404)
+            containers = {f"c{number}": {"Name": "x"}} if number in used else {}
+            return web.json_response({"Name": "back", "Id": f"id{number}", "Containers": containers})
+
+        return reply
+
+    for number in (1, 2):
+        node = FakeNode(f"node-{number}", lab.folder)
+        node.on("GET", "/networks/{id}", knows(number))
+        if number in used:
+            node.says("DELETE", "/networks/{id}", {"message": "network back has active endpoints"}, 403)
+        else:
+            node.says("DELETE", "/networks/{id}", None, 204)
+        await lab.join(node)
+
+
+@pytest.mark.parametrize(("ref", "ident"), [("back", "id1"), ("id1", "id1"), ("id2", "id2")])
+async def test_a_network_is_shown_with_the_containers_of_all_nodes(lab: Lab, ref: str, ident: str) -> None:
+    await two_halves(lab)
+    shown = await lab.get(f"/networks/{ref}", verbose="true")
+    assert (shown["Id"], sorted(shown["Containers"])) == (ident, ["c1", "c2"])
+    assert all("verbose=true" in asked for node in lab.nodes for asked in node.asked)
+    assert (await lab.ask("GET", "/networks/nope"))[0] == 404
+
+
+async def test_a_network_in_use_anywhere_is_removed_nowhere_whichever_id_is_given(lab: Lab) -> None:
+    await two_halves(lab, used=(1,))
+    status, refused = await lab.ask("DELETE", "/networks/id2")
+    assert status == 403 and "active endpoints" in refused["message"]
+    assert not [asked for asked in lab.nodes[1].asked if asked.startswith("DELETE")]

@@ -28,12 +28,12 @@ class ObjectRoutes:
             Route("GET", "/volumes", self.volumes),
             Route("POST", "/volumes/create", self.create_everywhere),
             Route("POST", "/volumes/prune", self.prune_volumes),
-            Route("GET", "/volumes/{id}", self.one),
+            Route("GET", "/volumes/{id}", self.volume),
             Route("DELETE", "/volumes/{id}", self.remove_everywhere),
             Route("GET", "/networks", self.networks),
             Route("POST", "/networks/create", self.create_network),
             Route("POST", "/networks/prune", self.prune_networks),
-            Route("GET", "/networks/{id}", self.one),
+            Route("GET", "/networks/{id}", self.network),
             Route("DELETE", "/networks/{id}", self.remove_network),
             Route("POST", "/networks/{id}/connect", self.connect),
             Route("POST", "/networks/{id}/disconnect", self.connect),
@@ -85,11 +85,18 @@ class ObjectRoutes:
             raise Unavailable("no node is ready and active")
         return json_answer(made[0].body, status=201)
 
-    async def one(self, call: Call) -> web.Response:
+    async def volume(self, call: Call) -> web.Response:
         """From the first node that has it."""
         answers = await self._fleet.ask_all(self._fleet.ready(), "GET", call.request.rel_url.raw_path_qs)
-        kind = "network" if call.path.startswith("/networks") else "volume"
-        return json_answer(first_found(answers, kind, call.params["id"]).body)
+        return json_answer(first_found(answers, "volume", call.params["id"]).body)
+
+    async def network(self, call: Call) -> web.Response:
+        """As the first node has it, with the containers of all nodes that have one of that name."""
+        _, answers = await self._network(call.params["id"], call.request.rel_url.raw_query_string)
+        known = [answer for answer in answers if answer.status < 400]
+        containers = {key: each for answer in known for key, each in (answer.body.get("Containers") or {}).items()}
+        nodes = [answer.node.description.hostname for answer in known]
+        return json_answer(known[0].body | {"Containers": containers, "Nodes": nodes})
 
     async def remove_everywhere(self, call: Call) -> web.Response:
         await self._change(call, "volume")
@@ -113,10 +120,22 @@ class ObjectRoutes:
         first_found(answers, "container", str(body.get("Container", "")))
         return web.Response()
 
-    async def _network(self, ref: str) -> tuple[str, list[Answer]]:
-        """The name behind a name or an id, which differs from node to node, and what each node knows. NotFound."""
-        answers = await self._fleet.ask_all(self._fleet.ready(), "GET", f"/networks/{quote(ref, safe='')}")
-        return first_found(answers, "network", ref).body["Name"], answers
+    async def _network(self, ref: str, query: str = "") -> tuple[str, list[Answer]]:
+        """The name behind a name or an id, which differs from node to node, and what each node knows of it.
+
+        The node that was meant comes first. NotFound.
+        """
+
+        async def ask(word: str) -> list[Answer]:
+            path = f"/networks/{quote(word, safe='')}" + (f"?{query}" if query else "")
+            return await self._fleet.ask_all(self._fleet.ready(), "GET", path)
+
+        answers = await ask(ref)
+        meant = first_found(answers, "network", ref)
+        name: str = meant.body["Name"]
+        if name != ref:
+            answers = [meant, *(answer for answer in await ask(name) if answer.node.id != meant.node.id)]
+        return name, answers
 
     async def prune_volumes(self, call: Call) -> web.Response:
         answers = await self._ask(call, "POST")

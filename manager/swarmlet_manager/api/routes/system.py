@@ -24,7 +24,6 @@ from swarmlet_manager.fleet.client import Answer, Fleet
 INFO_AGE_S = 1.0
 #: /info is not held up by a node that hangs.
 INFO_S = 2.0
-PRUNE_S = 120.0
 
 Json = dict[str, Any]
 
@@ -45,7 +44,6 @@ class SystemRoutes:
             Route("GET", "/version", self.version),
             Route("GET", "/info", self.info),
             Route("GET", "/system/df", self.disk_usage),
-            Route("POST", "/build/prune", self.prune_builds),
         ]
 
     async def ping(self, call: Call) -> web.Response:
@@ -106,16 +104,6 @@ class SystemRoutes:
         for field in ("Images", "Containers", "Volumes", "BuildCache"):
             merged[field] = [entry for body in good for entry in body.get(field) or []]
         return json_answer(merged)
-
-    async def prune_builds(self, call: Call) -> web.Response:
-        """BuildPrune on every node: what all of them dropped."""
-        path = call.request.rel_url.raw_path_qs
-        answers = await self._fleet.ask_all(self._fleet.ready(), "POST", path, timeout_s=PRUNE_S)
-        good = [answer.body for answer in answers if answer.status < 400]
-        return json_answer({
-            "CachesDeleted": [cache for body in good for cache in body.get("CachesDeleted") or []],
-            "SpaceReclaimed": sum(int(body.get("SpaceReclaimed") or 0) for body in good),
-        })
 
     async def _node_infos(self) -> list[Answer]:
         async with self._asking:  # many clients at once share one round
