@@ -94,6 +94,13 @@ def test_alone_it_listens_on_sockets_only() -> None:
     assert not any("http" in word or "cert" in word for word in line)
 
 
+def test_what_etcd_keeps_in_memory_of_large_writes_is_bounded() -> None:
+    line = command_line(EtcdSettings(data_dir=Path("/d"), name="m1"), "/usr/bin/etcd", "t")
+    (count,) = (int(word.split("=")[1]) for word in line if word.startswith("--snapshot-count="))
+    always_kept, our_write_bytes = 5000, 16 << 10
+    assert (always_kept + count) * our_write_bytes < 128 << 20
+
+
 def test_with_certificates_everyone_must_show_one() -> None:
     settings = EtcdSettings(
         data_dir=Path("/d"), name="m2", host="fd00::2", tls=TLS, peers=(("m1", "https://10.0.0.1:2380"),)

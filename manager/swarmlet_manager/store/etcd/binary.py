@@ -17,6 +17,9 @@ Version = tuple[int, int, int]
 MAX_TXN_OPS = 1024
 MAX_REQUEST_BYTES = 8 << 20
 QUOTA_BYTES = 8 << 30
+#: etcd keeps every write since its last snapshot (and 5000 before it) in memory, and in its log on disk. Ours are
+#: large, blocks of tasks of 10 kB and more: its default of 100,000 could be gigabytes. A snapshot itself is small.
+SNAPSHOT_COUNT = 1000
 
 _ADVICE = "install Debian's or Ubuntu's package: apt install etcd-server (its own etcd.service can stay disabled)"
 
@@ -91,6 +94,7 @@ def command_line(settings: EtcdSettings, binary: str, token: str) -> list[str]:
         f"--quota-backend-bytes={QUOTA_BYTES}",
         f"--max-txn-ops={MAX_TXN_OPS}",
         f"--max-request-bytes={MAX_REQUEST_BYTES}",
+        f"--snapshot-count={SNAPSHOT_COUNT}",
         # 3.4 copies what it has not yet committed to disk on every read: keep that small.
         "--backend-batch-limit=200",
         "--enable-grpc-gateway=false",
