@@ -17,7 +17,7 @@ import msgspec
 
 from swarmlet.errors import Conflict, Internal
 from swarmlet.log import get_logger
-from swarmlet_agent.runtime import attach, devices, facts, failures, oci, resources
+from swarmlet_agent.runtime import attach, cdi, devices, facts, failures, oci, resources
 from swarmlet_agent.runtime.bundle import Bundle, Meta, write_control
 from swarmlet_agent.runtime.cgroups import Cgroups
 from swarmlet_agent.runtime.conmon import Command
@@ -28,6 +28,7 @@ from swarmlet_agent.runtime.filters import FilterCache
 from swarmlet_agent.runtime.host import RuntimeInfo, choose
 from swarmlet_agent.runtime.launch import Launcher
 from swarmlet_agent.runtime.mounts import DEFAULT_SHM_BYTES
+from swarmlet_agent.runtime.seccomp_default import DEFAULT_PROFILE
 from swarmlet_agent.runtime.shared import ensure_shared, release_shared
 from swarmlet_agent.runtime.spawner import Child, process_end
 from swarmlet_agent.runtime.types import ContainerPlan, ExecPlan, Exit, Usage
@@ -39,7 +40,6 @@ log = get_logger(__name__)
 CONMON_END_TIMEOUT_S = 10.0
 #: Exit code of a container whose conmon was killed: nobody was told the real one.
 UNKNOWN_EXIT_CODE = 255
-DEFAULT_PROFILE = Path("/usr/share/containers/seccomp.json")
 
 
 class ConmonRuntime:
@@ -307,6 +307,8 @@ class ConmonRuntime:
         shares_ipc = plan.host.ipc_mode == "shareable" and "ipc" not in plan.joined
         shm = str(box.path / "shm") if shares_ipc else self._joined_shm(plan.joined.get("ipc"))
         config = oci.build(plan, self._facts, await self._look_for_devices(plan), shm_source=shm)
+        if plan.host.device_requests:
+            await asyncio.to_thread(cdi.inject, config, plan.host.device_requests)
         key = self._filters.prepare(config)
         # Docker's StdinOnce means the pipe's end goes with its first client; a terminal outlives its clients.
         closes = plan.config.stdin_once and not plan.config.tty

@@ -11,8 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from swarmlet_agent.decide.kernel import KernelLimits
 from swarmlet_agent.runtime import caps
 from swarmlet_agent.runtime import seccomp as profiles
+from swarmlet_agent.runtime.seccomp_default import DEFAULT_PROFILE, held_to_docker
 
 #: The host's folders and files these facts come from.
 CGROUP_ROOT = Path("/sys/fs/cgroup")
@@ -77,7 +79,7 @@ def probe(
         kernel=(int(release[1]), int(release[2])) if release else (0, 0),
         available_caps=caps.from_mask(int(status.get("CapBnd", "0"), 16)),
         seccomp="Seccomp" in status,
-        default_profile=profiles.parse(profile.read_bytes()) if profile is not None and profile.exists() else None,
+        default_profile=_default_profile(profile) if profile is not None and profile.exists() else None,
         apparmor=apparmor,
         apparmor_profile=_loaded_profile() if apparmor else "",
         init_path=find_init(),
@@ -86,6 +88,33 @@ def probe(
         oom_score_adj=int(Path("/proc/self/oom_score_adj").read_text()),
         cpus=os.cpu_count() or 1,
     )
+
+
+def _default_profile(path: Path) -> dict[str, Any]:
+    """An operator's own file is taken as it is."""
+    profile = profiles.parse(path.read_bytes())
+    return held_to_docker(profile) if path == DEFAULT_PROFILE else profile
+
+
+def kernel_limits(cgroup_root: Path = CGROUP_ROOT) -> KernelLimits:
+    """Limits that some kernels lack; blocking. A root cgroup has no weights: any child tells."""
+    if (cgroup_root / "cgroup.controllers").exists():
+        children = [path.parent for path in cgroup_root.glob("*/io.stat")]
+        weights = ("io.weight", "io.bfq.weight")
+        return KernelLimits(realtime=False, **_weights(children, weights, weights))
+    children = [path.parent for path in (cgroup_root / "blkio").glob("*/cgroup.procs")]
+    every, single = ("blkio.weight", "blkio.bfq.weight"), ("blkio.weight_device", "blkio.bfq.weight_device")
+    realtime = (cgroup_root / "cpu" / "cpu.rt_runtime_us").exists()
+    return KernelLimits(realtime=realtime, **_weights(children, every, single))
+
+
+def _weights(children: list[Path], every: tuple[str, ...], single: tuple[str, ...]) -> dict[str, bool]:
+    """Where there is no child to ask, they are supposed to be there: the runtime then says if they are not."""
+
+    def has(names: tuple[str, ...]) -> bool:
+        return not children or any((child / name).exists() for child in children for name in names)
+
+    return {"io_weight": has(every), "io_weight_device": has(single)}
 
 
 def find_init(candidates: tuple[str, ...] = _INIT_PROGRAMS) -> str:
