@@ -80,7 +80,7 @@ class _Extractor:
             return
         above, _, base = path.rpartition(b"/")
         parent = self._folder(above)
-        self._make_room(parent, base, entry)
+        self._make_room(parent, path, entry)
         match entry.kind:
             case tarstream.DIRECTORY:
                 self._make_folder(parent, path, base, entry)
@@ -140,7 +140,8 @@ class _Extractor:
 
     # what is in the way
 
-    def _make_room(self, parent: int, base: bytes, entry: Entry) -> None:
+    def _make_room(self, parent: int, path: bytes, entry: Entry) -> None:
+        base = path.rpartition(b"/")[2]
         try:
             found = os.stat(base, dir_fd=parent, follow_symlinks=False)
         except FileNotFoundError:
@@ -150,9 +151,10 @@ class _Extractor:
             return
         if self._rules.no_change_of_kind and is_folder != becomes_folder:
             here, there = ("directory", "non-directory") if is_folder else ("non-directory", "directory")
-            shown = os.fsdecode(self._base.rstrip(b"/") + b"/" + entry.name)
+            shown = os.fsdecode(self._base.rstrip(b"/") + b"/" + path)
             raise InvalidArgument(f'cannot overwrite {here} "{shown}" with {there} "{self._where}"')
         if is_folder:
+            _check_one_mount(parent, base)
             shutil.rmtree(base, dir_fd=parent)
         else:
             os.unlink(base, dir_fd=parent)
@@ -226,6 +228,20 @@ class _Extractor:
                 if err.errno not in _XATTR_ERRORS:
                     raise
         os.fchmod(handle, entry.mode)  # after chown, which clears setuid
+
+
+def _check_one_mount(parent: int, base: bytes) -> None:
+    """Nothing is mounted in this folder: what a volume holds must not go with the place it is mounted at."""
+    own = _mount_id(parent)
+    for _, _, _, handle in os.fwalk(base, dir_fd=parent):
+        if _mount_id(handle) != own:
+            raise OSError(errno.EBUSY, os.strerror(errno.EBUSY))
+
+
+def _mount_id(handle: int) -> str:
+    """proc(5), /proc/pid/fdinfo."""
+    with open(f"/proc/self/fdinfo/{handle}") as info:
+        return next(line for line in info if line.startswith("mnt_id:"))
 
 
 def _explained(err: OSError, entry: Entry) -> Exception:

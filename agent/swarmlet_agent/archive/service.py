@@ -28,6 +28,9 @@ from swarmlet_agent.images.compression import decompressed
 from swarmlet_agent.images.reference import Reference
 from swarmlet_agent.images.types import Image
 
+#: Mounts of a running container that are never seen from outside.
+_UNSEEN = ("/proc", "/sys", "/dev")
+
 
 class Containers(Protocol):
     """What is used of the engine."""
@@ -90,7 +93,9 @@ class ContainerFiles:
             rules = extract.Rules(no_change_of_kind=no_change_of_kind, owner=owner)
 
             work = asyncio.ensure_future(
-                asyncio.to_thread(extract.extract, view.root, where, decompressed(upload.read), rules)
+                asyncio.to_thread(
+                    view.change, lambda: extract.extract(view.root, where, decompressed(upload.read), rules)
+                )
             )
             try:
                 await asyncio.shield(work)
@@ -170,10 +175,11 @@ class ContainerFiles:
     async def _view(self, ref: str) -> AsyncIterator[tuple[Container, View]]:
         async with self._containers.lend_root(ref, "copy from or to") as root:
             record = root.record
-            read_only = record.host.readonly_rootfs
-            view = await finished(
-                asyncio.to_thread(open_view, root.path, binds(record), read_only=read_only), undo=View.close
+            opening = asyncio.to_thread(
+                open_view, root.path, binds(record), read_only=record.host.readonly_rootfs,
+                guarded=[*_UNSEEN, *(point.destination for point in record.mounts if point.type == "tmpfs")],
             )
+            view = await finished(opening, undo=View.close)
             try:
                 yield record, view
             finally:

@@ -24,7 +24,7 @@ from swarmlet_agent.engine.inside import make_folders, open_in_root
 
 T = TypeVar("T")
 
-_CLONE_NEWNS = 0x00020000
+_CLONE_NEWNS, _CLONE_FS = 0x00020000, 0x00000200
 _MS_RDONLY, _MS_REMOUNT, _MS_BIND, _MS_REC, _MS_PRIVATE = 0x1, 0x20, 0x1000, 0x4000, 0x40000
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.mount.argtypes = (ctypes.c_char_p, ctypes.c_char_p, ctypes.c_char_p, ctypes.c_ulong, ctypes.c_char_p)
@@ -46,22 +46,47 @@ class View:
     def __init__(self, root: int, namespace: int) -> None:
         self.root, self._namespace = root, namespace
 
+    def change(self, work: Callable[[], T]) -> T:
+        """Do what writes. Only to a thread inside the namespace the kernel says EBUSY about its mount points: from
+        outside they could be deleted, and the container's own mounts there with them."""
+
+        def inside() -> T:
+            if _libc.unshare(_CLONE_FS) != 0 or _libc.setns(self._namespace, _CLONE_NEWNS) != 0:
+                raise _last_error("setns")
+            return work()
+
+        return _in_new_thread(inside)
+
     def close(self) -> None:
         os.close(self.root)
         os.close(self._namespace)  # the last reference: the kernel takes its mounts away
 
 
-def open_view(root: Path, binds: Sequence[Bind] = (), *, read_only: bool = False) -> View:
+def open_view(
+    root: Path, binds: Sequence[Bind] = (), *, read_only: bool = False, guarded: Sequence[str] = ()
+) -> View:
     """The mounted `root` with `binds` (parents first) over it. Internal if something cannot be mounted.
 
+    guarded: where the container has mounts that the view does not show; those places must not be deleted.
     A thread of its own makes it: a namespace is entered for good, and threads of a pool are used again.
     """
-    return _in_new_thread(lambda: _build(root, binds, read_only=read_only))
+    return _outward(lambda: _build(root, binds, read_only=read_only, guarded=guarded))
 
 
 def open_stacked(folders: Sequence[Path]) -> View:
     """The layers `folders` (highest first, at least one), read-only, as overlayfs shows them together."""
-    return _in_new_thread(lambda: _stack(folders))
+    return _outward(lambda: _stack(folders))
+
+
+def _outward(build: Callable[[], View]) -> View:
+    def work() -> View:
+        _enter_namespace()
+        return build()
+
+    try:
+        return _in_new_thread(work)
+    except OSError as err:
+        raise Internal(f"the container's files cannot be reached: {err}") from err
 
 
 def _in_new_thread(work: Callable[[], T]) -> T:
@@ -70,7 +95,6 @@ def _in_new_thread(work: Callable[[], T]) -> T:
 
     def run() -> None:
         try:
-            _enter_namespace()
             result.append(work())
         except BaseException as err:  # raised again below, in the thread that waits
             error.append(err)
@@ -79,8 +103,6 @@ def _in_new_thread(work: Callable[[], T]) -> T:
     thread.start()
     thread.join()
     if error:
-        if isinstance(error[0], OSError):
-            raise Internal(f"the container's files cannot be reached: {error[0]}") from error[0]
         raise error[0]
     return result[0]
 
@@ -91,7 +113,9 @@ def _enter_namespace() -> None:
     _mount("none", "/", _MS_REC | _MS_PRIVATE)
 
 
-def _build(root: Path, binds: Sequence[Bind], *, read_only: bool) -> View:
+def _build(root: Path, binds: Sequence[Bind], *, read_only: bool, guarded: Sequence[str]) -> View:
+    if read_only:
+        _mount(str(root), str(root), _MS_BIND)  # a mount of its own, whose flags can be changed below
     with contextlib.ExitStack() as stack:
         root_fd = os.open(root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         stack.callback(os.close, root_fd)
@@ -99,6 +123,8 @@ def _build(root: Path, binds: Sequence[Bind], *, read_only: bool) -> View:
             _bind(root_fd, bind)
         if read_only:
             _mount("none", f"/proc/self/fd/{root_fd}", _MS_REMOUNT | _MS_BIND | _MS_RDONLY)
+        for place in guarded:
+            _guard(root_fd, place)
         view = View(root_fd, _namespace())
         stack.pop_all()
     return view
@@ -125,6 +151,21 @@ def _bind(root_fd: int, bind: Bind) -> None:
             _mount("none", f"/proc/self/fd/{mounted}", _MS_REMOUNT | _MS_BIND | _MS_RDONLY)
         finally:
             os.close(mounted)
+
+
+def _guard(root_fd: int, path: str) -> None:
+    """Make the place a mount point by mounting it on itself."""
+    try:
+        place = open_in_root(root_fd, path, os.O_PATH | os.O_NOFOLLOW)
+    except OSError as err:
+        if err.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
+            return
+        raise
+    try:
+        if not stat.S_ISLNK(os.fstat(place).st_mode):
+            _mount(f"/proc/self/fd/{place}", f"/proc/self/fd/{place}", _MS_BIND)
+    finally:
+        os.close(place)
 
 
 def _mount_point(root_fd: int, path: str, *, is_folder: bool) -> int:
