@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from msgspec.structs import replace
 
-from swarmlet.errors import Conflict, InvalidArgument
+from swarmlet.errors import Conflict, InvalidArgument, NotSupported
 from swarmlet.model.container import HostConfig, RestartPolicy
 from swarmlet_agent.decide.validate import check_policy, check_resources
 
@@ -15,12 +15,24 @@ _LIMITS = (
 )  # fmt: skip
 
 
+#: Resources that a change cannot set: dockerd passes them over, here they are refused.
+_FIXED = (
+    "blkio_weight_device", "blkio_device_read_bps", "blkio_device_write_bps", "blkio_device_read_iops",
+    "blkio_device_write_iops", "cgroup_parent", "devices", "device_cgroup_rules", "device_requests",
+    "memory_swappiness", "oom_kill_disable", "init", "ulimits",
+)  # fmt: skip
+
+
 def apply_update(host: HostConfig, changes: HostConfig, *, cpus: int) -> HostConfig:
     """The new HostConfig; nothing of `host` but limits and the restart policy changes.
 
-    InvalidArgument for a limit that cannot be, Conflict where the old and new ones contradict each other.
+    InvalidArgument for a limit that cannot be, NotSupported for what cannot be changed,
+    Conflict where the old and new ones contradict each other.
     """
     untouched = HostConfig()
+    for name in _FIXED:
+        if getattr(changes, name) not in (getattr(untouched, name), None, False, -1):
+            raise NotSupported(f"update: {name.replace('_', '-')} cannot be changed once a container is made")
     given = {name: getattr(changes, name) for name in _LIMITS if getattr(changes, name) != getattr(untouched, name)}
     if host.nano_cpus and ("cpu_period" in given or "cpu_quota" in given):
         raise Conflict("Conflicting options: CPU Period/Quota cannot be updated as NanoCPUs has already been set")

@@ -19,6 +19,7 @@ from swarmlet.log import get_logger
 from swarmlet.model.common import Driver, Mount
 from swarmlet.model.container import ContainerCreate
 from swarmlet.model.ids import new_hex_id, short_id
+from swarmlet_agent.decide.kernel import asks_much, fit_limits
 from swarmlet_agent.decide.links import check_links, link_text, parse_link
 from swarmlet_agent.decide.merge import argv, merge_image
 from swarmlet_agent.decide.mounts import reaches_below, resolve_mounts, volumes_from_names
@@ -33,6 +34,7 @@ from swarmlet_agent.engine.plan import mode_of
 from swarmlet_agent.engine.removal import Removal
 from swarmlet_agent.images.types import Image
 from swarmlet_agent.runtime import caps, security
+from swarmlet_agent.runtime.facts import kernel_limits
 from swarmlet_agent.runtime.resources import rlimits
 
 log = get_logger(__name__)
@@ -55,6 +57,10 @@ class Creator:
             name = check_name(name)
         warnings = check_request(request, cpus=core.settings.cpus)
         _check_runtime_options(request)
+        if asks_much(request.host_config):
+            host, lacking = fit_limits(request.host_config, await asyncio.to_thread(kernel_limits))
+            request = replace(request, host_config=host)
+            warnings += lacking
         if not request.image:
             raise InvalidArgument("no image specified")
         image = core.images.get(request.image)

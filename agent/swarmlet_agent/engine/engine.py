@@ -22,6 +22,7 @@ from swarmlet.engine_api.filters import Filters
 from swarmlet.errors import Conflict, InvalidArgument, NotFound, NotModified, SwarmletError
 from swarmlet.log import get_logger
 from swarmlet.model.container import ContainerCreate, EndpointSettings, HostConfig
+from swarmlet_agent.decide.kernel import asks_much, fit_limits
 from swarmlet_agent.decide.links import parse_link, renamed
 from swarmlet_agent.decide.names import check_name, taken_message
 from swarmlet_agent.decide.prune import to_prune
@@ -46,6 +47,7 @@ from swarmlet_agent.engine.top import processes
 from swarmlet_agent.engine.waiters import Waiter
 from swarmlet_agent.journal import Journal
 from swarmlet_agent.net.types import ContainerView, InterfaceCounters
+from swarmlet_agent.runtime.facts import kernel_limits
 from swarmlet_agent.runtime.types import Usage
 
 log = get_logger(__name__)
@@ -416,13 +418,16 @@ class Engine:
             before = unit.record
             if unit.removing:
                 raise Conflict("container is marked for removal and cannot be updated")
+            warnings: Warnings = []
+            if asks_much(changes):
+                changes, warnings = fit_limits(changes, await asyncio.to_thread(kernel_limits))
             host = apply_update(before.host, changes, cpus=core.settings.cpus)
             after = replace(before, request=replace(before.request, host_config=host))
             if after.has_process:
                 await core.runtime.update(await self._bringup.plan(after))
             await core.save(unit, after)
             core.emit(after, "update")
-        return []
+        return warnings
 
     # For the networks, which connect and disconnect
 

@@ -9,6 +9,7 @@ from typing import Any
 from swarmlet.errors import InvalidArgument, NotSupported
 from swarmlet.model.container import HostConfig
 from swarmlet_agent.runtime import seccomp
+from swarmlet_agent.runtime.cdi import check_requests
 from swarmlet_agent.runtime.facts import HostFacts
 
 #: moby oci/defaults.go.
@@ -116,9 +117,7 @@ def refuse_unsupported(host: HostConfig, runtimes: Sequence[str]) -> None:
         raise NotSupported(f'isolation "{host.isolation}" is not supported on Linux')
     if host.storage_opt:
         raise NotSupported("--storage-opt is not supported: the overlay storage has no size limit")
-    if host.device_requests:
-        names = ", ".join(request.driver or "gpu" for request in host.device_requests)
-        raise NotSupported(f"device requests ({names}) are not supported by this engine")
+    check_requests(host.device_requests)
     if host.cgroup:
         raise NotSupported(f'cgroup "{host.cgroup}" is not supported: every container has a cgroup of its own')
     if host.cgroupns_mode not in ("", "private", "host"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import subprocess
 from pathlib import Path
 
@@ -11,7 +12,8 @@ from engine_lab import Lab, on_the_kernel
 
 from swarmlet.errors import Conflict, InvalidArgument, NotFound
 from swarmlet.model.common import BindOptions, Mount, VolumeOptions
-from swarmlet.model.container import HostConfig, LogConfig
+from swarmlet.model.container import DeviceRequest, HostConfig, LogConfig, RestartPolicy
+from swarmlet_agent.runtime import cdi
 
 pytestmark = pytest.mark.kernel
 
@@ -132,3 +134,54 @@ async def test_a_part_of_a_volume_is_mounted_and_nothing_outside_it(lab: Lab) ->
             await lab.run("true", host=part("nothing"))
         with pytest.raises(InvalidArgument, match="cannot access path"):
             await lab.run("true", host=part("out/usr"))
+
+
+@on_the_kernel
+async def test_a_cdi_device_is_there_with_its_variables_and_mounts(lab: Lab) -> None:
+    folder = lab.folder / "cdi"
+    folder.mkdir()
+    (lab.folder / "driver").write_text("driver text")
+    edits = {
+        "env": ["ACME=yes"],
+        "deviceNodes": [{"path": "/dev/acme0", "hostPath": "/dev/zero", "permissions": "r"}],
+        "mounts": [{"hostPath": str(lab.folder / "driver"), "containerPath": "/lib/acme", "options": ["ro", "bind"]}],
+    }
+    spec = {"cdiVersion": "0.6.0", "kind": "acme.com/gpu", "devices": [{"name": "0", "containerEdits": edits}]}
+    (folder / "acme.json").write_text(json.dumps(spec))
+    cdi.FOLDERS = (folder,)
+    async with lab.agent() as engine:
+        await lab.load_busybox()
+        gpu = DeviceRequest(count=-1, capabilities=(("gpu",),))
+        ident = await lab.run("sleep", "1000", host=HostConfig(device_requests=(gpu,)))
+        script = "grep -ao ACME=yes /proc/1/environ; cat /lib/acme; head -c 3 /dev/acme0 | wc -c"
+        _, told = await lab.output(ident, "sh", "-c", script)
+        assert told.split() == ["ACME=yes", "driver", "text3"], told
+        nobody = DeviceRequest(driver="cdi", device_ids=("acme.com/gpu=9",))
+        with pytest.raises(InvalidArgument, match=r"unresolvable CDI devices acme\.com/gpu=9"):
+            await lab.run("true", host=HostConfig(device_requests=(nobody,)))
+        assert engine.get(ident).state.status == "running"
+
+
+@on_the_kernel
+async def test_limits_and_policy_change_while_it_runs(lab: Lab) -> None:
+    async with lab.agent() as engine:
+        await lab.load_busybox()
+        ident = await lab.run("sleep", "1000", host=HostConfig(memory=64 << 20, device_cgroup_rules=("c 1:7 rw",)))
+        change = HostConfig(
+            memory=32 << 20, memory_swap=64 << 20, memory_reservation=16 << 20, pids_limit=20, cpu_shares=300,
+            cpu_period=50_000, cpu_quota=25_000, cpuset_cpus="0", restart_policy=RestartPolicy(name="always"),
+        )  # fmt: skip
+        assert await engine.update(ident, change) == []
+        usage, _ = await engine.usage(ident)
+        assert (usage.memory_limit_bytes, usage.pids_limit) == (32 << 20, 20)
+        _, told = await lab.output(ident, "grep", "Cpus_allowed_list", "/proc/self/status")
+        assert told.split() == ["Cpus_allowed_list:", "0"]
+        assert (await lab.output(ident, "sh", "-c", "mknod /tmp/full c 1 7 && cat /tmp/full | head -c 1"))[0] == 0
+
+        await engine.kill(ident, "SIGKILL")  # by a user: the policy lets it be
+        assert engine.get(ident).state.status == "exited"
+        short = await lab.run("sleep", "1")
+        await engine.update(short, HostConfig(restart_policy=RestartPolicy(name="always")))
+        async with asyncio.timeout(20):
+            while engine.get(short).restart_count < 1:
+                await asyncio.sleep(0.05)

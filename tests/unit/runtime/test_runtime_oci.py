@@ -267,7 +267,7 @@ def test_devices_are_shown_and_allowed_after_the_default_denial() -> None:
         (HostConfig(userns_mode="private"), "userns mode"),
         (HostConfig(isolation="hyperv"), "isolation"),
         (HostConfig(storage_opt={"size": "1g"}), "--storage-opt"),
-        (HostConfig(device_requests=(DeviceRequest(count=-1),)), "device requests"),
+        (HostConfig(device_requests=(DeviceRequest(count=-1),)), "could not select device driver"),
         (HostConfig(cgroup="container:x"), "cgroup"),
         (HostConfig(cgroupns_mode="odd"), "cgroup namespace mode"),
         (HostConfig(runtime="kata"), "unknown or invalid runtime name: kata"),
