@@ -103,9 +103,9 @@ def kernel_limits(cgroup_root: Path = CGROUP_ROOT) -> KernelLimits:
         weights = ("io.weight", "io.bfq.weight")
         return KernelLimits(realtime=False, **_weights(children, weights, weights))
     children = [path.parent for path in (cgroup_root / "blkio").glob("*/cgroup.procs")]
-    every, single = ("blkio.weight", "blkio.bfq.weight"), ("blkio.weight_device", "blkio.bfq.weight_device")
     realtime = (cgroup_root / "cpu" / "cpu.rt_runtime_us").exists()
-    return KernelLimits(realtime=realtime, **_weights(children, every, single))
+    # Not BFQ's own files, which crun does not write to here.
+    return KernelLimits(realtime=realtime, **_weights(children, ("blkio.weight",), ("blkio.weight_device",)))
 
 
 def _weights(children: list[Path], every: tuple[str, ...], single: tuple[str, ...]) -> dict[str, bool]:

@@ -12,8 +12,9 @@ from engine_lab import Lab, on_the_kernel
 
 from swarmlet.errors import Conflict, InvalidArgument, NotFound
 from swarmlet.model.common import BindOptions, Mount, VolumeOptions
-from swarmlet.model.container import DeviceRequest, HostConfig, LogConfig, RestartPolicy
+from swarmlet.model.container import ContainerCreate, DeviceRequest, HostConfig, LogConfig, RestartPolicy
 from swarmlet_agent.runtime import cdi
+from swarmlet_agent.runtime.facts import kernel_limits
 
 pytestmark = pytest.mark.kernel
 
@@ -185,3 +186,17 @@ async def test_limits_and_policy_change_while_it_runs(lab: Lab) -> None:
         async with asyncio.timeout(20):
             while engine.get(short).restart_count < 1:
                 await asyncio.sleep(0.05)
+
+
+@on_the_kernel
+async def test_a_weight_is_set_or_left_out_with_a_warning_but_never_in_the_way(lab: Lab) -> None:
+    async with lab.agent() as engine:
+        await lab.load_busybox()
+        wanted = HostConfig(blkio_weight=300)
+        record, warnings = await engine.create(
+            "", ContainerCreate(image="busybox", cmd=("sleep", "1000"), host_config=wanted)
+        )
+        able = kernel_limits().io_weight
+        assert [text.endswith("Weight discarded.") for text in warnings] == ([] if able else [True])
+        await engine.start_container(record.id)
+        assert engine.get(record.id).host.blkio_weight == (300 if able else 0)

@@ -40,6 +40,8 @@ def test_what_the_cgroups_can_do_is_read_from_them(tmp_path: Path) -> None:
     (first / "blkio" / "x" / "cgroup.procs").touch()
     assert kernel_limits(first) == KernelLimits(realtime=True, io_weight=False, io_weight_device=False)
     (first / "blkio" / "x" / "blkio.bfq.weight").touch()
+    assert not kernel_limits(first).io_weight
+    (first / "blkio" / "x" / "blkio.weight").touch()
     assert kernel_limits(first).io_weight
 
     second = tmp_path / "two"
