@@ -29,6 +29,7 @@ from swarmlet.engine_api.router import Route
 from swarmlet.engine_api.server import Server
 from swarmlet.errors import Internal, SwarmletError
 from swarmlet.log import get_logger
+from swarmlet.memory import return_early
 from swarmlet.model.ids import new_hex_id
 from swarmlet.process import allow_many_files
 from swarmlet.tls import shrink_buffers
@@ -71,6 +72,7 @@ def main(config: Path | None) -> None:
     try:
         settings = load(AgentSettings, config or (DEFAULT_CONFIG if DEFAULT_CONFIG.exists() else None), os.environ)
         logs.set_up(settings.log_level)
+        return_early()
         with _only_one(Path(settings.data_dir)):
             asyncio.run(_run(settings, allow_many_files()))
     except SwarmletError as err:

@@ -29,6 +29,7 @@ from swarmlet.engine_api.server import Server
 from swarmlet.errors import Conflict, InvalidArgument, SwarmletError
 from swarmlet.log import get_logger
 from swarmlet.loops import every
+from swarmlet.memory import return_early
 from swarmlet.model.ids import new_cluster_id
 from swarmlet.model.states import Role
 from swarmlet.pki import KeyPair, renew_at
@@ -278,6 +279,7 @@ def main() -> None:
     except InvalidArgument as err:
         sys.exit(f"swarmlet-manager: {err}")
     logging.set_up(settings.log_level)
+    return_early()
     shrink_buffers()
     allow_many_files()
     try:
