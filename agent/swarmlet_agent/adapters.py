@@ -11,6 +11,7 @@ from typing import Any
 from swarmlet.engine_api.filters import Filters
 from swarmlet.engine_api.versions import NEWEST
 from swarmlet_agent.api.routes.volumes import volume_json
+from swarmlet_agent.builder.builder import Builder
 from swarmlet_agent.engine.engine import Engine
 from swarmlet_agent.engine.events import EventBus
 from swarmlet_agent.images.store import ImageStore
@@ -22,10 +23,14 @@ from swarmlet_agent.volumes.store import VolumeStore
 class DiskUsage:
     """What `docker system df` asks for."""
 
-    def __init__(self, images: ImageStore, volumes: VolumeStore, engine: Engine) -> None:
+    def __init__(self, images: ImageStore, volumes: VolumeStore, engine: Engine, builder: Builder) -> None:
         self._images = images
         self._volumes = volumes
         self._engine = engine
+        self._builder = builder
+
+    def build_cache(self) -> Sequence[Mapping[str, Any]]:
+        return self._builder.disk_usage()
 
     async def images(self) -> tuple[int, Sequence[Mapping[str, Any]]]:
         listed = self._images.list_images(Filters(), NEWEST, shared_size=True)

@@ -35,6 +35,7 @@ from swarmlet.process import allow_many_files
 from swarmlet.tls import shrink_buffers
 from swarmlet_agent import adapters
 from swarmlet_agent.api.routes.archive import ArchiveRoutes
+from swarmlet_agent.api.routes.build import BuildRoutes
 from swarmlet_agent.api.routes.distribution import DistributionRoutes
 from swarmlet_agent.api.routes.images import ImageRoutes
 from swarmlet_agent.api.routes.networks import NetworkRoutes
@@ -45,6 +46,7 @@ from swarmlet_agent.api.server import RouteGroup, node_routes
 from swarmlet_agent.api.shapes.info import NodeFacts, read_host_facts
 from swarmlet_agent.api.tunnel import TunnelRoutes
 from swarmlet_agent.archive.service import ContainerFiles
+from swarmlet_agent.builder.builder import Builder
 from swarmlet_agent.engine.engine import Engine
 from swarmlet_agent.engine.events import EventBus
 from swarmlet_agent.images.store import ImageStore
@@ -104,6 +106,7 @@ class Parts:
     networks: BridgeNetworks
     runtime: ConmonRuntime
     engine: Engine
+    builder: Builder
     logs: LogReader
 
 
@@ -135,6 +138,8 @@ async def started_parts(settings: AgentSettings, open_files: tuple[int, int] | N
         )
         images.users = engine
         networks.bind(engine, functools.partial(adapters.publish_network_event, events))
+        builder = Builder(images, images.workshop, engine, journal, data_dir=data_dir)
+        builder.load()  # before the images, which ask it for the layers it needs
         # Networks before the runtime, which takes a copy of the mount namespace; containers last.
         await images.start()
         stack.push_async_callback(images.close)
@@ -146,10 +151,11 @@ async def started_parts(settings: AgentSettings, open_files: tuple[int, int] | N
         stack.push_async_callback(runtime.close)
         await engine.start()
         stack.push_async_callback(engine.close)
+        await builder.start({container.name: container.id for container in engine.list()})
         await networks.retain({container.id for container in engine.list()})
         reader = LogReader()
         stack.callback(reader.close)
-        yield Parts(journal, images, volumes, networks, runtime, engine, reader)
+        yield Parts(journal, images, volumes, networks, runtime, engine, builder, reader)
 
 
 @contextlib.asynccontextmanager
@@ -169,8 +175,8 @@ async def agent(settings: AgentSettings, *, open_files: tuple[int, int] | None =
 
         def node_view() -> list[Route]:
             groups: list[RouteGroup] = [
-                ImageRoutes(parts.images), DistributionRoutes(parts.images), NetworkRoutes(parts.networks),
-                VolumeRoutes(parts.volumes), swarm,
+                BuildRoutes(parts.builder), ImageRoutes(parts.images), DistributionRoutes(parts.images),
+                NetworkRoutes(parts.networks), VolumeRoutes(parts.volumes), swarm,
                 ArchiveRoutes(ContainerFiles(parts.engine, parts.images)),
             ]
             return node_routes(parts.engine, parts.images, parts.logs, system, groups)
@@ -203,7 +209,7 @@ async def _system_routes(settings: AgentSettings, parts: Parts, swarm: adapters.
     labels = tuple(f"{name}={value}" for name, value in settings.labels.items())
     return SystemRoutes(
         parts.engine, parts.engine.events, parts.runtime, adapters.ImageCount(parts.images),
-        adapters.DiskUsage(parts.images, parts.volumes, parts.engine), swarm,
+        adapters.DiskUsage(parts.images, parts.volumes, parts.engine, parts.builder), swarm,
         host=await asyncio.to_thread(read_host_facts),
         node=NodeFacts(
             await _engine_id(parts.journal), Path(settings.data_dir), RELEASE, time.time_ns(), labels

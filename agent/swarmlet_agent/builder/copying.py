@@ -27,9 +27,11 @@ _PIECE = 8 << 20
 
 @dataclass(frozen=True, slots=True)
 class How:
-    """owner (uid, gid) of what is copied, None = as it was; mode None = as it was; unpack: archives, as ADD does."""
+    """owner (uid, gid) of what is copied, None = as it was; mode None = as it was; unpack: archives, as ADD does, for
+    archive_owner."""
 
     owner: tuple[int, int] | None = (0, 0)
+    archive_owner: tuple[int, int] | None = None
     mode: int | None = None
     exclude: Ignore = NOTHING
     unpack: bool = False
@@ -115,7 +117,7 @@ def _unpack(one: Found, root: Root, target: str, how: How, stopped: Callable[[],
         # Links in the image may lead out of the target, but never out of the image.
         place = posixpath.join("/", root.real_path(target) or "")
         with os.fdopen(archive, "rb", buffering=0) as file:
-            untar(file.read, Below(root, place), what=one.name, owner=how.owner, stopped=stopped)
+            untar(file.read, Below(root, place), what=one.name, owner=how.archive_owner, stopped=stopped)
     finally:
         os.close(folder)
 

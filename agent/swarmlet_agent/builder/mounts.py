@@ -13,7 +13,7 @@ _ALIASES = {
 }
 _KEYS = {
     "bind": {"from", "source", "target", "readonly", "readwrite"},
-    "cache": {"from", "source", "target", "readonly", "readwrite", "id", "sharing", "mode", "uid", "gid"},
+    "cache": {"target", "readonly", "readwrite", "id", "sharing", "mode", "uid", "gid"},
     "tmpfs": {"target", "size"},
     "secret": {"target", "id", "required", "mode", "uid", "gid", "env"},
     "ssh": {"target", "id", "required", "mode", "uid", "gid"},

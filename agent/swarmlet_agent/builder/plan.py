@@ -34,6 +34,7 @@ class Plan:
     stages: tuple[Stage, ...]
     target: int
     args: Mapping[str, str]
+    builtin: Mapping[str, str]
     meta: tuple[Arg, ...]
     steps: int
     first_step: Mapping[int, int]
@@ -81,7 +82,7 @@ def plan_build(
     for stage in chosen:
         first[stage.number] = count + 1
         count += 1 + len(stage.steps)
-    return Plan(chosen, wanted, args, tuple(meta), count, first, file.escape, used)
+    return Plan(chosen, wanted, args, builtin or {}, tuple(meta), count, first, file.escape, used)
 
 
 def meta_args(

@@ -29,25 +29,34 @@ _PORT = re.compile(r"(\d+)(?:-(\d+))?(?:/(tcp|udp|sctp))?", re.IGNORECASE)
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """An image in the making. id "" and raw b"" before anything was done (FROM scratch)."""
+    """An image in the making."""
 
     config: ImageConfig
     platform: Platform
-    diff_ids: tuple[str, ...] = ()
-    chains: tuple[str, ...] = ()
-    history: tuple[HistoryEntry, ...] = ()
-    author: str = ""
-    id: str = ""
-    raw: bytes = b""
+    diff_ids: tuple[str, ...]
+    chains: tuple[str, ...]
+    history: tuple[HistoryEntry, ...]
+    author: str
+    id: str
+    raw: bytes
 
     @property
     def short_id(self) -> str:
         """As the builder shows it."""
-        return self.id.removeprefix("sha256:")[:12]
+        return self.id.removeprefix("sha256:")[:12] if self.history or self.chains else ""
+
+    @property
+    def configuration(self) -> Configuration:
+        return parse_config(self.raw)
 
 
 def empty_state(platform: Platform) -> State:
-    return State(ImageConfig(), platform)
+    """FROM scratch: nothing at all, which has an id only so that steps can name what they follow."""
+    document = {
+        "architecture": platform.architecture, "config": {}, "os": platform.os or "linux",
+        "rootfs": {"type": "layers", "diff_ids": []}, **({"variant": platform.variant} if platform.variant else {}),
+    }
+    return state_of(parse_config(msgspec.json.encode(document, order="deterministic")))
 
 
 def state_of(configuration: Configuration) -> State:
@@ -224,6 +233,11 @@ def working_dir(step: kinds.Workdir, scope: Scope) -> str:
     if not path:
         raise InvalidArgument("WORKDIR: the path is empty")
     return posixpath.normpath(posixpath.join("/", scope.config.working_dir, path)).replace("//", "/")
+
+
+def encode_config(config: ImageConfig) -> str:
+    """As a part of a key."""
+    return msgspec.json.encode(to_api(config), order="deterministic").decode()
 
 
 def _quoted(words: Sequence[str]) -> str:

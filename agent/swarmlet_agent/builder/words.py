@@ -25,6 +25,11 @@ def expand(text: str, variables: Mapping[str, str], escape: str = "\\") -> str:
     return "".join(piece for piece, _ in reader.until(""))
 
 
+def expand_content(text: str, variables: Mapping[str, str], escape: str = "\\") -> str:
+    """A here-document: variables replaced, quotes kept; the escape character covers "$" and itself. BadWord."""
+    return _Reader(text, variables, escape).content()
+
+
 def expand_words(text: str, variables: Mapping[str, str], escape: str = "\\") -> list[str]:
     """Several words: blanks that are not quoted separate, also those that a variable brings. BadWord."""
     words: list[str] = []
@@ -114,6 +119,18 @@ class _Reader:
                 pieces.append((character, False))
         self._depth -= 1
         return pieces
+
+    def content(self) -> str:
+        pieces: list[str] = []
+        while character := self._peek():
+            if character == "$":
+                pieces.append(self._dollar())
+                continue
+            self._at += 1
+            if character == self._escape and self._peek() in ("$", self._escape):
+                character = self._next()
+            pieces.append(character)
+        return "".join(pieces)
 
     def _single(self) -> str:
         self._at += 1

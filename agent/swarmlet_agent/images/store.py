@@ -86,7 +86,7 @@ class ImageStore:
         self._catalogue = Catalogue(journal)
         self._shelf = Shelf(self._catalogue, self._layers, self._roots)
         #: For the builder.
-        self.workshop = Workshop(self._shelf, self._host)
+        self.workshop = Workshop(self._shelf, self._host, self._event)
         self._puller = Puller(self._registries, self._layers, self._catalogue)
         self._book = BlobBook(journal)
         self._pusher = Pusher(self._registries, self._book)
@@ -112,8 +112,9 @@ class ImageStore:
 
     def get(self, ref: str) -> Image:
         """By name[:tag], name@digest, id or id prefix. NotFound ("No such image: …")."""
-        lent = self.workshop.lent.get(ref)
-        return lent if lent is not None else self._catalogue.image(self._catalogue.find(ref))
+        if ref in self.workshop.lent and ref not in self._catalogue:
+            return self.workshop.lent[ref]
+        return self._catalogue.image(self._catalogue.find(ref))
 
     def all(self) -> list[Image]:
         return self._catalogue.images()

@@ -9,10 +9,11 @@ from __future__ import annotations
 import asyncio
 import os
 import secrets
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Sequence
-from contextlib import AbstractContextManager, asynccontextmanager
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, asynccontextmanager, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from swarmlet.errors import Internal
 from swarmlet.log import get_logger
@@ -26,15 +27,19 @@ from swarmlet_agent.images.unpack import Unpacked
 
 log = get_logger(__name__)
 _BENCH = "build-"
+T = TypeVar("T")
+#: Action, whom it is about, the name in its attributes, the image.
+Event = Callable[[str, str, str, Image], None]
 
 
 class Workshop:
     """One per image store."""
 
-    def __init__(self, shelf: Shelf, host: Platform) -> None:
-        self._shelf = shelf
+    def __init__(self, shelf: Shelf, host: Platform, event: Event) -> None:
+        self._shelf, self._event = shelf, event
         self.host = host
         self.lent: dict[str, Image] = {}
+        self._lenders: Counter[str] = Counter()
 
     @property
     def tmp(self) -> Path:
@@ -71,18 +76,31 @@ class Workshop:
 
     async def add(self, configuration: Configuration, names: Sequence[Reference]) -> Image:
         """A finished image, under these names. Its layers are pinned."""
-        return await self._shelf.add(configuration, names, tagged=bool(names))
+        image = await self._shelf.add(configuration, names, tagged=bool(names))
+        for name in names:
+            self._event("tag", image.id, name.familiar, image)
+        return image
 
-    def lend(self, configuration: Configuration) -> None:
-        """From here on the engine can make containers of it by its id."""
-        self.lent[configuration.id] = Image(
-            id=configuration.id, config=configuration.config, layers=configuration.chain_ids,
+    def in_images(self) -> frozenset[str]:
+        """Layers that images have."""
+        return self._shelf.catalogue.layers_in_use()
+
+    @contextmanager
+    def lending(self, configuration: Configuration) -> Iterator[None]:
+        """While the block runs the engine can make containers of it by its id."""
+        image_id = configuration.id
+        self.lent[image_id] = Image(
+            id=image_id, config=configuration.config, layers=configuration.chain_ids,
             architecture=configuration.platform.architecture, os=configuration.platform.os,
             created=configuration.created, size_bytes=0, variant=configuration.platform.variant,
         )
-
-    def take_back(self, image_id: str) -> None:
-        self.lent.pop(image_id, None)
+        self._lenders[image_id] += 1
+        try:
+            yield
+        finally:
+            self._lenders[image_id] -= 1
+            if not self._lenders[image_id]:
+                del self._lenders[image_id], self.lent[image_id]
 
     @asynccontextmanager
     async def bench(self, chains: Sequence[str]) -> AsyncIterator[Bench]:
@@ -93,7 +111,7 @@ class Workshop:
         try:
             yield Bench(self, name, await asyncio.shield(ensuring), tuple(chains))
         finally:
-            await _to_the_end(self._remove(name, ensuring))
+            await to_the_end(self._remove(name, ensuring))
 
     async def _remove(self, name: str, ensuring: asyncio.Future[Path]) -> None:
         await asyncio.wait([ensuring])
@@ -139,11 +157,11 @@ class Bench:
         return await self._workshop.take(self._name, self._chains)
 
 
-async def _to_the_end(work: Coroutine[Any, Any, None]) -> None:
+async def to_the_end(work: Coroutine[Any, Any, T]) -> T:
     """Clearing up is waited for even while being cancelled."""
     task = asyncio.ensure_future(work)
     try:
-        await asyncio.shield(task)
+        return await asyncio.shield(task)
     except asyncio.CancelledError:
         await asyncio.wait([task])
         raise

@@ -302,6 +302,9 @@ class FakeUsage:
     async def volumes(self) -> list[dict[str, Any]]:
         return []
 
+    def build_cache(self) -> list[dict[str, Any]]:
+        return []
+
 
 @dataclass
 class Node:

@@ -223,7 +223,7 @@ async def test_a_program_that_is_not_there_fails_the_start(node: Node) -> None:
 
 async def test_what_is_not_supported_yet_says_so(node: Node) -> None:
     await node.make("sleep", name="web")
-    for method, path in (("GET", "/containers/web/checkpoints"), ("POST", "/build")):
+    for method, path in (("GET", "/containers/web/checkpoints"), ("POST", "/session")):
         status, answer = await node.call(method, path)
         assert status == 501
         assert answer["message"].endswith("is not supported yet by this engine")

@@ -48,6 +48,10 @@ class DiskUsage(Protocol):
         """Engine API Volume with UsageData."""
         ...
 
+    def build_cache(self) -> Sequence[Mapping[str, Any]]:
+        """Engine API BuildCache."""
+        ...
+
 
 class SystemBackend(Protocol):
     def list(self) -> Sequence[Container]: ...
@@ -129,7 +133,8 @@ class SystemRoutes:
         if "volume" in kinds:
             answer["Volumes"] = await self._usage.volumes()
         if "build-cache" in kinds:
-            answer |= {"BuildCache": [], "BuilderSize": 0}
+            cached = self._usage.build_cache()
+            answer |= {"BuildCache": cached, "BuilderSize": sum(entry["Size"] for entry in cached)}
         return json_answer(answer)
 
     async def _containers(self) -> list[dict[str, Any]]:

@@ -10,8 +10,6 @@ from swarmlet.engine_api.router import Call, Handler, Route
 _UNSUPPORTED: tuple[tuple[str, str, str], ...] = (
     ("GET", "/containers/{id}/checkpoints", "checkpointing containers"),
     ("POST", "/containers/{id}/checkpoints", "checkpointing containers"),
-    ("POST", "/build", "building images"),
-    ("POST", "/build/cancel", "building images"),
     ("POST", "/session", "building images with BuildKit"),
     ("POST", "/grpc", "building images with BuildKit"),
     ("GET", "/plugins/privileges", "managing plugins"),
@@ -24,7 +22,6 @@ class UnsupportedRoutes:
     def routes(self) -> list[Route]:
         return [
             *(Route(method, template, _refuse(what)) for method, template, what in _UNSUPPORTED),
-            Route("POST", "/build/prune", _no_build_cache),
             Route("GET", "/plugins", _no_plugins),
         ]
 
@@ -34,11 +31,6 @@ def _refuse(what: str) -> Handler:
         return refusal(f"{what} is not supported yet by this engine", 501)
 
     return handler
-
-
-async def _no_build_cache(call: Call) -> web.StreamResponse:
-    """BuildPrune: there is nothing to prune."""
-    return web.json_response({"CachesDeleted": None, "SpaceReclaimed": 0})
 
 
 async def _no_plugins(call: Call) -> web.StreamResponse:

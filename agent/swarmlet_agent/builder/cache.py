@@ -1,0 +1,238 @@
+"""What earlier builds have made of which step: the build cache, in the journal's table "build".
+
+A key names a step together with all that came before it; the entry is the image after the step. What an entry needs of
+the layer store is held by it. Keys: "step/<key>" a CacheEntry; "run/<id>" a build under way that makes containers.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter, OrderedDict
+from collections.abc import Hashable, Iterable, Sequence
+from typing import Any
+
+import msgspec
+
+from swarmlet.engine_api.filters import Filters
+from swarmlet.model.base import Record
+from swarmlet.model.times import rfc3339
+from swarmlet_agent.builder.state import State, state_of
+from swarmlet_agent.images.layers import Layer
+from swarmlet_agent.images.listing import until_ns
+from swarmlet_agent.images.manifests import digest_of, parse_config
+from swarmlet_agent.images.workshop import Workshop
+from swarmlet_agent.journal import Journal, Write
+
+TABLE = "build"
+#: Beyond either bound the entries not used for the longest time go.
+MAX_ENTRIES = 5_000
+MAX_BYTES = 20 << 30
+#: A use is written down only if the last one written is older than this: cached builds need not wait for the disk.
+_USE_EVERY_NS = 3600 * 10**9
+_MAX_DIGESTS = 4096
+
+
+class CacheEntry(Record, frozen=True, kw_only=True):
+    """raw: the configuration of the image after the step; layer: the step's own, "" for none. Times in ns."""
+
+    key: str
+    parent: str
+    raw: bytes
+    layer: str
+    description: str
+    created_at: int
+    used_at: int
+    uses: int = 0
+
+
+def key_of(parent: State, *parts: str) -> str:
+    """The key of a step after `parent`."""
+    return digest_of(msgspec.json.encode([parent.id, *parts])).removeprefix("sha256:")
+
+
+class BuildCache:
+    def __init__(self, journal: Journal, workshop: Workshop) -> None:
+        self._journal, self._workshop = journal, workshop
+        self._entries: dict[str, CacheEntry] = {}
+        self._states: dict[str, State] = {}
+        self._held: Counter[str] = Counter()
+        self._digests: OrderedDict[Hashable, str] = OrderedDict()
+        self._running: set[str] = set()
+        workshop.hold(lambda: frozenset(self._held))
+
+    def load(self) -> None:
+        """From the journal: before the image store starts, which asks which layers are needed."""
+        for key, value in self._journal.items(TABLE):
+            kind, _, name = key.partition("/")
+            if kind == "run":
+                self._running.add(name)
+            else:
+                self._remember(msgspec.msgpack.decode(value, type=CacheEntry))
+
+    async def check(self) -> None:
+        """After the store's start: entries whose layers are not there any more are forgotten."""
+        broken = [
+            key for key, state in self._states.items()
+            if any(self._workshop.layer(chain) is None for chain in state.chains)
+        ]
+        await self._forget(broken)
+
+    # looking
+
+    def find(self, key: str) -> State | None:
+        entry = self._entries.get(key)
+        if entry is None:
+            return None
+        self._entries[key] = msgspec.structs.replace(entry, used_at=time.time_ns(), uses=entry.uses + 1)
+        return self._states[key]
+
+    def digest(self, key: Hashable) -> str | None:
+        """A digest that was computed before, of something that cannot change."""
+        found = self._digests.get(key)
+        if found is not None:
+            self._digests.move_to_end(key)
+        return found
+
+    def keep_digest(self, key: Hashable, digest: str) -> None:
+        self._digests[key] = digest
+        while len(self._digests) > _MAX_DIGESTS:
+            self._digests.popitem(last=False)
+
+    def listing(self, in_use: frozenset[str]) -> list[dict[str, Any]]:
+        """BuildCache of GET /system/df. in_use: layers that images or containers have, too."""
+        return [self._shown(entry, in_use) for entry in self._entries.values()]
+
+    def _shown(self, entry: CacheEntry, in_use: frozenset[str]) -> dict[str, Any]:
+        return {
+            "ID": entry.key[:25], "Parents": [entry.parent[:25]] if entry.parent else None, "Type": "regular",
+            "Description": entry.description, "InUse": False, "Shared": entry.layer in in_use,
+            "Size": self._size(entry), "CreatedAt": rfc3339(entry.created_at), "LastUsedAt": rfc3339(entry.used_at),
+            "UsageCount": entry.uses,
+        }
+
+    def _size(self, entry: CacheEntry) -> int:
+        layer = self._workshop.layer(entry.layer) if entry.layer else None
+        return layer.size_bytes if layer is not None else 0
+
+    # changing
+
+    async def begin(self, build: str) -> None:
+        """On disk before a build's first container: whatever is left of it is found by the name."""
+        if build not in self._running:
+            self._running.add(build)
+            await self._journal.put(TABLE, f"run/{build}", b"")
+
+    @property
+    def unfinished(self) -> frozenset[str]:
+        return frozenset(self._running)
+
+    async def finish(self, build: str, entries: Sequence[CacheEntry], used: Iterable[str]) -> None:
+        """A build is over: what it made is cached. The caller still pins the layers."""
+        writes: list[Write] = []
+        if entries:
+            await self._workshop.sync({chain for entry in entries for chain in _chains(entry)})
+        layers: dict[str, Layer] = {}
+        for entry in entries:
+            writes.append(Write(TABLE, f"step/{entry.key}", msgspec.msgpack.encode(entry)))
+            for chain in _chains(entry):
+                if (layer := self._workshop.layer(chain)) is not None:
+                    layers[chain] = layer
+        writes += [Write("images", f"layer/{chain}", msgspec.msgpack.encode(layer)) for chain, layer in layers.items()]
+        writes += self._uses(used)
+        if build in self._running:
+            writes.append(Write(TABLE, f"run/{build}", None))
+        if writes:
+            await self._journal.write(*writes)
+        self._running.discard(build)
+        for entry in entries:
+            self._remember(entry)
+        await self._shrink()
+
+    def _uses(self, keys: Iterable[str]) -> list[Write]:
+        writes = []
+        for key in keys:
+            entry = self._entries.get(key)
+            if entry is not None and entry.used_at - entry.created_at > _USE_EVERY_NS:
+                writes.append(Write(TABLE, f"step/{key}", msgspec.msgpack.encode(entry)))
+        return writes
+
+    async def prune(
+        self, filters: Filters, *, in_use: frozenset[str], keep_bytes: int, now: int
+    ) -> tuple[list[str], int]:
+        """POST /build/prune: the ids of what went, and the bytes that freed.
+
+        in_use: layers whose entries stay; keep_bytes: what may stay, the latest used first; filters: until,
+        unused-for (both: not used since), id, description, type. InvalidArgument for others.
+        """
+        filters.check("until", "unused-for", "id", "type", "description")
+        limits = [until_ns(text, now) for name in ("until", "unused-for") for text in filters.get(name)]
+        before = min(limits, default=None)
+        chosen = []
+        kept = 0
+        for entry in sorted(self._entries.values(), key=lambda entry: entry.used_at, reverse=True):
+            if (
+                (before is not None and entry.used_at >= before)
+                or (in_use and not in_use.isdisjoint(self._states[entry.key].chains[-1:]))
+                or not _wanted(filters, "id", entry.key)
+                or not _wanted(filters, "description", entry.description)
+                or ("type" in filters and "regular" not in filters.get("type"))
+            ):
+                continue
+            if keep_bytes and kept + self._size(entry) <= keep_bytes:
+                kept += self._size(entry)
+                continue
+            chosen.append(entry.key)
+        gone = await self._forget(chosen)
+        return [key[:25] for key in chosen], sum(layer.size_bytes for layer in gone)
+
+    async def _shrink(self) -> None:
+        """Within the bounds again."""
+        total, doomed = 0, []
+        seen: set[str] = set()
+        latest = sorted(self._entries.values(), key=lambda entry: entry.used_at, reverse=True)
+        for count, entry in enumerate(latest, 1):
+            if entry.layer not in seen:
+                seen.add(entry.layer)
+                total += self._size(entry)
+            if count > MAX_ENTRIES or total > MAX_BYTES:
+                doomed.append(entry.key)
+        await self._forget(doomed)
+
+    async def _forget(self, keys: Sequence[str]) -> list[Layer]:
+        if not keys:
+            return []
+        await self._journal.write(*(Write(TABLE, f"step/{key}", None) for key in keys))
+        chains: dict[str, None] = {}
+        for key in keys:
+            if self._entries.pop(key, None) is None:
+                continue
+            state = self._states.pop(key)
+            self._held.subtract(state.chains)
+            chains |= dict.fromkeys(state.chains)
+        self._held += Counter()
+        # Lower layers first, as sweep wants them: an image's chain lists them so.
+        ordered = sorted(chains, key=self._depth)
+        return await self._workshop.sweep(ordered)
+
+    def _depth(self, chain: str) -> int:
+        depth, layer = 0, self._workshop.layer(chain)
+        while layer is not None and layer.parent:
+            depth, layer = depth + 1, self._workshop.layer(layer.parent)
+        return depth
+
+    def _remember(self, entry: CacheEntry) -> None:
+        before = self._states.pop(entry.key, None)
+        if before is not None:
+            self._held.subtract(before.chains)
+        state = state_of(parse_config(entry.raw))
+        self._entries[entry.key], self._states[entry.key] = entry, state
+        self._held.update(state.chains)
+        self._held += Counter()
+
+
+def _chains(entry: CacheEntry) -> tuple[str, ...]:
+    return parse_config(entry.raw).chain_ids
+
+
+def _wanted(filters: Filters, name: str, value: str) -> bool:
+    return name not in filters or any(value.startswith(word) or word in value for word in filters.get(name))

@@ -1,0 +1,211 @@
+"""The steps that bring files into an image without running anything: COPY, ADD, WORKDIR."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import os
+import posixpath
+from collections.abc import Callable, Sequence
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+from swarmlet.errors import InvalidArgument, NotSupported
+from swarmlet_agent.builder import instructions as kinds
+from swarmlet_agent.builder.build import Build
+from swarmlet_agent.builder.cache import key_of
+from swarmlet_agent.builder.copying import How, copy_sources, mode_of, owner_of, resolve_target
+from swarmlet_agent.builder.patterns import NOTHING, Ignore, parse_ignore
+from swarmlet_agent.builder.plan import find_stage
+from swarmlet_agent.builder.rooted import Root
+from swarmlet_agent.builder.sources import Found, digest_of_sources, find_sources
+from swarmlet_agent.builder.stage import StageRun
+from swarmlet_agent.builder.state import NOTE, State, working_dir
+from swarmlet_agent.builder.words import expand_content
+from swarmlet_agent.images.layers import stoppable
+
+_SCHEMES = ("http://", "https://")
+
+
+async def do_workdir(run: StageRun, step: kinds.Workdir) -> None:
+    """WORKDIR: the folder is made if it is missing, and then it is a layer."""
+    path = working_dir(step, run.scope)
+    config = run.with_config(working_dir=path)
+    created_by = f"{NOTE}WORKDIR {path}"
+    key = key_of(run.state, created_by)
+    if await run.cached(key, config, created_by):
+        return
+    async with run.build.workshop.bench(run.state.chains) as bench:
+        await asyncio.to_thread(_make_folder, bench.path, path)
+        layer = await bench.take()
+        run.keep(key, config, created_by, layer)
+
+
+def _make_folder(root: Path, path: str) -> None:
+    with Root(root) as opened:
+        try:
+            os.close(opened.make_folders(path))
+        except NotADirectoryError as err:
+            raise InvalidArgument(f"Cannot mkdir: {path} is not a directory") from err
+
+
+async def do_copy(run: StageRun, step: kinds.Copy) -> None:
+    """COPY and ADD."""
+    what, scope, cache = "ADD" if step.add else "COPY", run.scope, run.build.cache
+    chown, chmod, target = scope.text(step.chown), scope.text(step.chmod), scope.text(step.target)
+    mode = mode_of(chmod)
+    asked = _Asked(
+        what, tuple(scope.text(source) for source in step.sources),
+        _exclude([scope.text(word) for word in step.exclude]), step.parents, step.unpack, step.checksum,
+        tuple((doc.name, expand_content(doc.content, scope.variables, scope.escape) if doc.expands else doc.content)
+              for doc in step.heredocs),
+    )
+    state = await _source_state(run, step)
+    # What a finished stage or image has cannot change: its digest is known after the first time.
+    memo = (state.chains, asked.sources, step.parents, step.exclude) if state is not None else None
+    known = cache.digest(memo) if memo is not None else None
+    async with AsyncExitStack() as stack:
+        files: _Files | None = None
+        if known is None:
+            files = await _gather(run.build, asked, state, stack)
+            known = f"{len(files.found)} {files.digest}"
+            if memo is not None:
+                cache.keep_digest(memo, known)
+        count, _, digest = known.partition(" ")
+        place, as_folder = resolve_target(target, run.config.working_dir, several=int(count) > 1, what=what)
+        unpack = "" if step.unpack is None else str(step.unpack).lower()
+        given = (("chown", chown), ("chmod", chmod), ("unpack", unpack))
+        flags = "".join(f"--{name}={value} " for name, value in given if value)
+        created_by = f"{NOTE}{what} {flags}{digest} in {place}{'/' if as_folder and place != '/' else ''} "
+        key = key_of(run.state, created_by)
+        if await run.cached(key, run.config, created_by):
+            return
+        files = files or await _gather(run.build, asked, state, stack)
+        default = None if state is not None else (0, 0)
+        await _put(run, key, created_by, files, place, as_folder, chown, default, mode, asked.exclude)
+
+
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """The instruction with its variables replaced. inline: (name, content) of here-documents."""
+
+    what: str
+    sources: tuple[str, ...]
+    exclude: Ignore
+    parents: bool
+    unpack: bool | None
+    checksum: str
+    inline: tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _Files:
+    """(source, whether ADD unpacks it) of each, and the digest of all."""
+
+    found: tuple[tuple[Found, bool], ...]
+    digest: str
+
+
+def _exclude(words: Sequence[str]) -> Ignore:
+    return parse_ignore("\n".join(words)) if words else NOTHING
+
+
+async def _put(
+    run: StageRun, key: str, created_by: str, files: _Files, place: str, as_folder: bool, chown: str,
+    default: tuple[int, int] | None, mode: int | None, exclude: Ignore,
+) -> None:
+    """Copy, and keep what came of it."""
+    async with run.build.workshop.bench(run.state.chains) as bench:
+
+        def copy(stopped: Callable[[], bool]) -> None:
+            with Root(bench.path) as root:
+                given = owner_of(root, chown) if chown else None
+                for one, unpack in files.found:
+                    how = How(given or default, given, mode, exclude, unpack)
+                    copy_sources([one], root, place, as_folder, how, stopped)
+
+        await stoppable(copy)
+        layer = await bench.take()
+        run.keep(key, run.config, created_by, layer)
+
+
+async def _source_state(run: StageRun, step: kinds.Copy) -> State | None:
+    """The stage or image of --from; None: the build context."""
+    return await source_state(run, step.source) if step.source else None
+
+
+async def source_state(run: StageRun, name: str) -> State:
+    """An earlier stage by name or number, once it is done, or else an image."""
+    build = run.build
+    number = find_stage(build.plan.stages, name, run.stage.number)
+    return await build.results[number] if number is not None else await build.image(name, "", run.lane)
+
+
+async def _gather(build: Build, asked: _Asked, state: State | None, stack: AsyncExitStack) -> _Files:
+    """Find all sources; their roots stay open, and mounted, as long as the stack."""
+    if state is not None:
+        bench = await stack.enter_async_context(build.workshop.bench(state.chains))
+        root = stack.enter_context(Root(bench.path))
+    else:
+        root = stack.enter_context(Root(build.context))
+    found: list[tuple[Found, bool]] = []
+    add = asked.what == "ADD"
+    for source in asked.sources:
+        if add and source.startswith(_SCHEMES):
+            one = await _download(build, source, asked.checksum, stack)
+            found.append((one, bool(asked.unpack)))
+            continue
+        if add and (source.startswith(("git@", "git://", "ssh://"))):
+            raise NotSupported(f"ADD of git repositories is not supported: {source}")
+        if asked.checksum:
+            raise InvalidArgument("checksum requires exactly one remote source")
+        local = await asyncio.to_thread(find_sources, root, [source], what=asked.what, parents=asked.parents)
+        found += [(one, add and asked.unpack is not False) for one in local]
+    for name, content in asked.inline:
+        found.append((await _inline(build, name, content, stack), False))
+    sources = [one for one, _ in found]
+    digest = await stoppable(lambda stopped: digest_of_sources(
+        sources, owners=state is not None, exclude=asked.exclude, stopped=stopped
+    ))
+    return _Files(tuple(found), digest)
+
+
+async def _inline(build: Build, name: str, content: str, stack: AsyncExitStack) -> Found:
+    folder = build.folder / f"inline-{build.serial()}"
+    await asyncio.to_thread(_write, folder, name, content)
+    return Found(stack.enter_context(Root(folder)), name, name, False)
+
+
+def _write(folder: Path, name: str, content: str) -> None:
+    folder.mkdir()
+    if "/" in name or name in (".", ".."):
+        raise InvalidArgument(f"invalid name of a here-document: {name!r}")
+    place = folder / name
+    place.write_text(content)
+    place.chmod(0o644)
+    os.utime(place, (0, 0))
+
+
+async def _download(build: Build, url: str, checksum: str, stack: AsyncExitStack) -> Found:
+    """ADD of a URL: into the build's folder, 0600 as Docker has it."""
+    if url.partition("#")[0].endswith(".git"):
+        raise NotSupported(f"ADD of git repositories is not supported: {url}")
+    if checksum and not checksum.startswith("sha256:"):
+        raise InvalidArgument(f"invalid checksum {checksum!r}: only sha256 is supported")
+    name = posixpath.basename(unquote(urlsplit(url).path))
+    if not name or name in (".", ".."):
+        raise InvalidArgument(f"cannot determine filename from url: {url}")
+    folder = build.folder / f"download-{build.serial()}"
+    await asyncio.to_thread(folder.mkdir)
+    digest = hashlib.sha256()
+    place = folder / name
+    with await asyncio.to_thread(place.open, "xb") as file:
+        async for piece in build.images.fetch_url(url):
+            digest.update(piece)
+            await asyncio.to_thread(file.write, piece)
+    await asyncio.to_thread(place.chmod, 0o600)
+    if checksum and checksum != f"sha256:{digest.hexdigest()}":
+        raise InvalidArgument(f"digest mismatch sha256:{digest.hexdigest()}: {checksum}")
+    return Found(stack.enter_context(Root(folder)), name, name, False)
