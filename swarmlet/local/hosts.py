@@ -79,7 +79,9 @@ def ensure_host(cluster: ClusterLayout, host: HostLayout) -> None:
         run("ip", "netns", "add", host.netns.name)
     if not os.path.ismount(host.utsns):
         host.utsns.touch()
-        run("unshare", f"--uts={host.utsns}", "hostname", host.name)
+        run("unshare", f"--uts={host.utsns}", "true")
+    # By itself, as whoever was killed between the two has left a namespace without its name.
+    run("nsenter", f"--uts={host.utsns}", "hostname", host.name)
     if not Path(f"/sys/class/net/{host.link}").exists():
         run("ip", "link", "add", host.link, "type", "veth", "peer", "name", "eth0", "netns", host.netns.name)
     run("ip", "link", "set", host.link, "master", cluster.bridge, "up")

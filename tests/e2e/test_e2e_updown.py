@@ -111,7 +111,9 @@ def test_an_interrupted_up_is_finished_by_the_next(
         time.sleep(delay)
         os.kill(process.pid, number)
         assert process.wait(30) in (0, 1, -number)
-    swarmlet("up", "--name", no_cluster, "--nodes", "2")
+    done = swarmlet("up", "--name", no_cluster, "--nodes", "2", check=False)
+    logs = [host.log_file.read_text()[-2000:] for host in clusters.find(no_cluster).nodes if host.log_file.exists()]
+    assert done.returncode == 0, "\n".join([done.stderr, *logs])
     works(no_cluster)
     swarmlet("down", "--name", no_cluster)
     assert traces(no_cluster) == []

@@ -145,15 +145,15 @@ class Creator:
         host = request.host_config
         for field in ("network_mode", "pid_mode", "ipc_mode"):
             if other := mode_of(getattr(host, field)):
-                host = replace(host, **{field: f"container:{self._core.find(other).id}"})
+                host = replace(host, **{field: f"container:{self._other(other).id}"})
         return replace(request, host_config=host)
 
     def _linked(self, request: ContainerCreate, own: str) -> ContainerCreate:
-        """Its links as they are kept. NotFound for a container there is not, InvalidArgument for one without a network
-        of its own."""
+        """Its links as they are kept. InvalidArgument for a container there is not, or one without a network of its
+        own."""
         links = []
         for target, alias in map(parse_link, request.host_config.links):
-            other = self._core.find(target).record
+            other = self._other(target, "could not get container for {}: ").record
             check_links(replace(request.host_config, network_mode=other.host.network_mode))
             links.append(link_text(other.name, own, alias))
         return replace(request, host_config=replace(request.host_config, links=tuple(links)))
@@ -162,11 +162,19 @@ class Creator:
         if request.host_config.network_mode == "host" or request.host_config.uts_mode == "host":
             return socket.gethostname()
         if other := mode_of(request.host_config.network_mode):
-            return self._core.find(other).record.request.hostname
+            return self._other(other).record.request.hostname
         return short_id(ident)
 
+    def _other(self, ref: str, prefix: str = "") -> Unit:
+        """Another container that the request names. InvalidArgument if there is none: at NotFound, clients of
+        ContainerCreate say that the image is missing, and pull it (moby issue 39823)."""
+        try:
+            return self._core.find(ref)
+        except NotFound as err:
+            raise InvalidArgument(f"{prefix.format(ref)}{err}") from err
+
     def _shared_points(self, request: ContainerCreate) -> dict[str, tuple[MountPoint, ...]]:
-        return {name: self._core.find(name).record.mounts for name in volumes_from_names(request)}
+        return {name: self._other(name).record.mounts for name in volumes_from_names(request)}
 
     def _reserve(self, name: str, ident: str) -> str:
         names = self._core.names
