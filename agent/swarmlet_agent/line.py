@@ -10,7 +10,7 @@ import base64
 import os
 import platform
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 
 from aiohttp import web
@@ -41,6 +41,8 @@ log = get_logger(__name__)
 
 #: Leaving waits this long for the cluster's containers to end.
 LEAVE_S = 60.0
+#: Pause after a part of the line has failed in a way nobody thought of.
+AGAIN_S = 2.0
 
 _PLUGINS = (
     ("Log", "json-file"), ("Log", "local"), ("Log", "none"),
@@ -102,8 +104,8 @@ class ClusterLine:
         await worker.start()
         self._tasks = [
             asyncio.create_task(self._run(session), name="session"),
-            asyncio.create_task(session.renew_for_ever(), name="certificate"),
-            asyncio.create_task(follow_containers(self._engine, session), name="inventory"),
+            asyncio.create_task(_again(session.renew_for_ever), name="certificate"),
+            asyncio.create_task(_again(lambda: follow_containers(self._engine, session)), name="inventory"),
         ]
 
     async def stop(self, *, forget: bool) -> None:
@@ -135,13 +137,25 @@ class ClusterLine:
 
     async def _run(self, session: AgentSession) -> None:
         try:
-            await session.run()
+            await _again(session.run)
         except NodeRemoved as err:
             self._error = str(err)
             log.error("no longer a member of the cluster: leave it to join again", reason=err)
 
     def _containers(self) -> list[ContainerRef]:
         return [ContainerRef(id=container.id, name=container.name) for container in self._engine.list()]
+
+
+async def _again(work: Callable[[], Awaitable[None]]) -> None:
+    """A defect costs a pause, not the node its place in the cluster until somebody restarts the agent."""
+    while True:
+        try:
+            return await work()
+        except NodeRemoved:
+            raise
+        except Exception:
+            log.exception("the cluster line failed and begins again", in_s=AGAIN_S)
+            await asyncio.sleep(AGAIN_S)
 
 
 def describe(settings: AgentSettings, hostname: str, release: str, identity: NodeIdentity) -> NodeDescription:

@@ -35,8 +35,15 @@ class Cgroups:
         self._memory_bytes = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
     @classmethod
-    def of_this_host(cls) -> Cgroups:
-        return cls(cgroup_files.parse_mounts(Path("/proc/self/mountinfo").read_text()))
+    def of_this_host(cls, mountinfo: Path = Path("/proc/self/mountinfo")) -> Cgroups:
+        """Internal if this process sees none."""
+        found = cgroup_files.parse_mounts(mountinfo.read_text())
+        if not found:
+            raise Internal(
+                "no cgroups are mounted where this process runs, and containers need them: is it in a mount namespace"
+                ' of its own? ("ip netns exec" makes one without them; "nsenter --net=FILE" does not)'
+            )
+        return cls(found)
 
     def has_controller(self, name: str) -> bool:
         if self.version == 2:

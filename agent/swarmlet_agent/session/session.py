@@ -171,10 +171,16 @@ class AgentSession:
         """One session. True if it got as far as a Welcome."""
         self.welcome = None
         try:
-            await self._serve(address)
-        except _SessionEnded as err:
-            log.info("session ended", manager=address, reason=err.reason, code=err.code)
-            await self._after(address, err)
+            try:
+                await self._serve(address)
+            except _SessionEnded as err:
+                log.info("session ended", manager=address, reason=err.reason, code=err.code)
+                await self._after(address, err)
+        except NodeRemoved:
+            raise
+        except SwarmletError as err:
+            # Trouble of our own, such as a full disk: what could not be taken over now is said again next time.
+            log.warning("session given up", manager=address, reason=err)
         except (aiohttp.ClientError, OSError, TimeoutError) as err:
             # Once per outage is news; a line for every attempt would fill the log.
             tell = log.debug if address in self._silent else log.info

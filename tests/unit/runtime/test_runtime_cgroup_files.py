@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from swarmlet.errors import Internal
 from swarmlet_agent.runtime import cgroup_files
 from swarmlet_agent.runtime.cgroup_files import Hierarchy
 from swarmlet_agent.runtime.cgroups import Cgroups
@@ -149,3 +150,10 @@ def test_the_reader_finds_files_in_recorded_version_1_hierarchies(tmp_path: Path
     assert cgroups.oom_kills("/swarmlet/c1") == 2
     assert cgroups.pids("/swarmlet/c1") == [10]
     assert [folder.name for folder in cgroups.folders("/swarmlet/c1")] == ["c1", "c1"]
+
+
+def test_a_host_without_cgroups_is_told_so(tmp_path: Path) -> None:
+    mounts = tmp_path / "mountinfo"
+    mounts.write_text("24 31 0:22 / /sys rw,nosuid,nodev,noexec,relatime - sysfs sysfs rw\n")
+    with pytest.raises(Internal, match="no cgroups are mounted"):
+        Cgroups.of_this_host(mounts)

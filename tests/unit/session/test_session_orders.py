@@ -12,6 +12,7 @@ import pytest
 from aiohttp import web
 from fakes.control_world import describe, until
 
+from swarmlet.errors import Internal, SwarmletError
 from swarmlet.model.service import TaskSpec
 from swarmlet.model.states import Role, TaskState
 from swarmlet.model.task import Task, TaskStatus
@@ -80,10 +81,13 @@ class Line:
 class Orders:
     def __init__(self) -> None:
         self.given: list[tuple[bool, list[str], list[str]]] = []
+        self.trouble: list[SwarmletError] = []
 
     async def assign(
         self, *, full: bool, tasks: Sequence[Task], removed: Sequence[str], registry_auth: Mapping[str, str]
     ) -> None:
+        if self.trouble:
+            raise self.trouble.pop()
         self.given.append((full, [task.id for task in tasks], list(removed)))
 
 
@@ -172,6 +176,19 @@ async def test_orders_in_sequence_are_obeyed_and_heartbeats_come(world: World) -
     async with world.manager(), world.agent() as (session, _):
         await until(lambda: world.orders.given == [(True, ["a"], []), (False, ["b"], [])])
         assert session.connected.is_set()
+
+
+async def test_orders_that_cannot_be_kept_cost_the_session_and_come_again_with_the_next(world: World) -> None:
+    async def script(line: Line) -> None:
+        await line.welcome()
+        await line.say(orders(1, tasks=("a",)))
+        await stay(line)
+
+    world.scripts = [script]
+    world.orders.trouble = [Internal("the node's journal cannot be written: database or disk is full")]
+    async with world.manager(), world.agent():
+        await until(lambda: world.orders.given == [(True, ["a"], [])])
+        assert world.sessions == 2
 
 
 @pytest.mark.parametrize(
