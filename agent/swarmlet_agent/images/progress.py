@@ -92,7 +92,8 @@ class SingleFlight(Generic[T]):
         flight = self._flights.get(key)
         if flight is None:
             hub = Hub()
-            flight = self._flights[key] = _Flight(hub, asyncio.create_task(_fly(start, hub), name=f"image transfer {key!r}"))
+            task = asyncio.create_task(_fly(start, hub), name=f"image transfer {key!r}")
+            flight = self._flights[key] = _Flight(hub, task)
         flight.users += 1
         try:
             if listener is not None:
