@@ -13,7 +13,7 @@ from typing import Protocol
 from swarmlet.errors import Conflict, Internal, InvalidArgument, NotFound
 from swarmlet.model.container import ContainerConfig
 from swarmlet_agent.archive import extract, looking, pack, paths
-from swarmlet_agent.archive.bridge import Upload, finished, from_thread
+from swarmlet_agent.archive.bridge import Upload, finished, from_thread, own_thread
 from swarmlet_agent.archive.changes import Change, find_changes, places_made
 from swarmlet_agent.archive.commit import committed_config
 from swarmlet_agent.archive.pack import TarStream
@@ -93,9 +93,7 @@ class ContainerFiles:
             rules = extract.Rules(no_change_of_kind=no_change_of_kind, owner=owner)
 
             work = asyncio.ensure_future(
-                asyncio.to_thread(
-                    view.change, lambda: extract.extract(view.root, where, decompressed(upload.read), rules)
-                )
+                own_thread(lambda: _extract(view, where, upload, rules), f"copy into {record.id[:12]}")
             )
             try:
                 await asyncio.shield(work)
@@ -238,6 +236,11 @@ def _check_target(root: int, where: str, container: str, given: str) -> None:
             raise InvalidArgument(f"{'container rootfs' if in_root else 'mounted volume'} is marked read-only")
     finally:
         os.close(handle)
+
+
+def _extract(view: View, where: str, upload: Upload, rules: extract.Rules) -> None:
+    view.enter()
+    extract.extract(view.root, where, decompressed(upload.read), rules)
 
 
 def _owner(root: int, record: Container) -> tuple[int, int]:

@@ -46,16 +46,11 @@ class View:
     def __init__(self, root: int, namespace: int) -> None:
         self.root, self._namespace = root, namespace
 
-    def change(self, work: Callable[[], T]) -> T:
-        """Do what writes. Only to a thread inside the namespace the kernel says EBUSY about its mount points: from
-        outside they could be deleted, and the container's own mounts there with them."""
-
-        def inside() -> T:
-            if _libc.unshare(_CLONE_FS) != 0 or _libc.setns(self._namespace, _CLONE_NEWNS) != 0:
-                raise _last_error("setns")
-            return work()
-
-        return _in_new_thread(inside)
+    def enter(self) -> None:
+        """The calling thread, for good: for what writes. Only to a thread inside the namespace the kernel says EBUSY
+        about its mount points; from outside they could be deleted, and the container's own mounts there with them."""
+        if _libc.unshare(_CLONE_FS) != 0 or _libc.setns(self._namespace, _CLONE_NEWNS) != 0:
+            raise _last_error("setns")
 
     def close(self) -> None:
         os.close(self.root)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import ctypes
 import io
 import os
@@ -19,9 +20,10 @@ from hypothesis import strategies as st
 
 from swarmlet.errors import InvalidArgument, NotFound, SwarmletError
 from swarmlet_agent.archive import looking, pack
+from swarmlet_agent.archive.bridge import own_thread
 from swarmlet_agent.archive.changes import Kind, find_changes, places_made
 from swarmlet_agent.archive.extract import Rules, extract
-from swarmlet_agent.archive.view import Bind, open_stacked, open_view
+from swarmlet_agent.archive.view import Bind, View, open_stacked, open_view
 
 pytestmark = pytest.mark.kernel
 ANYTHING = Rules()
@@ -59,6 +61,16 @@ def tar(*members: tuple[tarfile.TarInfo, bytes]) -> bytes:
 def unpack(root: Path, where: str, data: bytes, rules: Rules = ANYTHING) -> None:
     with opened(root) as handle:
         extract(handle, where, iter([data[at : at + 1000] for at in range(0, len(data), 1000)]), rules)
+
+
+def put(view: View, where: str, name: str) -> None:
+    """A file by way of a view."""
+
+    def work() -> None:
+        view.enter()
+        extract(view.root, where, iter([tar(member(name, b"1"))]), Rules())
+
+    asyncio.run(own_thread(work, "test"))
 
 
 def names_of(pieces: pack.TarStream) -> dict[str, tarfile.TarInfo]:
@@ -326,12 +338,12 @@ def test_a_view_shows_volumes_and_leaves_nothing_mounted(tmp_path: Path) -> None
     try:
         assert "real/inside" in names_of(pack.tree(view.root, "/real", "real"))
         assert names_of(pack.single(view.root, "/etc", "f", "f"))["f"].size == 4
-        view.change(lambda: extract(view.root, "/real", iter([tar(member("x", b"1"))]), Rules()))
+        put(view, "/real", "x")
         for where, name, why in (
             ("/new/ro", "y", "read-only"), ("/etc", "f", "busy"), ("/", "new", "busy"), ("/", "proc", "busy"),
         ):
             with pytest.raises(OSError, match=why):
-                view.change(lambda: extract(view.root, where, iter([tar(member(name, b"1"))]), Rules()))  # noqa: B023
+                put(view, where, name)
         assert (root / "proc").is_dir() and (volume / "inside").exists()
         assert Path("/proc/self/mounts").read_text() == before
     finally:
@@ -348,8 +360,8 @@ def test_a_read_only_root_takes_nothing_but_its_volumes_do(tmp_path: Path) -> No
     view = open_view(root, [Bind(str(volume), "/v")], read_only=True)
     try:
         with pytest.raises(OSError, match="read-only"):
-            view.change(lambda: extract(view.root, "/", iter([tar(member("x", b"1"))]), Rules()))
-        view.change(lambda: extract(view.root, "/v", iter([tar(member("x", b"1"))]), Rules()))
+            put(view, "/", "x")
+        put(view, "/v", "x")
     finally:
         view.close()
     assert (volume / "x").exists() and not (root / "x").exists()
