@@ -177,6 +177,7 @@ def test_volumes_keep_data_between_containers(cluster: Cluster) -> None:
     try:
         node("run", "--rm", "-v", "e2e-data:/data", "busybox", "sh", "-c", "echo kept > /data/file")
         assert node("run", "--rm", "-v", "e2e-data:/data:ro", "busybox", "cat", "/data/file") == "kept"
+        assert node("run", "--rm", "-v", "/etc/passwd:/file:ro", "busybox", "head", "-c", "5", "/file") == "root:"
         busy = node("run", "-d", "-v", "e2e-data:/data", "busybox", "sleep", "600")
         assert b"volume is in use" in node.run("volume", "rm", "e2e-data").stderr
         node("rm", "-f", busy)

@@ -139,6 +139,9 @@ class Builder:
                 raise
             await lane.end()
 
+        for number, arg in enumerate(build.plan.meta, 1):
+            await listener({"stream": f"Step {number}/{build.plan.steps} : {arg.code}"})
+            await listener({"stream": "\n"})
         told = 0
         lane_order = [lanes[stage.number] for stage in build.plan.stages]
         try:

@@ -69,7 +69,8 @@ def copy_sources(
     """Into the image's root. InvalidArgument where a file is in a folder's place; Internal; Stopped."""
     try:
         for one in found:
-            _copy_one(one, root, posixpath.join(target, one.within), as_folder or bool(one.within), how, stopped)
+            place = posixpath.join(target, one.within) if one.within else target
+            _copy_one(one, root, place, as_folder or bool(one.within), how, stopped)
     except (NotADirectoryError, IsADirectoryError, FileExistsError) as err:
         raise InvalidArgument(f"cannot copy to {target}: {err.strerror}") from err
     except OSError as err:

@@ -6,6 +6,7 @@ links and "..", so nothing in an archive can reach a file outside (openat2(2), R
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import stat
@@ -116,13 +117,12 @@ class _Writer:
         try:
             if entry.sparse is None:
                 self._copy(reader, entry.size, target)
-                reader.take(-entry.size % tarstream.BLOCK)
             else:
                 os.ftruncate(target, entry.real_size)
                 for offset, length in entry.sparse:
                     os.lseek(target, offset, os.SEEK_SET)
                     self._copy(reader, length, target)
-                reader.take(-entry.size % tarstream.BLOCK)
+            _padding(entry, reader)
             os.fchown(target, *self._owned(entry))
             os.fchmod(target, entry.mode)
             for key, value in entry.xattrs.items():
@@ -190,9 +190,15 @@ def _clean(name: bytes, what: str) -> str:
 
 
 def _skip(entry: Entry, reader: TarReader) -> None:
-    size = entry.size + -entry.size % tarstream.BLOCK
-    for _ in reader.payload(size):
+    for _ in reader.payload(entry.size):
         pass
+    _padding(entry, reader)
+
+
+def _padding(entry: Entry, reader: TarReader) -> None:
+    """Zeros up to the next block. The docker command leaves them and the end mark out where it has added a file."""
+    with contextlib.suppress(BadTar):
+        reader.take(-entry.size % tarstream.BLOCK)
 
 
 def _set_xattr(target: int, key: bytes, value: bytes) -> None:

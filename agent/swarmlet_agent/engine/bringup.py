@@ -115,7 +115,7 @@ class Bringup:
         plan = container_plan(
             record, rootfs=rootfs, identity=identity, attachment=attachment, joined=joined,
             cgroup_parent=core.settings.cgroup_parent, subpaths=inner,
-            read_only_below=reaches_below(os.uname().release),
+            read_only_below=await asyncio.to_thread(_deep, mounts, inner) if reaches_below(os.uname().release) else (),
         )  # fmt: skip
         return plan, record
 
@@ -202,6 +202,13 @@ def _look_inside(rootfs: Path, record: Container, mounts: tuple[MountPoint, ...]
         ensure_folder(rootfs, working_dir)
     passwd, group = read_accounts(rootfs)
     return resolve_user(record.request.user, record.host.group_add, passwd, group)
+
+
+def _deep(mounts: tuple[MountPoint, ...], inner: dict[str, str]) -> frozenset[str]:
+    """Where something may lie below: folders. crun 1.8 refuses to make a file recursively read-only."""
+    return frozenset(
+        point.destination for point in mounts if os.path.isdir(inner.get(point.destination, point.source))
+    )
 
 
 def _any_within(mounts: tuple[MountPoint, ...]) -> bool:

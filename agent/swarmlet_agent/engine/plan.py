@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import posixpath
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from types import MappingProxyType
 
@@ -65,12 +65,12 @@ def container_plan(
     joined: Mapping[str, str],
     cgroup_parent: str,
     subpaths: Mapping[str, str] = MappingProxyType({}),
-    read_only_below: bool = False,
+    read_only_below: Collection[str] = (),
 ) -> ContainerPlan:
     """The whole OCI-to-be. joined: kind of namespace -> path, "" for the host's.
 
-    subpaths: destination -> host path, where not a whole volume is mounted. read_only_below: the kernel can make
-    whole trees read-only.
+    subpaths: destination -> host path, where not a whole volume is mounted. read_only_below: destinations where
+    what lies below can be made read-only as well.
     """
     request = record.request
     parent = record.host.cgroup_parent or cgroup_parent
@@ -89,7 +89,7 @@ def container_plan(
         cgroup_path=posixpath.join("/", parent, record.id),
         netns_path=attachment.netns_path,
         mounts=tuple(
-            _mount_plan(point, subpaths.get(point.destination, point.source), read_only_below)
+            _mount_plan(point, subpaths.get(point.destination, point.source), point.destination in read_only_below)
             for point in record.mounts
         ),
         # A client's own mount at /etc/hosts and the like stands over the engine's file.
