@@ -21,6 +21,7 @@ from swarmlet_agent.builder.untar import untar
 from swarmlet_agent.images.layers import stoppable
 from swarmlet_agent.images.spool import spooled
 from swarmlet_agent.images.unpack import remove_tree
+from swarmlet_agent.images.workshop import to_the_end
 
 _IGNORE = ".dockerignore"
 DEFAULT_NAME = "Dockerfile"
@@ -34,7 +35,7 @@ async def work_folder(tmp: Path) -> AsyncIterator[Path]:
     try:
         yield folder
     finally:
-        await asyncio.shield(asyncio.ensure_future(asyncio.to_thread(remove_tree, folder)))
+        await to_the_end(asyncio.to_thread(remove_tree, folder))
 
 
 async def receive(chunks: AsyncIterator[bytes], folder: Path) -> Path:

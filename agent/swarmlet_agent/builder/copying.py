@@ -134,8 +134,8 @@ class Below(Root):
     def open(self, path: str, flags: int = os.O_PATH | os.O_DIRECTORY) -> int | None:
         return self._whole.open(posixpath.join(self._folder, path), flags)
 
-    def make_folders(self, path: str, owner: tuple[int, int] = (0, 0)) -> int:
-        return self._whole.make_folders(posixpath.join(self._folder, path), owner)
+    def make_folders(self, path: str, owner: tuple[int, int] = (0, 0), *, links: int = 0) -> int:
+        return self._whole.make_folders(posixpath.join(self._folder, path), owner, links=links)
 
 
 def _copy_folder(one: Found, root: Root, target: int, how: How, stopped: Callable[[], bool]) -> None:

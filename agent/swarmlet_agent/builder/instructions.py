@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import msgspec
 
@@ -398,7 +398,7 @@ def _onbuild(line: Line) -> Onbuild:
     if word in ("FROM", "MAINTAINER"):
         raise ValueError(f"{word} isn't allowed as an ONBUILD trigger")
     trigger = "\n".join([line.rest, *(heredoc.raw.rstrip("\n") for heredoc in line.heredocs)])
-    parse_instruction(parse_one(trigger))
+    parse_instruction(replace(parse_one(trigger), number=line.number))
     return Onbuild(line.number, line.original, trigger)
 
 

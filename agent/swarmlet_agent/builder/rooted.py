@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
+import posixpath
 import shutil
 import stat
 from pathlib import Path
@@ -17,6 +18,7 @@ from swarmlet_agent.engine.inside import open_in_root
 
 #: "Not there", in all the ways a path can be not there.
 _MISSING = frozenset((errno.ENOENT, errno.ENOTDIR, errno.ELOOP))
+_MAX_LINKS = 40
 
 
 class Root:
@@ -65,24 +67,33 @@ class Root:
         finally:
             os.close(found)
 
-    def make_folders(self, path: str, owner: tuple[int, int] = (0, 0)) -> int:
-        """A descriptor of the folder, made with all above it where they are missing (0755). OSError."""
+    def make_folders(self, path: str, owner: tuple[int, int] = (0, 0), *, links: int = 0) -> int:
+        """A descriptor of the folder, made with all above it where they are missing (0755). OSError.
+
+        A link to a folder that is missing has that made, inside the root. links: how many such were followed so far.
+        """
         found = self.open(path)
         if found is not None:
             return found
-        done: list[str] = []
-        for word in (word for word in path.split("/") if word not in ("", ".")):
-            above = open_in_root(self.fd, "/".join(done) or ".", os.O_PATH | os.O_DIRECTORY)
+        words = [word for word in path.split("/") if word not in ("", ".")]
+        for count, word in enumerate(words):
+            above = "/".join(words[:count])
+            parent = open_in_root(self.fd, above or ".", os.O_PATH | os.O_DIRECTORY)
             try:
-                os.mkdir(word, 0o755, dir_fd=above)
-                os.chmod(word, 0o755, dir_fd=above)  # whatever the umask
-                os.chown(word, *owner, dir_fd=above)
+                os.mkdir(word, 0o755, dir_fd=parent)
+                os.chmod(word, 0o755, dir_fd=parent)  # whatever the umask
+                os.chown(word, *owner, dir_fd=parent)
             except FileExistsError:
-                pass  # also a link: opening it in the next round follows it inside the root, or says why not
+                here = "/".join(words[: count + 1])
+                if self.stat(here) is None:
+                    if links >= _MAX_LINKS:
+                        raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), path) from None
+                    target = os.readlink(word, dir_fd=parent)
+                    beyond = posixpath.normpath(posixpath.join("/", self.real_path(above) or "", target))
+                    return self.make_folders("/".join([beyond, *words[count + 1 :]]), owner, links=links + 1)
             finally:
-                os.close(above)
-            done.append(word)
-        return open_in_root(self.fd, "/".join(done) or ".", os.O_PATH | os.O_DIRECTORY)
+                os.close(parent)
+        return open_in_root(self.fd, "/".join(words) or ".", os.O_PATH | os.O_DIRECTORY)
 
     @staticmethod
     def is_folder(parent: int, name: str) -> bool:

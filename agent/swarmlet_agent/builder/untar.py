@@ -20,6 +20,10 @@ from swarmlet_agent.images.compression import decompressed
 from swarmlet_agent.images.tarstream import BadTar, Entry, TarReader
 
 _SPECIAL = {tarstream.FIFO: stat.S_IFIFO, tarstream.CHARDEV: stat.S_IFCHR, tarstream.BLOCKDEV: stat.S_IFBLK}
+#: Errors that an archive causes, not the disk.
+_IMPOSSIBLE = frozenset((
+    errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ELOOP, errno.ENAMETOOLONG, errno.EINVAL, errno.EXDEV,
+))
 #: Bounds of one archive, unpacked.
 MAX_BYTES = 256 << 30
 MAX_ENTRIES = 4_000_000
@@ -50,6 +54,8 @@ def untar(
     except BadTar as err:
         raise InvalidArgument(f"{what} is no tar archive: {err}") from err
     except OSError as err:
+        if err.errno in _IMPOSSIBLE:
+            raise InvalidArgument(f"{what} has an impossible entry: {err.strerror}: {err.filename}") from err
         raise Internal(f"{what} cannot be unpacked: {err.strerror or err}") from err
     return writer.written
 
