@@ -195,7 +195,7 @@ def view(request: pytest.FixtureRequest, cluster: Cluster) -> View:
     return cluster.node(2) if request.param == "node" else cluster.view
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def registry(whole_cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A real registry on the first host; its "address:port", reachable from every host."""
     folder = tmp_path_factory.mktemp("registry")
