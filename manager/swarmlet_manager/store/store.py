@@ -70,6 +70,7 @@ class Store:
         self._mirror = Mirror(self._keys)
         self._limits = limits or Limits()
         self._schedule = schedule or Schedule()
+        self._id = candidate.id
         self._election = Election(kv, self._keys, candidate, self._reign, ttl_s=ttl_s, rng=rng)
         self._writer: Writer | None = None
         self._subscribers: list[Subscriber] = []
@@ -141,7 +142,9 @@ class Store:
         """
         writer = self._writer
         if writer is None or not self.leader:
-            raise NotLeader(self._election.leader)
+            leader = self._election.leader
+            # The last leader may have been this very manager, which has lost etcd: it is no one to turn to.
+            raise NotLeader(None if leader is not None and leader.id == self._id else leader)
         return await writer.commit(ops, timeout_s) if ops else ()
 
     def subscribe(self, callback: Subscriber) -> Callable[[], None]:

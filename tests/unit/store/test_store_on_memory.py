@@ -173,6 +173,19 @@ async def test_a_follower_sees_the_same_and_is_told_in_order(etcd: MemoryEtcd) -
             assert len(told) == 6
 
 
+async def test_a_leader_that_has_lost_etcd_does_not_send_anyone_to_itself(etcd: MemoryEtcd) -> None:
+    faults = Faults()
+    async with running(etcd, faults=faults) as store:
+        await store.wait_for_leadership()
+        faults.cut = True
+        async with asyncio.timeout(30):
+            while store.leader:
+                await asyncio.sleep(0.05)
+        with pytest.raises(NotLeader, match="there is none at the moment"):
+            await store.commit([Put(Node(id="n1"))])
+        faults.cut = False
+
+
 async def test_a_restarted_manager_loads_what_was_acknowledged_and_shares_equal_specs(etcd: MemoryEtcd) -> None:
     async with running(etcd) as store:
         await store.wait_for_leadership()
