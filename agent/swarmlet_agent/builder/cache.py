@@ -162,9 +162,12 @@ class BuildCache:
         """POST /build/prune: the ids of what went, and the bytes that freed.
 
         in_use: layers whose entries stay; keep_bytes: what may stay, the latest used first; filters: until,
-        unused-for (both: not used since), id, description, type. InvalidArgument for others.
+        unused-for (both: not used since), id, description, type. Steps have no labels, so `label`, which
+        `docker system prune` passes on, keeps them all. InvalidArgument for other filters.
         """
-        filters.check("until", "unused-for", "id", "type", "description")
+        filters.check("until", "unused-for", "id", "type", "description", "label", "label!")
+        if filters.get("label"):
+            return [], 0
         limits = [until_ns(text, now) for name in ("until", "unused-for") for text in filters.get(name)]
         before = min(limits, default=None)
         chosen = []
