@@ -79,7 +79,7 @@ async def test_a_link_gives_name_alias_and_variables_and_can_be_removed(lab: Lab
         await engine.start_container("web")
         with pytest.raises(NotFound, match="no such link"):
             await engine.remove("web/store", link=True)
-        with pytest.raises(NotFound):
+        with pytest.raises(InvalidArgument, match="No such container: nobody"):
             await lab.run("true", host=HostConfig(links=("nobody",)))
 
 
