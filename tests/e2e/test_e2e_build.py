@@ -388,6 +388,35 @@ def test_a_build_that_is_interrupted_leaves_nothing(view: View, tmp_path: Path) 
     eventually(lambda: view("ps", "-aq") == "", 15)
 
 
+def test_a_build_with_an_id_can_be_cancelled_by_it(view: View) -> None:
+    packed = io.BytesIO()
+    with tarfile.open(fileobj=packed, mode="w") as tar:
+        content = b"FROM busybox\nRUN echo begun; sleep 300\n"
+        info = tarfile.TarInfo("Dockerfile")
+        info.size = len(content)
+        tar.addfile(info, io.BytesIO(content))
+    curl = ["curl", "-sN", "--unix-socket", str(view.socket), "-X", "POST"]
+    process = subprocess.Popen(
+        [*curl, "-H", "Content-Type: application/x-tar", "--data-binary", "@-", "http://d/v1.50/build?buildid=mine"],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+    )  # fmt: skip
+    try:
+        assert process.stdin is not None and process.stdout is not None
+        process.stdin.write(packed.getvalue())
+        process.stdin.close()
+        said = b""
+        while b"begun" not in said and (line := process.stdout.readline()):
+            said += line
+        subprocess.run([*curl, "http://d/v1.50/build/cancel?id=mine"], check=True, timeout=30)
+        rest = process.stdout.read()
+        assert b"canceled" in rest and b"Successfully" not in rest
+    finally:
+        process.kill()
+        process.wait()
+        process.stdout.close()
+    eventually(lambda: view("ps", "-aq") == "", 15)
+
+
 def test_an_agent_killed_in_the_middle_of_a_build_leaves_nothing_behind(cluster: Cluster, tmp_path: Path) -> None:
     node = cluster.node(3)
     write(tmp_path, {"Dockerfile": "FROM busybox\nRUN echo one > /1\nRUN echo begun; sleep 300\n"})
