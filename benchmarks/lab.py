@@ -16,11 +16,14 @@ from pathlib import Path
 from typing import Any
 
 from swarmlet.local import cluster as clusters
+from swarmlet.local import hosts
 from swarmlet.local.client import call
 from swarmlet.local.images import ensure_images
 from swarmlet.local.layout import ClusterLayout
 
 NAME = "bench"
+#: Where the floor's containers are counted.
+CGROUP = "/swarmlet-floor"
 
 
 @contextmanager
@@ -78,6 +81,7 @@ class Floor:
 
     def close(self) -> None:
         shutil.rmtree(self._dir)
+        hosts.remove_cgroups(CGROUP)
 
     def measure(self, mode: str, count: int, parallel: int = 1) -> dict[str, list[float]]:
         """mode "run": create, start, wait, delete of each; "start": create and start of all, then delete.
@@ -117,7 +121,7 @@ class _Bare:
     def bundle(self, ident: str) -> Path:
         spec = json.loads(json.dumps(self._request["spec"]))
         spec["root"] = {"path": self._request["rootfs"], "readonly": True}
-        spec["linux"]["cgroupsPath"] = f"/swarmlet-floor/{ident}"
+        spec["linux"]["cgroupsPath"] = f"{CGROUP}/{ident}"
         for space in spec["linux"]["namespaces"]:
             if space["type"] == "network":
                 space.pop("path", None)
