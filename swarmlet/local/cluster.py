@@ -2,7 +2,8 @@
 
 Starting is recovering: `up` looks at every step first and does only what is missing, so a second one is quick,
 and one that was interrupted is finished by the next. What the cluster is (name, nodes, subnet) stands in
-`cluster.json` in its data folder, written before anything is made, so that `down` always knows what to remove.
+`NAME.json` beside its data folder, written before anything is made and removed last, so that `down` always knows what
+to remove.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ Report = Callable[[str], None]
 
 
 class _Record(msgspec.Struct, frozen=True, kw_only=True):
-    """What stands in `cluster.json`."""
+    """What stands in `NAME.json`."""
 
     name: str
     nodes: int
@@ -71,6 +72,7 @@ def _write(cluster: ClusterLayout, *, going: bool = False) -> None:
     record = _Record(
         name=cluster.name, nodes=len(cluster.nodes), subnet=cluster.subnet, etcd=cluster.etcd, going=going
     )
+    DATA_ROOT.mkdir(parents=True, exist_ok=True)
     draft = cluster.record.with_suffix(".new")
     draft.write_bytes(msgspec.json.encode(record))
     draft.replace(cluster.record)
@@ -78,7 +80,7 @@ def _write(cluster: ClusterLayout, *, going: bool = False) -> None:
 
 def all_names() -> list[str]:
     """Names of the clusters on this machine."""
-    return sorted(file.parent.name for file in DATA_ROOT.glob("*/cluster.json"))
+    return sorted(file.stem for file in DATA_ROOT.glob("*.json"))
 
 
 @contextlib.contextmanager
@@ -103,6 +105,8 @@ def up(name: str, nodes: int | None, report: Report, etcd: EtcdSettings = EMBEDD
         report(f"finishing the removal of the old cluster {name!r}")
         down(name)
     cluster = _plan(name, nodes, etcd)
+    cluster.data_dir.mkdir(exist_ok=True)
+    cluster.data_dir.chmod(0o711)
     hosts.ensure_bridge(cluster)
     for host in cluster.nodes:
         hosts.ensure_host(cluster, host)
@@ -128,12 +132,11 @@ def down(name: str) -> None:
         hosts.remove_host_network(host)
     hosts.remove_bridge(cluster)
     hosts.remove_cgroups(cluster.cgroup)
-    for folder in (cluster.run_dir, *(host.data_dir for host in cluster.nodes)):
+    for folder in (cluster.run_dir, cluster.data_dir):
         if folder.exists():
             shutil.rmtree(folder)
     # Its record goes last: as long as it is there, the next `down` or `up` goes on where this one was cut off.
     cluster.record.unlink()
-    shutil.rmtree(cluster.data_dir)
     for root in (DATA_ROOT, RUN_ROOT):
         with contextlib.suppress(OSError):  # other clusters are in it
             root.rmdir()
@@ -220,8 +223,6 @@ def _plan(name: str, nodes: int | None, etcd: EtcdSettings) -> ClusterLayout:
     first = preferred_subnet(name)
     subnet = next(octet for octet in ((first + step) % 250 for step in range(250)) if octet not in used)
     cluster = plan_cluster(name, nodes, subnet, etcd)
-    cluster.data_dir.mkdir(parents=True, exist_ok=True)
-    cluster.data_dir.chmod(0o711)
     _write(cluster)
     return cluster
 

@@ -89,8 +89,8 @@ class ClusterLayout:
 
     @property
     def record(self) -> Path:
-        """What the cluster is; written before anything is made, removed after everything is gone."""
-        return self.data_dir / "cluster.json"
+        """What the cluster is; written before anything is made, removed after all of it is gone."""
+        return DATA_ROOT / f"{self.name}.json"
 
     @property
     def run_dir(self) -> Path:

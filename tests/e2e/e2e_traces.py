@@ -24,6 +24,7 @@ def traces(name: str) -> list[str]:
             *(f"link {link}" for link in os.listdir("/sys/class/net") if link.startswith(cluster.bridge)),
             *(f"table {table}" for table in _tables() if table == cluster.nft_table),
             *(f"folder {folder}" for folder in folders if os.path.lexists(folder)),
+            *(f"record {file}" for file in (cluster.record,) if file.exists()),
         ]
     )
 

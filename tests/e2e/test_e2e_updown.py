@@ -165,7 +165,7 @@ def test_down_leaves_nothing_of_a_busy_cluster(no_cluster: str) -> None:
     node("run", "-d", "--name", "frozen", "--memory", "64m", "--cpus", "0.5", "busybox", "sleep", "600")
     node("pause", "frozen")
     kinds = {line.split()[0] for line in traces(no_cluster)}
-    assert kinds == {"process", "mount", "netns", "cgroup", "link", "table", "folder"}
+    assert kinds == {"process", "mount", "netns", "cgroup", "link", "table", "folder", "record"}
 
     swarmlet("down", "--name", no_cluster)
     assert traces(no_cluster) == []

@@ -119,8 +119,8 @@ def roots(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_a_record_without_the_newer_fields_is_read(roots: Path) -> None:
-    (roots / "old").mkdir(parents=True)
-    (roots / "old" / "cluster.json").write_text('{"name": "old", "nodes": 2, "subnet": 9}')
+    roots.mkdir()
+    (roots / "old.json").write_text('{"name": "old", "nodes": 2, "subnet": 9}')
     assert clusters.all_names() == ["old"]
     assert clusters.find("old") == plan_cluster("old", 2, 9)
 
@@ -135,8 +135,8 @@ def test_the_command_needs_root_and_says_so(roots: Path, monkeypatch: pytest.Mon
 
 def test_looking_needs_no_root(roots: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("os.geteuid", lambda: 1000)
-    (roots / "mine").mkdir(parents=True)
-    (roots / "mine" / "cluster.json").write_text('{"name": "mine", "nodes": 1, "subnet": 9}')
+    roots.mkdir()
+    (roots / "mine.json").write_text('{"name": "mine", "nodes": 1, "subnet": 9}')
     done = CliRunner().invoke(cli.main, ["env", "1", "--name", "mine"])
     assert done.exit_code == 0 and done.output.startswith("export DOCKER_HOST=unix://")
 
