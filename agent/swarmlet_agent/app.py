@@ -151,6 +151,7 @@ async def started_parts(settings: AgentSettings, open_files: tuple[int, int] | N
         stack.push_async_callback(runtime.close)
         await engine.start()
         stack.push_async_callback(engine.close)
+        stack.push_async_callback(builder.close)
         await builder.start({container.name: container.id for container in engine.list()})
         await networks.retain({container.id for container in engine.list()})
         reader = LogReader()

@@ -15,7 +15,7 @@ from swarmlet.log import get_logger
 from swarmlet_agent.builder import instructions as kinds
 from swarmlet_agent.builder.build import Build, Containers, ImageSource
 from swarmlet_agent.builder.cache import BuildCache
-from swarmlet_agent.builder.context import read_dockerfile, receive, work_folder
+from swarmlet_agent.builder.context import WorkFolders, read_dockerfile, receive
 from swarmlet_agent.builder.dockerfile import BadDockerfile
 from swarmlet_agent.builder.filing import do_copy, do_workdir
 from swarmlet_agent.builder.options import BuildOptions
@@ -42,6 +42,7 @@ class Builder:
     ) -> None:
         self._images, self._workshop, self._containers = images, workshop, containers
         self._cache = BuildCache(journal, workshop)
+        self._folders = WorkFolders(workshop.tmp)
         self._caches_folder = data_dir / "build-caches"
         self._locks: dict[str, asyncio.Lock] = {}
         self._under_way: dict[str, asyncio.Task[Any]] = {}
@@ -62,6 +63,10 @@ class Builder:
                         log.warning("a build's container stays behind", container=name, error=str(err))
             await self._cache.finish(build, (), ())
 
+    async def close(self) -> None:
+        """Once no build is under way: finish clearing up."""
+        await self._folders.close()
+
     async def build(self, options: BuildOptions, chunks: AsyncIterator[bytes], listener: Listener) -> str:
         """The id of the image. What it says goes to the listener, the last words included.
 
@@ -75,7 +80,7 @@ class Builder:
             assert task is not None
             self._under_way[options.build_id] = task
         try:
-            async with work_folder(self._workshop.tmp) as folder:
+            async with self._folders.one() as folder:
                 if options.remote:
                     context, dockerfile = await fetch_remote(options, folder, self._images.fetch_url)
                 else:

@@ -14,6 +14,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 from swarmlet.errors import InvalidArgument
+from swarmlet.log import get_logger
 from swarmlet_agent.builder.dockerfile import MAX_BYTES, BadDockerfile
 from swarmlet_agent.builder.patterns import Ignore, parse_ignore
 from swarmlet_agent.builder.rooted import Root
@@ -21,21 +22,40 @@ from swarmlet_agent.builder.untar import untar
 from swarmlet_agent.images.layers import stoppable
 from swarmlet_agent.images.spool import spooled
 from swarmlet_agent.images.unpack import remove_tree
-from swarmlet_agent.images.workshop import to_the_end
 
+log = get_logger(__name__)
 _IGNORE = ".dockerignore"
 DEFAULT_NAME = "Dockerfile"
 
 
-@asynccontextmanager
-async def work_folder(tmp: Path) -> AsyncIterator[Path]:
-    """A build's own folder, gone at its end."""
-    folder = tmp / f"build-{secrets.token_hex(8)}"
-    await asyncio.to_thread(folder.mkdir, 0o700)
-    try:
-        yield folder
-    finally:
-        await to_the_end(asyncio.to_thread(remove_tree, folder))
+class WorkFolders:
+    """Folders of builds under way. They are removed behind the answer: many files take the disk a while."""
+
+    def __init__(self, tmp: Path) -> None:
+        self._tmp = tmp
+        self._removals: set[asyncio.Task[None]] = set()
+
+    @asynccontextmanager
+    async def one(self) -> AsyncIterator[Path]:
+        """A build's own folder, which is nobody's when the block ends."""
+        folder = self._tmp / f"build-{secrets.token_hex(8)}"
+        await asyncio.to_thread(folder.mkdir, 0o700)
+        try:
+            yield folder
+        finally:
+            removal = asyncio.create_task(self._remove(folder), name="remove a build's folder")
+            self._removals.add(removal)
+            removal.add_done_callback(self._removals.discard)
+
+    async def close(self) -> None:
+        while self._removals:
+            await asyncio.wait(tuple(self._removals))
+
+    async def _remove(self, folder: Path) -> None:
+        try:
+            await asyncio.to_thread(remove_tree, folder)
+        except OSError as err:
+            log.warning("a build's files stay behind until the next start", folder=str(folder), error=str(err))
 
 
 async def receive(chunks: AsyncIterator[bytes], folder: Path) -> Path:

@@ -77,6 +77,17 @@ async def test_a_network_that_is_not_on_every_node_is_refused_as_it_was_named(la
     assert status == 400 and refused["message"].startswith("network abc123: ")
 
 
+async def test_a_build_is_cancelled_wherever_it_runs(lab: Lab) -> None:
+    for number in (1, 2):
+        node = FakeNode(f"node-{number}", lab.folder)
+        node.says("POST", "/build/cancel", None)
+        await lab.join(node)
+
+    assert (await lab.ask("POST", "/build/cancel?id=mine"))[0] == 200
+    assert all(node.asked == ["POST /v1.50/build/cancel?id=mine"] for node in lab.nodes)
+    assert await lab.ask("POST", "/build/cancel") == (400, {"message": "build ID not provided"})
+
+
 async def test_build_caches_are_pruned_on_every_node(lab: Lab) -> None:
     for number, dropped in ((1, ["a"]), (2, None)):
         node = FakeNode(f"node-{number}", lab.folder)

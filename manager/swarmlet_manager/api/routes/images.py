@@ -16,7 +16,7 @@ from aiohttp import web
 from swarmlet.engine_api.answers import json_answer
 from swarmlet.engine_api.router import Call, Route
 from swarmlet.engine_api.streams import JsonStream
-from swarmlet.errors import NotFound, SwarmletError, Unavailable
+from swarmlet.errors import InvalidArgument, NotFound, SwarmletError, Unavailable
 from swarmlet.model.node import Node
 from swarmlet_manager.fleet.client import Fleet, NodeError, decoded, first_found
 from swarmlet_manager.fleet.forward import forward
@@ -40,6 +40,7 @@ class ImageRoutes:
             Route("POST", "/images/prune", self.prune),
             Route("GET", "/images/search", self.any_node),
             Route("POST", "/build", self.any_node),
+            Route("POST", "/build/cancel", self.cancel_build),
             Route("POST", "/build/prune", self.prune_builds),
             Route("POST", "/auth", self.any_node),
             Route("GET", "/distribution/{name:path}/json", self.any_node),
@@ -247,6 +248,14 @@ class ImageRoutes:
         lines = {repr(sorted(line.items())): line for body in good for line in body["ImagesDeleted"] or []}
         reclaimed = sum(body["SpaceReclaimed"] for body in good)
         return json_answer({"ImagesDeleted": list(lines.values()), "SpaceReclaimed": reclaimed})
+
+    async def cancel_build(self, call: Call) -> web.Response:
+        """On every node: only the one that builds under this id minds. 400 without an id."""
+        if not call.text("id"):
+            raise InvalidArgument("build ID not provided")
+        nodes = self._some(self._fleet.ready())
+        await self._fleet.ask_all(nodes, "POST", call.request.rel_url.raw_path_qs)
+        return web.Response(status=200)
 
     async def prune_builds(self, call: Call) -> web.Response:
         """`docker system prune` asks for this too: without it, it would fail at its end."""

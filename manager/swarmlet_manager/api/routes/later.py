@@ -1,4 +1,4 @@
-"""What clients ask for as a matter of course and this version has none of: secrets, configs, plugins, builds.
+"""What clients ask for as a matter of course and this version has none of: secrets, configs, plugins, BuildKit.
 
 Lists are empty, which is true; creating is refused with a clear message.
 """
@@ -27,7 +27,7 @@ class LaterRoutes:
         ] + [
             Route("GET", "/plugins", self.nothing),
             Route("POST", "/plugins/{verb}", self.refuse),
-            *(Route("POST", path, self.refuse_build) for path in ("/build/cancel", "/session", "/grpc")),
+            *(Route("POST", path, self.refuse_build) for path in ("/session", "/grpc")),
         ]
 
     async def nothing(self, call: Call) -> web.Response:
@@ -38,7 +38,7 @@ class LaterRoutes:
         raise NotSupported(f"{kind} are not supported yet")
 
     async def refuse_build(self, call: Call) -> web.Response:
-        return refusal("building images is not supported yet through the whole cluster", 501)
+        return refusal("building images with BuildKit is not supported yet by this engine", 501)
 
     async def unknown(self, call: Call) -> web.Response:
         kind = call.path.split("/")[1].removesuffix("s")
