@@ -333,6 +333,15 @@ def test_import_makes_an_image_of_a_file_tree(view: View, base: Image) -> None:
     assert view("images", "-q", "bad") == ""
 
 
+def test_an_import_through_the_cluster_view_is_one_image_wherever_it_is(cluster: Cluster, base: Image) -> None:
+    ident = cluster.view("import", "-", input=base.on({"spread": b"1"}).layers[1])
+    for number in (1, 2, 3):
+        shown = cluster.node(number).json("image", "inspect", ident)[0]
+        assert shown["Id"] == ident
+    assert f"Deleted: {ident}" in cluster.view("rmi", ident)
+    assert [cluster.node(number).run("image", "inspect", ident).returncode for number in (1, 2, 3)] == [1, 1, 1]
+
+
 # --- looking
 
 

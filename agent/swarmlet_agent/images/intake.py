@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import AsyncIterator, Callable, Sequence
 
 from swarmlet.errors import InvalidArgument
@@ -71,9 +70,9 @@ class Intake:
 
     async def import_tar(
         self, chunks: AsyncIterator[bytes], *, repo: str, tag: str, message: str, changes: Sequence[str],
-        wanted: Platform | None, source: str,
+        wanted: Platform | None, source: str, created: int,
     ) -> Image:
-        """One layer from a root file system's tar, under a configuration made from `changes`."""
+        """One layer from a root file system's tar, under a configuration made from `changes`. created in ns."""
         name = None
         if repo:
             name = parse_reference(repo)
@@ -87,7 +86,7 @@ class Intake:
             layer = await layers.add_single(Blob(path, 0, path.stat().st_size), "of the imported archive")
         comment = message or f"Imported from {source}"
         new = parse_config(encode.new_config(
-            architecture=wanted.architecture, config=config, created=rfc3339(time.time_ns()),
+            architecture=wanted.architecture, config=config, created=rfc3339(created),
             diff_id=layer.diff_id, comment=comment, variant=wanted.variant,
         ))
         async with self._shelf.installing(new):

@@ -202,11 +202,12 @@ class ImageStore:
 
     async def import_tar(
         self, chunks: AsyncIterator[bytes], *, repo: str = "", tag: str = "", message: str = "",
-        changes: Sequence[str] = (), platform: str = "", source: str = "-",
+        changes: Sequence[str] = (), platform: str = "", source: str = "-", created: int | None = None,
     ) -> Image:
-        """docker import: one layer from a plain root file system tar."""
+        """docker import: one layer from a plain root file system tar. created: ns, None for now."""
         return await self._intake.import_tar(
-            chunks, repo=repo, tag=tag, message=message, changes=changes, wanted=parse_platform(platform), source=source
+            chunks, repo=repo, tag=tag, message=message, changes=changes, wanted=parse_platform(platform),
+            source=source, created=time.time_ns() if created is None else created,
         )
 
     async def fetch_url(self, url: str) -> AsyncIterator[bytes]:

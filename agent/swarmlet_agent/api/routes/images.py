@@ -15,6 +15,8 @@ from swarmlet.engine_api.router import Call, Route
 from swarmlet.engine_api.streams import JsonStream
 from swarmlet.errors import InvalidArgument, NotSupported, SwarmletError
 from swarmlet.log import get_logger
+from swarmlet.model.times import parse_rfc3339
+from swarmlet.wire.imports import CREATED_AT
 from swarmlet_agent.images.auth import decode_auth, decode_body
 from swarmlet_agent.images.manifests import Platform
 from swarmlet_agent.images.progress import Listener
@@ -52,7 +54,7 @@ class ImageBackend(Protocol):
     ) -> list[Image]: ...
     async def import_tar(
         self, chunks: AsyncIterator[bytes], *, repo: str = "", tag: str = "", message: str = "",
-        changes: Sequence[str] = (), platform: str = "", source: str = "-",
+        changes: Sequence[str] = (), platform: str = "", source: str = "-", created: int | None = None,
     ) -> Image: ...
     def fetch_url(self, url: str) -> AsyncIterator[bytes]: ...
     def save(self, refs: Sequence[str]) -> AsyncGenerator[bytes, None]: ...
@@ -122,6 +124,7 @@ class ImageRoutes:
         image = await self._images.import_tar(
             chunks, repo=call.text("repo"), tag=call.text("tag"), message=call.text("message"),
             changes=call.texts("changes"), platform=call.text("platform"), source=source,
+            created=_created(call),
         )
         await stream.send({"status": image.id})
         return await stream.end()
@@ -222,6 +225,15 @@ def push_reference(image: str, tag: str) -> str:
     if parsed.digest:
         raise InvalidArgument("cannot push a digest reference")
     return parsed.full
+
+
+def _created(call: Call) -> int | None:
+    """What a manager says about the time of an import that goes to several nodes, in ns."""
+    text = call.request.headers.get(CREATED_AT, "")
+    try:
+        return parse_rfc3339(text) if text else None
+    except (ValueError, OverflowError) as err:
+        raise InvalidArgument(f"invalid {CREATED_AT} header: expected a time as in RFC 3339") from err
 
 
 async def _asker(call: Call) -> RegistryAuth | None:

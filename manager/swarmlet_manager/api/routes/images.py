@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import tempfile
+import time
 from collections.abc import AsyncIterator, Mapping
 from typing import Any
 from urllib.parse import quote
@@ -18,6 +19,8 @@ from swarmlet.engine_api.router import Call, Route
 from swarmlet.engine_api.streams import JsonStream
 from swarmlet.errors import InvalidArgument, NotFound, SwarmletError, Unavailable
 from swarmlet.model.node import Node
+from swarmlet.model.times import rfc3339
+from swarmlet.wire.imports import CREATED_AT
 from swarmlet_manager.fleet.client import Fleet, NodeError, decoded, first_found
 from swarmlet_manager.fleet.forward import forward
 from swarmlet_manager.fleet.progress import Progress
@@ -121,9 +124,11 @@ class ImageRoutes:
             async for data in call.request.content.iter_chunked(COPY_BYTES):
                 await asyncio.to_thread(file.write, data)
             await asyncio.to_thread(file.flush)
+            headers = {"Content-Type": "application/x-tar", CREATED_AT: rfc3339(time.time_ns())}
             async with asyncio.TaskGroup() as group:
                 tasks = [
-                    group.create_task(self._send(node, call, file.fileno()), name=f"load-{node.id}") for node in nodes
+                    group.create_task(self._send(node, call, file.fileno(), headers), name=f"load-{node.id}")
+                    for node in nodes
                 ]
         stream = JsonStream(call)
         results = {node.description.hostname: task.result() for node, task in zip(nodes, tasks, strict=True)}
@@ -138,14 +143,14 @@ class ImageRoutes:
             await stream.fail("; ".join(failed))
         return await stream.end()
 
-    async def _send(self, node: Node, call: Call, file: int) -> bytes | SwarmletError:
+    async def _send(self, node: Node, call: Call, file: int, headers: Mapping[str, str]) -> bytes | SwarmletError:
         size = os.fstat(file).st_size
 
         async def content() -> AsyncIterator[bytes]:
             for offset in range(0, size, COPY_BYTES):
                 yield await asyncio.to_thread(os.pread, file, COPY_BYTES, offset)
 
-        headers = {"Content-Type": "application/x-tar", "Content-Length": str(size)}
+        headers = {**headers, "Content-Length": str(size)}
         path = call.request.rel_url.raw_path_qs
         try:
             async with self._fleet.request(node, "POST", path, headers=headers, data=content()) as answer:
