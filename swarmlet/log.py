@@ -1,4 +1,4 @@
-"""Logging: a constant message and fields, one line each, to standard error.
+"""Logging: a constant message and fields, one line each, to standard error or, as fields, to systemd's journal.
 
     log = get_logger(__name__)
     log.info("task started", task_id=task.id, node_id=node.id)
@@ -13,11 +13,15 @@ from __future__ import annotations
 
 import contextvars
 import logging
+import os
+import socket
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from types import MappingProxyType
 from typing import Any
+
+from swarmlet.journald import JOURNAL_SOCKET, entry, field_name
 
 _NOTHING: Mapping[str, Any] = MappingProxyType({})
 _context: contextvars.ContextVar[Mapping[str, Any]] = contextvars.ContextVar("log_context", default=_NOTHING)
@@ -49,7 +53,7 @@ class Logger:
         if self._logger.isEnabledFor(level):
             merged = {**_context.get(), **fields}
             words = [message, *(f"{key}={_quote(value)}" for key, value in merged.items())]
-            self._logger.log(level, " ".join(words), exc_info=exc_info)
+            self._logger.log(level, " ".join(words), exc_info=exc_info, extra={"fields": merged})
 
 
 def get_logger(name: str) -> Logger:
@@ -66,13 +70,65 @@ def log_context(**fields: Any) -> Iterator[None]:
         _context.reset(token)
 
 
-def set_up(level: str = "info") -> None:
-    """To standard error; the time only where the supervisor (systemd's journal) does not add one."""
-    logging.basicConfig(
-        level=level.upper(), stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s", force=True
-    )
+class JournalHandler(logging.Handler):
+    """Lines as entries of systemd's journal, with SWARMLET_<FIELD> for each field.
+
+    So that an operator can ask `journalctl SWARMLET_TASK_ID=…`. An OSError of the journal is logging's to report.
+    """
+
+    def __init__(self, identifier: str, path: str = JOURNAL_SOCKET) -> None:
+        super().__init__()
+        self._identifier = identifier
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        try:
+            self._socket.connect(path)
+        except BaseException:
+            self._socket.close()
+            raise
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            self._socket.send(entry(self._fields(record)))
+        except OSError:
+            self.handleError(record)
+
+    def close(self) -> None:
+        self._socket.close()
+        super().close()
+
+    def _fields(self, record: logging.LogRecord) -> dict[str, bytes]:
+        # The whole line: what journalctl shows by default must not lack the fields.
+        fields = {
+            "MESSAGE": self.format(record),
+            "PRIORITY": str(_PRIORITIES.get(record.levelno, 6)),
+            "SYSLOG_IDENTIFIER": self._identifier,
+            "LOGGER": record.name,
+        }
+        for key, value in getattr(record, "fields", _NOTHING).items():
+            fields[f"SWARMLET_{field_name(str(key))}"] = str(value)
+        return {key: text.encode(errors="replace") for key, text in fields.items()}
+
+
+#: syslog(3) levels, which the journal uses.
+_PRIORITIES = {logging.DEBUG: 7, logging.INFO: 6, logging.WARNING: 4, logging.ERROR: 3, logging.CRITICAL: 2}
+
+
+def set_up(level: str = "info", identifier: str = "swarmlet") -> None:
+    """To systemd's journal where standard error is connected to it (systemd.exec(5), JOURNAL_STREAM), else as text."""
+    if _is_journal(sys.stderr.fileno(), os.environ.get("JOURNAL_STREAM", "")):
+        journal = JournalHandler(identifier)
+        logging.basicConfig(level=level.upper(), handlers=[journal], format="%(name)s: %(message)s", force=True)
+    else:
+        text = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+        logging.basicConfig(level=level.upper(), stream=sys.stderr, format=text, force=True)
     for chatty in ("aiohttp.access", "grpc"):  # a line per request and per call tells an operator nothing
         logging.getLogger(chatty).setLevel(max(logging.WARNING, logging.getLogger().level))
+
+
+def _is_journal(descriptor: int, stream: str) -> bool:
+    """JOURNAL_STREAM is inherited by whoever a service starts: only its device and inode tell whose stream it is."""
+    found = os.fstat(descriptor)
+    return stream == f"{found.st_dev}:{found.st_ino}"
 
 
 def _quote(value: Any) -> str:

@@ -32,6 +32,7 @@ from swarmlet.log import get_logger
 from swarmlet.memory import return_early
 from swarmlet.model.ids import new_hex_id
 from swarmlet.process import allow_many_files
+from swarmlet.supervision import Supervision
 from swarmlet.tls import shrink_buffers
 from swarmlet_agent import adapters
 from swarmlet_agent.api.routes.archive import ArchiveRoutes
@@ -73,7 +74,7 @@ def main(config: Path | None) -> None:
     """The Swarmlet agent: runs containers on this host."""
     try:
         settings = load(AgentSettings, config or (DEFAULT_CONFIG if DEFAULT_CONFIG.exists() else None), os.environ)
-        logs.set_up(settings.log_level)
+        logs.set_up(settings.log_level, "swarmlet-agent")
         return_early()
         with _only_one(Path(settings.data_dir)):
             asyncio.run(_run(settings, allow_many_files()))
@@ -87,12 +88,14 @@ async def _run(settings: AgentSettings, open_files: tuple[int, int]) -> None:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    async with agent(settings, open_files=open_files):
+    async with Supervision.found(os.environ) as supervision, agent(settings, open_files=open_files):
         # What start-up made stays for the life of the process: the collector need not look at it again.
         gc.collect()
         gc.freeze()
         log.info("agent is ready", release=RELEASE, socket=f"{settings.run_dir}/{AGENT_SOCKET}")
+        supervision.tell_ready(f"release {RELEASE}")
         await stop.wait()
+        supervision.tell_stopping()
     log.info("agent ends; containers live on")
 
 

@@ -278,7 +278,7 @@ def main() -> None:
         settings, only_stop_etcd = read_settings(sys.argv[1:])
     except InvalidArgument as err:
         sys.exit(f"swarmlet-manager: {err}")
-    logging.set_up(settings.log_level)
+    logging.set_up(settings.log_level, "swarmlet-manager")
     return_early()
     shrink_buffers()
     allow_many_files()

@@ -16,6 +16,7 @@ from typing import Protocol
 
 import msgspec
 
+from swarmlet.journald import JOURNAL_SOCKET, field_name
 from swarmlet.log import get_logger
 from swarmlet_agent.decide.log_options import (
     DEFAULT_TAG,
@@ -28,7 +29,7 @@ from swarmlet_agent.decide.log_options import (
 from swarmlet_agent.engine.container import Container
 from swarmlet_agent.engine.core import Core, Unit
 from swarmlet_agent.logs.files import LogFiles, LogMark
-from swarmlet_agent.logs.journald import JOURNAL_SOCKET, JournalSender, field_name
+from swarmlet_agent.logs.journald import JournalSender
 from swarmlet_agent.logs.lines import LogLine, parse_block
 from swarmlet_agent.logs.syslog import SyslogSender
 from swarmlet_agent.logs.watch import FolderWatch

@@ -1,40 +1,18 @@
-"""Sending log lines to journald by its native protocol (systemd: "Native Journal Protocol").
-
-An entry is one datagram of fields: `NAME=value` lines, or for values with newlines or bytes that are no text the
-name alone, the value's length (64 bits, little-endian) and the value.
-"""
+"""Sending containers' log lines to journald."""
 
 from __future__ import annotations
 
 import asyncio
-import re
 import socket
-import struct
 from collections.abc import Mapping, Sequence
 
+from swarmlet.journald import entry
 from swarmlet.model.times import rfc3339
 from swarmlet_agent.logs.lines import LogLine
 
-JOURNAL_SOCKET = "/run/systemd/journal/socket"
 SEND_TIMEOUT_S = 30.0
 _ERROR, _INFO = "3", "6"
 _SEND_BUFFER_BYTES = 8 << 20
-
-
-def entry(fields: Mapping[str, bytes]) -> bytes:
-    """One datagram."""
-    parts = []
-    for name, value in fields.items():
-        if b"\n" in value:
-            parts.append(name.encode() + b"\n" + struct.pack("<Q", len(value)) + value + b"\n")
-        else:
-            parts.append(name.encode() + b"=" + value + b"\n")
-    return b"".join(parts)
-
-
-def field_name(text: str) -> str:
-    """A name journald accepts: capitals, digits and underscores, not beginning with one of the latter two."""
-    return re.sub(r"[^A-Z0-9_]", "_", text.upper()).lstrip("_0123456789")[:64]
 
 
 def line_fields(line: LogLine, fixed: Mapping[str, bytes]) -> dict[str, bytes]:

@@ -14,7 +14,7 @@ import pytest
 
 from swarmlet.model.container import HostConfig, LogConfig
 from swarmlet.model.times import NS, rfc3339
-from swarmlet_agent.logs.journald import entry, field_name
+from swarmlet.journald import entry, field_name
 from swarmlet_agent.logs.lines import LogLine, parse_block
 from swarmlet_agent.logs.syslog import message
 from swarmlet_agent.runtime.types import StartFailed
