@@ -14,6 +14,7 @@ from importlib.metadata import version
 from typing import ParamSpec, TypeVar
 
 import click
+from click.shell_completion import get_completion_class
 from rich.console import Console
 from rich.table import Table
 
@@ -121,6 +122,29 @@ def env(node: str | None, name: str) -> None:
     cluster = clusters.find(name)
     socket = cluster.node(node).agent_socket if node else cluster.nodes[0].manager_socket
     click.echo(f"export DOCKER_HOST=unix://{socket}")
+
+
+@main.command(context_settings={"ignore_unknown_options": True, "help_option_names": []})
+@click.argument("options", nargs=-1, type=click.UNPROCESSED)
+def doctor(options: tuple[str, ...]) -> None:
+    """Look whether this host is fit to be a node, and what to do where it is not."""
+    # The agent knows what it needs, and this package does not know the agent.
+    os.execv(sys.executable, [sys.executable, "-m", "swarmlet_agent.doctor", *options])
+
+
+@main.command("version")
+def show_version() -> None:
+    """Print the version of this installation; `docker version` tells that of an engine."""
+    click.echo(version("swarmlet"))
+
+
+@main.command()
+@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
+def completion(shell: str) -> None:
+    """Print a script that completes this command's words: eval "$(swarmlet completion bash)"."""
+    found = get_completion_class(shell)
+    assert found is not None  # the choices above are click's own shells
+    click.echo(found(main, {}, "swarmlet", "_SWARMLET_COMPLETE").source())
 
 
 @main.group()

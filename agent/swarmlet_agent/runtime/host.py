@@ -18,7 +18,7 @@ from swarmlet_agent.runtime.facts import CGROUP_ROOT, HostFacts
 from swarmlet_agent.runtime.spawner import isolate
 
 RUNTIMES = ("crun", "runc")
-_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin:/usr/libexec/podman"
+PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin:/usr/libexec/podman"
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,11 +51,11 @@ async def choose(wanted: str, facts: HostFacts, cgroups: Cgroups) -> tuple[str, 
     """(program, what to tell). InvalidArgument for an unknown name, Internal if a program is not installed."""
     if wanted not in ("auto", *RUNTIMES):
         raise InvalidArgument(f'runtime "{wanted}" is not known: use auto, crun or runc')
-    conmon = shutil.which("conmon", path=_PATH)
+    conmon = shutil.which("conmon", path=PATH)
     if conmon is None:
         raise Internal("conmon is not installed: install the package conmon")
     for name in RUNTIMES if wanted == "auto" else (wanted,):
-        if (program := shutil.which(name, path=_PATH)) is not None:
+        if (program := shutil.which(name, path=PATH)) is not None:
             (version, commit), (conmon_version, _) = await asyncio.gather(_version(program), _version(conmon))
             break
     else:

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from swarmlet.journald import entry, field_name
 from swarmlet.model.container import HostConfig, LogConfig
 from swarmlet.model.times import NS, rfc3339
-from swarmlet.journald import entry, field_name
 from swarmlet_agent.logs.lines import LogLine, parse_block
 from swarmlet_agent.logs.syslog import message
 from swarmlet_agent.runtime.types import StartFailed

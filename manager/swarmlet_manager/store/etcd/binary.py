@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -143,3 +144,16 @@ def find(binary: str) -> tuple[str, Version]:
 
 def _bracketed(host: str) -> str:
     return f"[{host}]" if ":" in host else host
+
+
+def main() -> None:
+    """`python -m …`: the embedded etcd's version, or exit status 1 and why there can be none."""
+    try:
+        path, version = find("etcd")
+    except Internal as err:
+        sys.exit(str(err))
+    print(f"{path} {'.'.join(map(str, version))}")
+
+
+if __name__ == "__main__":
+    main()
