@@ -107,6 +107,7 @@ class BridgeNetworks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self._dns.close()
+        self._sandboxes.end_service()
         await self._ground.run(self._ground.kernel.close)
         self._ground.ports.close()
         self._ground.end_thread()
@@ -117,6 +118,7 @@ class BridgeNetworks:
         The run folder stays a shared mount: the runtime's own teardown ends that.
         """
         ground = self._ground
+        self._sandboxes.end_service()
         for ident in list(ground.live):
             self._dns.stop(ident)
             ground.ports.release(ident)
@@ -174,6 +176,8 @@ class BridgeNetworks:
             network = plan_network(
                 request, network_id=new_hex_id(), now=self._clock(), existing=ground.catalog.by_id,
                 host_routes=routes, links={link.name for link in links},
+                # Random, and the same for ever: every engine has unique local networks of its own.
+                seed=ground.catalog.get(BRIDGE).id,
             )
             try:
                 await ground.save_network(network)
@@ -327,8 +331,8 @@ class BridgeNetworks:
                 if endpoint.veth and kernel.host.link(ground.catalog.by_id[endpoint.network_id].bridge) is not None:
                     kernel.ensure_master(endpoint, ground.catalog.by_id[endpoint.network_id])
 
-    async def _open_inside(self, container_id: str, kind: int) -> socket.socket:
-        return await self._ground.run(self._ground.kernel.open_socket, container_id, kind)
+    async def _open_inside(self, container_id: str, family: int, kind: int) -> socket.socket:
+        return await self._ground.run(self._ground.kernel.open_socket, container_id, family, kind)
 
 
 async def _look_at_firewall() -> None:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from ipaddress import IPv4Network
+from ipaddress import ip_network
 
 from swarmlet.errors import InvalidArgument, NotFound
-from swarmlet_agent.net.plan_ipam import AddressPool
-from swarmlet_agent.net.records import NetworkRecord
+from swarmlet_agent.net.plan_ipam import AddressPool, AnyNetwork
+from swarmlet_agent.net.records import EndpointRecord, NetworkRecord
 
 
 class Catalog:
@@ -15,25 +14,35 @@ class Catalog:
 
     def __init__(self) -> None:
         self.by_id: dict[str, NetworkRecord] = {}
-        self._pools: dict[str, AddressPool] = {}
+        #: By network and IP version.
+        self._pools: dict[tuple[str, int], AddressPool] = {}
 
     def put(self, network: NetworkRecord) -> None:
         self.by_id[network.id] = network
-        if network.subnet:
-            self._pools[network.id] = AddressPool(network)
+        for part in network.families:
+            pool = AddressPool(network, part)
+            self._pools[network.id, pool.subnet.version] = pool
 
     def drop(self, network_id: str) -> None:
         self.by_id.pop(network_id, None)
-        self._pools.pop(network_id, None)
+        for version in (4, 6):
+            self._pools.pop((network_id, version), None)
 
-    def pool(self, network_id: str) -> AddressPool:
-        """KeyError for a network without addresses (host, none)."""
-        return self._pools[network_id]
+    def pool(self, network_id: str, version: int = 4) -> AddressPool | None:
+        """None for a network without such addresses (host and none have none at all)."""
+        return self._pools.get((network_id, version))
 
-    def give_back(self, network_id: str, address: str) -> None:
-        """End a lease; its network may be gone already."""
-        if address and (pool := self._pools.get(network_id)) is not None:
-            pool.give_back(address)
+    def hold(self, endpoint: EndpointRecord) -> None:
+        """Count an endpoint's addresses as leased."""
+        for version, address in ((4, endpoint.ip), (6, endpoint.ip6)):
+            if address and (pool := self.pool(endpoint.network_id, version)) is not None:
+                pool.hold(address)
+
+    def give_back(self, endpoint: EndpointRecord) -> None:
+        """End an endpoint's leases; its network may be gone already."""
+        for version, address in ((4, endpoint.ip), (6, endpoint.ip6)):
+            if address and (pool := self.pool(endpoint.network_id, version)) is not None:
+                pool.give_back(address)
 
     def find(self, ref: str) -> NetworkRecord | None:
         """By full name, full id, or an id prefix that only one has. InvalidArgument if several do."""
@@ -56,5 +65,5 @@ class Catalog:
     def bridges(self) -> list[NetworkRecord]:
         return [network for network in list(self.by_id.values()) if network.bridge]
 
-    def subnets(self, but: Iterable[str] = ()) -> list[IPv4Network]:
-        return [IPv4Network(n.subnet) for n in self.by_id.values() if n.subnet and n.id not in set(but)]
+    def subnets(self) -> list[AnyNetwork]:
+        return [ip_network(part.subnet) for network in self.by_id.values() for part in network.families]

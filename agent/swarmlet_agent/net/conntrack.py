@@ -21,28 +21,31 @@ _NESTED = 0x8000
 
 
 def flush_udp(ports: frozenset[int]) -> int:
-    """Delete every IPv4 UDP flow of this namespace whose first packet went to one of these ports; how many.
+    """Delete every UDP flow of this namespace whose first packet went to one of these ports; how many.
 
     A host that tracks no connections has nothing to forget. OSError for what the kernel refuses.
     """
     with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, _NETLINK_NETFILTER) as channel:
         channel.bind((0, 0))
         channel.settimeout(10)
-        tuples = [original for original in _dump(channel) if _goes_to(original, ports)]
-        for sequence, original in enumerate(tuples, start=2):
-            body = _NFGEN.pack(socket.AF_INET, 0, 0)
+        found = [
+            (family, original) for family in (socket.AF_INET, socket.AF_INET6)
+            for original in _dump(channel, family) if _goes_to(original, ports)
+        ]
+        for sequence, (family, original) in enumerate(found, start=2):
+            body = _NFGEN.pack(family, 0, 0)
             body += struct.pack("=HH", 4 + len(original), _CTA_TUPLE_ORIG | _NESTED) + original
             head = _HEADER.pack(_HEADER.size + len(body), _DELETE, NLM_F_REQUEST | NLM_F_ACK, sequence, 0)
             channel.send(head + body)
             # A flow that ended by itself meanwhile (ENOENT) is what is wanted.
             channel.recv(65536)
-        return len(tuples)
+        return len(found)
 
 
-def _dump(channel: socket.socket) -> Iterator[bytes]:
-    """The original-direction tuple (its attributes, as bytes) of every IPv4 flow."""
+def _dump(channel: socket.socket, family: int) -> Iterator[bytes]:
+    """The original-direction tuple (its attributes, as bytes) of every flow."""
     head = _HEADER.pack(_HEADER.size + _NFGEN.size, _GET, NLM_F_REQUEST | NLM_F_DUMP, 1, 0)
-    channel.send(head + _NFGEN.pack(socket.AF_INET, 0, 0))
+    channel.send(head + _NFGEN.pack(family, 0, 0))
     while True:
         data, offset = channel.recv(262144), 0
         while offset + _HEADER.size <= len(data):

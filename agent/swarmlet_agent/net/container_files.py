@@ -43,10 +43,12 @@ class ContainerFiles:
         )
 
     def _hosts(self, sandbox: SandboxRecord) -> str:
-        linked = [(found.ip, f"{alias} {name}") for alias, name, found in self._linked(sandbox)]
+        linked = [
+            (address, f"{alias} {name}") for alias, name, found in self._linked(sandbox) for address in found.addresses
+        ]
         return plan_files.hosts(
-            own=[endpoint.ip for endpoint in sandbox.endpoints if endpoint.ip], hostname=sandbox.hostname,
-            domainname=sandbox.domainname, linked=linked,
+            own=[address for endpoint in sandbox.endpoints for address in endpoint.addresses],
+            hostname=sandbox.hostname, domainname=sandbox.domainname, linked=linked,
             extra=plan_files.parse_extra_hosts(sandbox.extra_hosts, self._host_gateway()),
         )
 

@@ -35,7 +35,8 @@ UPSTREAM_ROUNDS = 2
 TCP_IDLE_S = 10.0
 DNS_PORT = 53
 
-OpenSocket = Callable[[str, int], Awaitable[socket.socket]]
+#: (container id, address family, socket type).
+OpenSocket = Callable[[str, int, int], Awaitable[socket.socket]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,10 +160,9 @@ class EmbeddedDns:
                 return dns_codec.answer(query, [dns_codec.encode_name(name)], limit=limit)
         elif found := self._names.addresses(query.name, asker.networks, asker.private):
             # Ours, so never asked of others: a type we have none of is an empty answer, not a missing name.
-            if query.kind not in (dns_codec.A, dns_codec.ANY):
-                return dns_codec.answer(query, ())
             random.shuffle(found)
-            return dns_codec.answer(query, [socket.inet_aton(address) for address in found], limit=limit)
+            kind = dns_codec.A if query.kind == dns_codec.ANY else query.kind
+            return dns_codec.answer(query, _records(found, kind), limit=limit)
         return None if asker.forward else dns_codec.answer(query, (), code=dns_codec.SERVFAIL)
 
     # Forwarding
@@ -175,7 +175,7 @@ class EmbeddedDns:
 
     async def _forward(self, client: _Client, data: bytes, kind: int) -> bytes:
         """Ask each server in turn, twice round; SERVFAIL if none answers."""
-        servers = client.asker.servers or tuple(s for s in self._resolvers.conf().servers if ":" not in s)
+        servers = client.asker.servers or self._resolvers.conf().servers
         client.forwards += 1
         self._forwards += 1
         try:
@@ -193,10 +193,11 @@ class EmbeddedDns:
     async def _ask(self, client: _Client, server: str, data: bytes, kind: int) -> bytes:
         """One query to one server, from a fresh port and with a fresh id, which are hard to guess from outside."""
         loop = asyncio.get_running_loop()
+        family = socket.AF_INET6 if ":" in server else socket.AF_INET
         if client.asker.servers:
-            channel = await self._open_inside(client.asker.container_id, kind)
+            channel = await self._open_inside(client.asker.container_id, family, kind)
         else:
-            channel = socket.socket(socket.AF_INET, kind | socket.SOCK_NONBLOCK)
+            channel = socket.socket(family, kind | socket.SOCK_NONBLOCK)
         with channel:
             await loop.sock_connect(channel, (server, DNS_PORT))
             ident = secrets.token_bytes(2)
@@ -262,6 +263,15 @@ def _send(client: _Client, answer: bytes, source: tuple[str, int]) -> None:
     # A full or closed socket: the asker repeats its question, as with any lost datagram.
     with contextlib.suppress(OSError):
         client.sockets.udp.sendto(answer, source)
+
+
+def _records(addresses: Sequence[str], kind: int) -> list[bytes]:
+    """The rdata of those addresses that are of the asked type; [] for a type that addresses do not have."""
+    if kind == dns_codec.A:
+        return [socket.inet_aton(address) for address in addresses if ":" not in address]
+    if kind == dns_codec.AAAA:
+        return [socket.inet_pton(socket.AF_INET6, address) for address in addresses if ":" in address]
+    return []
 
 
 def _refuse(data: bytes) -> bytes:

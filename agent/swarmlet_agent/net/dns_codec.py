@@ -5,7 +5,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
-from ipaddress import AddressValueError, IPv4Address
+from ipaddress import AddressValueError, IPv4Address, IPv6Address
 
 A, PTR, AAAA, OPT, ANY, IN = 1, 12, 28, 41, 255, 1
 NOERROR, FORMERR, SERVFAIL, NXDOMAIN, NOTIMP, REFUSED = 0, 1, 2, 3, 4, 5
@@ -115,11 +115,13 @@ def encode_name(name: str) -> bytes:
 
 
 def reverse_address(name: str) -> str:
-    """"10.0.0.2" of "2.0.0.10.in-addr.arpa", "" for any other name."""
-    head, found, tail = name.partition(".in-addr.arpa")
-    if not found or tail:
-        return ""
+    """"10.0.0.2" of "2.0.0.10.in-addr.arpa", the same of ip6.arpa's nibbles, "" for any other name."""
     try:
-        return str(IPv4Address(".".join(reversed(head.split(".")))))
-    except AddressValueError:
-        return ""
+        if name.endswith(".in-addr.arpa"):
+            return str(IPv4Address(".".join(reversed(name.removesuffix(".in-addr.arpa").split(".")))))
+        nibbles = name.removesuffix(".ip6.arpa").split(".")
+        if name.endswith(".ip6.arpa") and len(nibbles) == 32 and all(len(nibble) == 1 for nibble in nibbles):
+            return str(IPv6Address(int("".join(reversed(nibbles)), 16)))
+    except (AddressValueError, ValueError):
+        pass
+    return ""

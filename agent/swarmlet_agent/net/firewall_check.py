@@ -25,7 +25,7 @@ def dropping_chains(chains: Any) -> list[str]:
     found = []
     for item in chains.get("nftables", ()):
         chain = item.get("chain", {})
-        ours = chain.get("family") == "ip" and chain.get("table") == "swl"
+        ours = chain.get("family") in ("ip", "ip6") and chain.get("table") == "swl"
         if chain.get("hook") == "forward" and chain.get("policy") == "drop" and not ours:
             found.append(f"{chain['family']} {chain['table']} {chain['name']}")
     return found

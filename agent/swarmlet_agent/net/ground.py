@@ -36,10 +36,9 @@ OnEvent = Callable[[str, NetworkRecord, Mapping[str, str]], None]
 
 @dataclass(frozen=True, slots=True)
 class _Resting:
-    """An address that is kept back until the interface that had it is gone."""
+    """An endpoint whose addresses are kept back until the interface that had them is gone."""
 
-    network_id: str
-    address: str
+    endpoint: EndpointRecord
     since: float
 
 
@@ -112,12 +111,12 @@ class Ground:
     # Addresses that rest
 
     def rest(self, endpoint: EndpointRecord) -> None:
-        """Keep an address back until its interface is gone: a dying namespace still answers for it."""
+        """Keep addresses back until its interface is gone: a dying namespace still answers for them."""
         if endpoint.veth:
-            self.resting[endpoint.veth] = _Resting(endpoint.network_id, endpoint.ip, time.monotonic())
+            self.resting[endpoint.veth] = _Resting(endpoint, time.monotonic())
             self.rest_began.set()
         else:
-            self.catalog.give_back(endpoint.network_id, endpoint.ip)
+            self.catalog.give_back(endpoint)
 
     async def reap(self) -> None:
         """Forever: give back addresses whose interface the kernel has reaped, and help where it does not."""
@@ -142,10 +141,10 @@ class Ground:
 
     async def reap_now(self, network_id: str) -> None:
         """Make a network's resting addresses free now."""
-        veths = [veth for veth, entry in self.resting.items() if entry.network_id == network_id]
+        veths = [veth for veth, entry in self.resting.items() if entry.endpoint.network_id == network_id]
         self._wake_up(await self.run(wait_gone, self.kernel, veths, REAP_INTERVAL_S))
 
     def _wake_up(self, veths: set[str]) -> None:
         for veth in veths:
             if (entry := self.resting.pop(veth, None)) is not None:
-                self.catalog.give_back(entry.network_id, entry.address)
+                self.catalog.give_back(entry.endpoint)

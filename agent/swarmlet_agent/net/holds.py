@@ -11,7 +11,7 @@ import socket
 from collections.abc import Callable, Iterable
 from itertools import chain
 
-from swarmlet_agent.net.plan_ports import ANY, EPHEMERAL, HostPort, PortWish, candidates, is_taken
+from swarmlet_agent.net.plan_ports import ANY6, ANY_OF_ALL, EPHEMERAL, HostPort, PortWish, aim, candidates, is_taken
 from swarmlet_agent.net.records import NetworkFailure, PortRecord, PortTaken
 
 _KINDS = {
@@ -29,12 +29,14 @@ def hold(port: HostPort) -> socket.socket | None:
     """
     kind, protocol = _KINDS[port.protocol]
     try:
-        holder = socket.socket(socket.AF_INET, kind, protocol)
+        holder = socket.socket(socket.AF_INET6 if ":" in port.host_ip else socket.AF_INET, kind, protocol)
     except OSError as err:
         if err.errno in (errno.EPROTONOSUPPORT, errno.ESOCKTNOSUPPORT):
             return None
         raise
     try:
+        if ":" in port.host_ip:
+            holder.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
         if port.protocol == "udp":
             holder.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1)
             holder.bind((port.host_ip, port.port))
@@ -60,24 +62,31 @@ class PortBook:
         self._next = EPHEMERAL.start
 
     def take(
-        self, container_id: str, wishes: Iterable[PortWish], target_ip: str, before: Iterable[PortRecord] = ()
+        self, container_id: str, wishes: Iterable[PortWish], targets: tuple[str, str], before: Iterable[PortRecord] = ()
     ) -> tuple[PortRecord, ...]:
-        """A host port for every wish, all or none. before: earlier ports of the same container, kept if free.
+        """A host port for every wish, all or none. targets: the container's IPv4 and IPv6 address, "" for none.
 
-        PortTaken, NetworkFailure.
+        before: earlier ports of the same container, kept if free. PortTaken, NetworkFailure.
         """
         earlier = list(before)
         records: list[PortRecord] = []
         try:
             for wish in wishes:
-                port = self._take(container_id, wish, earlier)
-                records.append(PortRecord(
-                    port=wish.port, protocol=wish.protocol, host_ip=wish.host_ip, host_port=port, target_ip=target_ip,
-                ))
+                number = self._take(container_id, wish, earlier)
+                records += [
+                    PortRecord(
+                        port=wish.port, protocol=wish.protocol, host_ip=host_ip, host_port=number, target_ip=target
+                    )
+                    for host_ip, target in aim(wish.host_ips, *targets).items()
+                ]
         except BaseException:
             self.release(container_id)
             raise
         return tuple(records)
+
+    def socket(self, record: PortRecord) -> socket.socket | None:
+        """What holds a port, to be duplicated by who serves it."""
+        return self._sockets.get(HostPort(record.host_ip, record.protocol, record.host_port))
 
     def adopt(self, container_id: str, records: Iterable[PortRecord]) -> list[OSError]:
         """Hold again the ports of a container that outlived the agent; the rules are in place in any case.
@@ -107,37 +116,66 @@ class PortBook:
             self.release(container_id)
 
     def _take(self, container_id: str, wish: PortWish, earlier: list[PortRecord]) -> int:
+        """One number that is free on every address of the wish."""
         previous = [
             record.host_port for record in earlier
-            if (record.port, record.protocol, record.host_ip) == (wish.port, wish.protocol, wish.host_ip)
+            if (record.port, record.protocol) == (wish.port, wish.protocol) and record.host_ip in wish.host_ips
             and (wish.first == 0 or wish.first <= record.host_port <= wish.last)
         ]
         reason: Exception | None = None
         for number in chain(previous, candidates(wish, self._next)):
-            port = HostPort(wish.host_ip, wish.protocol, number)
-            if is_taken(port, self._sockets):
-                reason = PortTaken(f"Bind for {wish.host_ip}:{number} failed: port is already allocated")
+            ports = [HostPort(host_ip, wish.protocol, number) for host_ip in wish.host_ips]
+            taken = next((port for port in ports if is_taken(port, self._sockets)), None)
+            if taken is not None:
+                reason = PortTaken(f"Bind for {_shown(taken)} failed: port is already allocated")
                 continue
-            try:
-                self._sockets[port] = self._hold(port)
-            except OSError as err:
-                reason = _refusal(port, err)
-                if err.errno != errno.EADDRINUSE:
+            refused = self._hold_all(ports)
+            if refused is not None:
+                reason = _refusal(*refused)
+                if refused[1].errno != errno.EADDRINUSE:
                     break
                 continue
-            self._owners.setdefault(container_id, []).append(port)
+            self._owners.setdefault(container_id, []).extend(ports)
             if wish.first == 0:
                 self._next = number + 1 if number + 1 in EPHEMERAL else EPHEMERAL.start
             return number
         if wish.first == 0 and isinstance(reason, PortTaken):
-            raise PortTaken(f"Bind for {wish.host_ip} failed: all ports are allocated")
-        raise reason or PortTaken(f"Bind for {wish.host_ip}:{wish.first} failed: port is already allocated")
+            raise PortTaken(f"Bind for {wish.host_ips[0]} failed: all ports are allocated")
+        raise reason or PortTaken(f"Bind for {wish.host_ips[0]}:{wish.first} failed: port is already allocated")
+
+    def _hold_all(self, ports: Iterable[HostPort]) -> tuple[HostPort, OSError] | None:
+        """All or none; what stands in the way."""
+        held: list[HostPort] = []
+        for port in ports:
+            try:
+                self._sockets[port] = self._hold(port)
+            except OSError as err:
+                for other in held:
+                    if (holder := self._sockets.pop(other)) is not None:
+                        holder.close()
+                return port, err
+            held.append(port)
+        return None
+
+
+def host_has_ipv6() -> bool:
+    """True if ports can be published on [::]."""
+    try:
+        with socket.socket(socket.AF_INET6, socket.SOCK_STREAM) as probe:
+            probe.bind((ANY6, 0))
+    except OSError:
+        return False
+    return True
+
+
+def _shown(port: HostPort) -> str:
+    return f"[{port.host_ip}]:{port.port}" if ":" in port.host_ip else f"{port.host_ip}:{port.port}"
 
 
 def _refusal(port: HostPort, err: OSError) -> Exception:
-    text = f"failed to bind host port {port.host_ip}:{port.port}/{port.protocol}: "
+    text = f"failed to bind host port {_shown(port)}/{port.protocol}: "
     if err.errno == errno.EADDRINUSE:
         return PortTaken(text + "address already in use")
-    if err.errno == errno.EADDRNOTAVAIL and port.host_ip != ANY:
+    if err.errno == errno.EADDRNOTAVAIL and port.host_ip not in ANY_OF_ALL:
         return NetworkFailure(text + "cannot assign requested address")
     return NetworkFailure(text + os.strerror(err.errno or 0).lower())

@@ -11,7 +11,7 @@ import errno
 import socket
 import time
 from collections.abc import Callable, Iterable, Sequence
-from ipaddress import IPv4Address, IPv4Interface, IPv4Network
+from ipaddress import ip_address, ip_interface, ip_network
 from pathlib import Path
 
 from swarmlet.errors import Conflict, Internal
@@ -20,7 +20,8 @@ from swarmlet_agent.net import conntrack, netlink, netns
 from swarmlet_agent.net.dns_sockets import DnsSockets, bind_dns, change_rules_here
 from swarmlet_agent.net.netlink import Link, Message, Netlink, NetlinkError
 from swarmlet_agent.net.nft import Nft, NftError
-from swarmlet_agent.net.plan_ipam import mac_of
+from swarmlet_agent.net.plan_attach import DefaultRoutes
+from swarmlet_agent.net.plan_ipam import AnyNetwork, mac_of
 from swarmlet_agent.net.plan_rules import TABLE, dns_ruleset, no_ruleset
 from swarmlet_agent.net.records import EndpointRecord, NetworkRecord, SandboxRecord
 
@@ -76,19 +77,32 @@ class KernelNet:
         """The network's bridge, up, with its gateway address. Conflict if the name is someone else's."""
         link = self.host.link(network.bridge)
         if link is None:
-            mac = mac_of(IPv4Address(network.gateway))
+            mac = mac_of(ip_address(network.families[0].gateway))
             self.host.send([netlink.new_bridge(network.bridge, mac=mac, mtu=network.mtu, group=GROUP)])
             link = self._bridge(network.bridge)
         elif link.group != GROUP or link.kind != "bridge":
             raise Conflict(f"network {network.name}: interface {network.bridge} exists and is not ours")
-        # Off before it comes up: nothing of ours uses IPv6, and each bridge would announce itself. A kernel
-        # without IPv6 has no such switch.
-        with contextlib.suppress(Internal):
-            netns.write_sysctl(f"net/ipv6/conf/{network.bridge}/disable_ipv6", "1")
+        self._set_ipv6(network)
         # For ports published on 127.0.0.1; the ruleset's guard chain closes what this would open.
         netns.write_sysctl(f"net/ipv4/conf/{network.bridge}/route_localnet", "1")
-        address = IPv4Interface(f"{network.gateway}/{IPv4Network(network.subnet).prefixlen}")
-        self.host.send([netlink.add_address(link.index, address), netlink.set_up(link.index)])
+        addresses = [
+            netlink.add_address(link.index, ip_interface(f"{part.gateway}/{ip_network(part.subnet).prefixlen}"))
+            for part in network.families
+        ]
+        self.host.send([*addresses, netlink.set_up(link.index)])
+
+    def _set_ipv6(self, network: NetworkRecord) -> None:
+        """IPv6 on the network's bridge, and forwarding on the host, or off before the bridge comes up: else it would
+        announce itself."""
+        own = f"net/ipv6/conf/{network.bridge}"
+        if not network.v6.subnet:
+            with contextlib.suppress(Internal):  # a kernel without IPv6 has no such switch
+                netns.write_sysctl(f"{own}/disable_ipv6", "1")
+            return
+        # No probing for duplicates: until it ends, the bridge could not even ask for a container's link address.
+        for switch, value in (("accept_dad", "0"), ("accept_ra", "0"), ("disable_ipv6", "0")):
+            netns.write_sysctl(f"{own}/{switch}", value)
+        ensure_ipv6_forwarding()
 
     def delete_bridge(self, name: str) -> None:
         """Not there, or not ours, is fine."""
@@ -99,7 +113,7 @@ class KernelNet:
     def links(self) -> list[Link]:
         return self.host.links()
 
-    def routes(self) -> list[IPv4Network]:
+    def routes(self) -> list[AnyNetwork]:
         return self.host.routes()
 
     def _bridge(self, name: str) -> Link:
@@ -125,11 +139,10 @@ class KernelNet:
 
     # Sandboxes
 
-    def build(self, sandbox: SandboxRecord, networks: dict[str, NetworkRecord], gateway_id: str) -> int:
+    def build(self, sandbox: SandboxRecord, networks: dict[str, NetworkRecord], routes: DefaultRoutes) -> int:
         """A namespace with all its interfaces and, if wanted, DNS sockets; returns their port (0: none).
 
-        gateway_id: the endpoint that gets the default route. What an earlier try left is removed first; what a
-        failing one leaves, the caller removes with `destroy`.
+        What an earlier try left is removed first; what a failing one leaves, the caller removes with `destroy`.
         """
         self.destroy(sandbox.container_id)
         with netns.new_namespace(self.path(sandbox.container_id)) as descriptor:
@@ -140,17 +153,17 @@ class KernelNet:
                 for endpoint in sandbox.endpoints:
                     if endpoint.veth:
                         network = networks[endpoint.network_id]
-                        self._plug(inner, descriptor, endpoint, network, default=endpoint.id == gateway_id)
+                        self._plug(inner, descriptor, endpoint, network, routes.of(endpoint))
             finally:
                 inner.close()
         return port
 
-    def plug(self, container_id: str, endpoint: EndpointRecord, network: NetworkRecord, *, default: bool) -> None:
-        """One more interface in a living namespace."""
+    def plug(self, container_id: str, endpoint: EndpointRecord, network: NetworkRecord) -> None:
+        """One more interface in a living namespace, without a default route."""
         with netns.inside(self.path(container_id)) as descriptor:
             inner = Netlink()
             try:
-                self._plug(inner, descriptor, endpoint, network, default=default)
+                self._plug(inner, descriptor, endpoint, network, ())
             finally:
                 inner.close()
 
@@ -160,14 +173,14 @@ class KernelNet:
         if link is not None and link.group == GROUP:
             self.host.send([netlink.delete_link(link.index)], ignore=frozenset({errno.ENODEV}))
 
-    def set_default_route(self, container_id: str, endpoint: EndpointRecord) -> None:
+    def set_default_route(self, container_id: str, endpoint: EndpointRecord, gateway: str) -> None:
         with netns.inside(self.path(container_id)):
             inner = Netlink()
             try:
                 link = inner.link(endpoint.interface)
                 if link is None:
                     raise Internal(f"interface {endpoint.interface} of container {container_id} is missing")
-                inner.send([netlink.default_route(link.index, IPv4Address(endpoint.gateway))])
+                inner.send([netlink.default_route(link.index, ip_address(gateway))])
             finally:
                 inner.close()
 
@@ -198,10 +211,10 @@ class KernelNet:
                 change_rules_here(f"delete table {TABLE}\n" + dns_ruleset(sockets.port))
             return sockets.port
 
-    def open_socket(self, container_id: str, kind: int) -> socket.socket:
-        """A non-blocking IPv4 socket that sends from inside the container's namespace."""
+    def open_socket(self, container_id: str, family: int, kind: int) -> socket.socket:
+        """A non-blocking socket that sends from inside the container's namespace."""
         with netns.inside(self.path(container_id)):
-            return socket.socket(socket.AF_INET, kind | socket.SOCK_NONBLOCK)
+            return socket.socket(family, kind | socket.SOCK_NONBLOCK)
 
     def alive(self, sandbox: SandboxRecord, links: Iterable[Link]) -> bool:
         """True if the namespace and every interface of a recorded sandbox are there."""
@@ -269,17 +282,21 @@ class KernelNet:
     # Inside a namespace
 
     def _prepare(self, inner: Netlink) -> None:
-        # As Docker: low ports and ping without privileges in a namespace of its own. Our networks have no IPv6
-        # (the loopback keeps ::1); a kernel without IPv6 has no such switch.
+        # As Docker: low ports and ping without privileges in a namespace of its own. An interface has IPv6 only where
+        # its network has (the loopback keeps ::1); a kernel without IPv6 has no such switch.
         netns.write_sysctl("net/ipv4/ip_unprivileged_port_start", "0")
         netns.write_sysctl("net/ipv4/ping_group_range", "0 2147483647")
         with contextlib.suppress(Internal):
             netns.write_sysctl("net/ipv6/conf/default/disable_ipv6", "1")
+            # Addresses are given by us, who know that nobody else has them: no probing, no announcements heard.
+            netns.write_sysctl("net/ipv6/conf/default/accept_dad", "0")
+            netns.write_sysctl("net/ipv6/conf/default/accept_ra", "0")
         inner.send([netlink.set_up(1)])
 
     def _plug(
-        self, inner: Netlink, descriptor: int, endpoint: EndpointRecord, network: NetworkRecord, *, default: bool
+        self, inner: Netlink, descriptor: int, endpoint: EndpointRecord, network: NetworkRecord, routes: Sequence[str]
     ) -> None:
+        """routes: gateways of default routes over it. The thread is in the container's namespace."""
         bridge = self._bridge(network.bridge)
         pair = [
             netlink.new_veth(
@@ -300,12 +317,14 @@ class KernelNet:
         link = inner.link(endpoint.interface)
         if link is None:
             raise Internal(f"interface {endpoint.interface} did not appear in the container's namespace")
+        if endpoint.ip6:
+            netns.write_sysctl(f"net/ipv6/conf/{endpoint.interface}/disable_ipv6", "0")
         messages: list[Message] = [
-            netlink.add_address(link.index, IPv4Interface(f"{endpoint.ip}/{endpoint.prefix}")),
-            netlink.set_up(link.index),
+            netlink.add_address(link.index, ip_interface(f"{address}/{prefix}"))
+            for address, prefix in ((endpoint.ip, endpoint.prefix), (endpoint.ip6, endpoint.prefix6)) if address
         ]
-        if default:
-            messages.append(netlink.default_route(link.index, IPv4Address(endpoint.gateway)))
+        messages.append(netlink.set_up(link.index))
+        messages += [netlink.default_route(link.index, ip_address(gateway)) for gateway in routes]
         inner.send(messages)
 
     def _open_dns(self, sandbox: SandboxRecord) -> int:
@@ -314,6 +333,19 @@ class KernelNet:
         self._dns[sandbox.container_id] = sockets
         change_rules_here(dns_ruleset(sockets.port))
         return sockets.port
+
+
+def ensure_ipv6_forwarding() -> None:
+    """The host forwards IPv6 packets. What it learnt from routers itself stays: an interface that listens to their
+    announcements goes on doing so (2), which a forwarding host otherwise would not."""
+    folder = Path("/proc/sys/net/ipv6/conf")
+    if (folder / "all/forwarding").read_text().strip() == "1":
+        return
+    for switch in folder.glob("*/accept_ra"):
+        if switch.read_text().strip() == "1":
+            netns.write_sysctl(f"net/ipv6/conf/{switch.parent.name}/accept_ra", "2")
+    netns.write_sysctl("net/ipv6/conf/default/forwarding", "1")
+    netns.write_sysctl("net/ipv6/conf/all/forwarding", "1")
 
 
 def wait_gone(kernel: KernelNet, veths: Sequence[str], patience_s: float) -> set[str]:

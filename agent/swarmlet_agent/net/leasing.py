@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from ipaddress import ip_address
 
 import msgspec
 
@@ -11,9 +12,20 @@ from swarmlet.model.container import EndpointSettings
 from swarmlet.model.ids import new_hex_id
 from swarmlet_agent.net import plan_attach
 from swarmlet_agent.net.ground import Ground
+from swarmlet_agent.net.holds import host_has_ipv6
+from swarmlet_agent.net.plan_attach import DefaultRoutes
 from swarmlet_agent.net.plan_ipam import mac_of
-from swarmlet_agent.net.plan_ports import EPHEMERAL, parse_ports
-from swarmlet_agent.net.records import HOST, NONE, EndpointRecord, NetworkRecord, PortRecord, SandboxRecord
+from swarmlet_agent.net.plan_ports import EPHEMERAL, default_host_ips, parse_ports, reachable
+from swarmlet_agent.net.records import (
+    HOST,
+    NONE,
+    EndpointRecord,
+    NetworkFailure,
+    NetworkRecord,
+    PortRecord,
+    PortTaken,
+    SandboxRecord,
+)
 
 replace = msgspec.structs.replace
 
@@ -46,36 +58,58 @@ class Leasing:
             return replace(sandbox, ports=self.take_ports(sandbox, before.ports if before is not None else ()))
         except BaseException:
             for endpoint in endpoints:
-                ground.catalog.give_back(endpoint.network_id, endpoint.ip)
+                ground.catalog.give_back(endpoint)
             raise
 
     def lease(
         self, sandbox: SandboxRecord, network: NetworkRecord, settings: EndpointSettings,
         others: Sequence[EndpointRecord], earlier: EndpointRecord | None = None,
     ) -> EndpointRecord:
-        """An endpoint with an address of its own. earlier: what the container had there once."""
-        pool = self._ground.catalog.pool(network.id)
-        wanted = settings.ipam_config.ipv4_address if settings.ipam_config is not None else ""
-        address = pool.take(wanted) if wanted else pool.take_again(earlier.ip if earlier is not None else "")
+        """An endpoint with addresses of its own. earlier: what the container had there once."""
+        catalog, ipam = self._ground.catalog, settings.ipam_config
         ident, named = new_hex_id(), not network.predefined
-        return EndpointRecord(
+        endpoint = EndpointRecord(
             id=ident, network_id=network.id, network=network.name, interface=plan_attach.next_interface(others),
-            veth=plan_attach.veth_name(ident), ip=str(address), prefix=pool.subnet.prefixlen,
-            gateway="" if network.internal else network.gateway, mac=settings.mac_address or mac_of(address),
+            veth=plan_attach.veth_name(ident), wish=settings,
             names=plan_attach.dns_names(sandbox.container_name, sandbox.container_id, sandbox.hostname, settings)
             if named else (),
-            wish=settings,
         )
+        try:
+            if (pool := catalog.pool(network.id)) is not None:
+                wanted = ipam.ipv4_address if ipam is not None else ""
+                address = pool.take(wanted) if wanted else pool.take_again(earlier.ip if earlier is not None else "")
+                endpoint = replace(
+                    endpoint, ip=str(address), prefix=pool.subnet.prefixlen,
+                    gateway="" if network.internal else network.gateway,
+                )
+            if (pool := catalog.pool(network.id, 6)) is not None:
+                wanted = ipam.ipv6_address if ipam is not None else ""
+                address = pool.take(wanted) if wanted else pool.take_again(earlier.ip6 if earlier is not None else "")
+                endpoint = replace(
+                    endpoint, ip6=str(address), prefix6=pool.subnet.prefixlen,
+                    gateway6="" if network.internal else network.v6.gateway,
+                )
+        except BaseException:
+            catalog.give_back(endpoint)
+            raise
+        return replace(endpoint, mac=settings.mac_address or mac_of(ip_address(endpoint.addresses[0])))
 
-    def gateway(self, sandbox: SandboxRecord) -> EndpointRecord | None:
-        """The endpoint with the default route, None if the container cannot leave its networks."""
-        return plan_attach.gateway_endpoint(sandbox.endpoints, self._ground.catalog.by_id)
+    def routes(self, sandbox: SandboxRecord) -> DefaultRoutes:
+        """The endpoints with default routes; none if the container cannot leave its networks."""
+        return plan_attach.default_routes(sandbox.endpoints, self._ground.catalog.by_id)
 
     def take_ports(self, sandbox: SandboxRecord, before: Sequence[PortRecord] = ()) -> tuple[PortRecord, ...]:
-        """Host ports for what the container wants to publish, at the endpoint with the default route."""
-        gateway = self.gateway(sandbox)
-        if gateway is None:
+        """Host ports for what the container wants to publish, at the endpoints with default routes."""
+        routes = self.routes(sandbox)
+        if (main := routes.main) is None or not sandbox.port_wishes:
             return ()  # only internal networks: as on Docker, nothing is published
-        binding = self._ground.catalog.by_id[gateway.network_id].host_binding
-        wishes = parse_ports(sandbox.port_wishes, binding)
-        return self._ground.ports.take(sandbox.container_id, wishes, gateway.ip, before)
+        binding = self._ground.catalog.by_id[main.network_id].host_binding
+        wishes = parse_ports(sandbox.port_wishes, default_host_ips(binding, host_has_ipv6=host_has_ipv6()))
+        wishes = reachable(wishes, *routes.targets)
+        try:
+            return self._ground.ports.take(sandbox.container_id, wishes, routes.targets, before)
+        except (PortTaken, NetworkFailure) as err:
+            raise type(err)(
+                "failed to set up container networking: driver failed programming external connectivity on endpoint "
+                f"{sandbox.container_name} ({main.id}): {err}"
+            ) from err

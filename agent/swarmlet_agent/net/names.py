@@ -10,10 +10,10 @@ from swarmlet_agent.net.records import EndpointRecord
 
 @dataclass(slots=True)
 class _Zone:
-    """One network. by_name: name -> {endpoint id: address}; by_address: address -> first name."""
+    """One network. by_name: name -> {endpoint id: addresses}; by_address: address -> first name."""
 
     network: str
-    by_name: dict[str, dict[str, str]] = field(default_factory=dict)
+    by_name: dict[str, dict[str, tuple[str, ...]]] = field(default_factory=dict)
     by_address: dict[str, str] = field(default_factory=dict)
 
 
@@ -25,12 +25,13 @@ class NameTable:
 
     def add(self, endpoint: EndpointRecord) -> None:
         """Register an endpoint's names; again is fine."""
-        if not endpoint.names or not endpoint.ip:
+        if not endpoint.names or not endpoint.addresses:
             return
         zone = self._zones.setdefault(endpoint.network_id, _Zone(endpoint.network))
         for name in endpoint.names:
-            zone.by_name.setdefault(name.lower(), {})[endpoint.id] = endpoint.ip
-        zone.by_address[endpoint.ip] = endpoint.names[0]
+            zone.by_name.setdefault(name.lower(), {})[endpoint.id] = endpoint.addresses
+        for address in endpoint.addresses:
+            zone.by_address[address] = endpoint.names[0]
 
     def remove(self, endpoint: EndpointRecord) -> None:
         zone = self._zones.get(endpoint.network_id)
@@ -41,12 +42,13 @@ class NameTable:
             holders.pop(endpoint.id, None)
             if not holders:
                 zone.by_name.pop(name.lower(), None)
-        zone.by_address.pop(endpoint.ip, None)
+        for address in endpoint.addresses:
+            zone.by_address.pop(address, None)
         if not zone.by_name:
             del self._zones[endpoint.network_id]
 
     def addresses(self, name: str, networks: Iterable[str], private: Mapping[str, str]) -> list[str]:
-        """Addresses of a lower-case name as a container on these networks (by id, in order) sees it.
+        """Addresses, of both families, of a lower-case name as a container on these networks (by id, in order) sees it.
 
         `name` may end in ".<network>". private: the asker's links, alias -> the linked container's name.
         [] if nobody is called so.
@@ -57,7 +59,7 @@ class NameTable:
                 continue
             found = zone.by_name.get(name) or zone.by_name.get(name.removesuffix(f".{zone.network.lower()}"))
             if found:
-                return list(found.values())
+                return [address for addresses in found.values() for address in addresses]
         return []
 
     def name_of(self, address: str, networks: Iterable[str]) -> str:

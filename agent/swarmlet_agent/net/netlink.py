@@ -13,7 +13,7 @@ import socket
 import struct
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv4Interface, IPv4Network
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Interface, IPv6Network
 
 from swarmlet.errors import Internal
 
@@ -31,7 +31,8 @@ IFLA_INFO_KIND, IFLA_INFO_DATA, IFLA_INFO_SLAVE_KIND, IFLA_INFO_SLAVE_DATA = 1, 
 IFLA_BRPORT_MODE, IFLA_BRPORT_ISOLATED = 4, 33
 VETH_INFO_PEER = 1
 _NESTED = 0x8000
-IFA_ADDRESS, IFA_LOCAL, IFA_BROADCAST = 1, 2, 4
+IFA_ADDRESS, IFA_LOCAL, IFA_BROADCAST, IFA_FLAGS = 1, 2, 4, 8
+_IFA_F_NODAD = 2
 RTA_DST, RTA_OIF, RTA_GATEWAY, RTA_TABLE = 1, 4, 5, 15
 RT_TABLE_MAIN, RTPROT_BOOT, RTN_UNICAST = 254, 3, 1
 #: Leave statistics out of a dump of links.
@@ -154,18 +155,25 @@ def delete_link(index: int) -> Message:
     return Message(RTM_DELLINK, NLM_F_ACK, _IFINFO.pack(0, 0, index, 0, 0), f"deleting link {index}")
 
 
-def add_address(index: int, address: IPv4Interface) -> Message:
-    """An address with its prefix length; there already is fine."""
+def family_of(address: IPv4Address | IPv6Address) -> int:
+    return socket.AF_INET if address.version == 4 else socket.AF_INET6
+
+
+def add_address(index: int, address: IPv4Interface | IPv6Interface) -> Message:
+    """An address with its prefix length; there already is fine. An IPv6 one is usable at once: nobody else has it."""
     packed = address.ip.packed
-    body = _IFADDR.pack(socket.AF_INET, address.network.prefixlen, 0, 0, index)
+    body = _IFADDR.pack(family_of(address.ip), address.network.prefixlen, 0, 0, index)
     body += attr(IFA_LOCAL, packed) + attr(IFA_ADDRESS, packed)
-    body += attr(IFA_BROADCAST, address.network.broadcast_address.packed)
+    if address.version == 4:
+        body += attr(IFA_BROADCAST, address.network.broadcast_address.packed)
+    else:
+        body += _u32(IFA_FLAGS, _IFA_F_NODAD)
     return Message(RTM_NEWADDR, NLM_F_ACK | NLM_F_CREATE | NLM_F_REPLACE, body, f"adding address {address}")
 
 
-def default_route(index: int, gateway: IPv4Address) -> Message:
+def default_route(index: int, gateway: IPv4Address | IPv6Address) -> Message:
     """The default route (there already is fine: it is replaced)."""
-    body = _RTMSG.pack(socket.AF_INET, 0, 0, 0, RT_TABLE_MAIN, RTPROT_BOOT, 0, RTN_UNICAST, 0)
+    body = _RTMSG.pack(family_of(gateway), 0, 0, 0, RT_TABLE_MAIN, RTPROT_BOOT, 0, RTN_UNICAST, 0)
     body += attr(RTA_GATEWAY, gateway.packed) + _u32(RTA_OIF, index)
     return Message(RTM_NEWROUTE, NLM_F_ACK | NLM_F_CREATE | NLM_F_REPLACE, body, f"adding the route via {gateway}")
 
@@ -208,14 +216,14 @@ def parse_link(body: bytes) -> Link:
     return Link(index, name, bool(flags & IFF_UP), group, master, kind, mtu, mac, counters)
 
 
-def parse_route(body: bytes) -> IPv4Network | None:
-    """The destination of an IPv4 route of any table; None for the default route and host-only answers."""
+def parse_route(body: bytes) -> IPv4Network | IPv6Network | None:
+    """The destination of a route of any table; None for a default route and host-only answers."""
     family, length, *_ = _RTMSG.unpack_from(body)
-    if family != socket.AF_INET or length == 0:
+    if family not in (socket.AF_INET, socket.AF_INET6) or length == 0:
         return None
     for number, payload in attributes(body, _RTMSG.size):
         if number == RTA_DST:
-            return IPv4Network((payload, length))
+            return IPv4Network((payload, length)) if family == socket.AF_INET else IPv6Network((payload, length))
     return None
 
 
@@ -273,10 +281,16 @@ class Netlink:
                 return None
             raise
 
-    def routes(self) -> list[IPv4Network]:
-        """Destinations of this namespace's IPv4 routes (main table), without the default route."""
-        body = _RTMSG.pack(socket.AF_INET, 0, 0, 0, 0, 0, 0, 0, 0) + _u32(RTA_TABLE, RT_TABLE_MAIN)
-        answers = self._ask(Message(RTM_GETROUTE, NLM_F_DUMP, body, "listing routes"))
+    def routes(self) -> list[IPv4Network | IPv6Network]:
+        """Destinations of this namespace's routes (main table), without default routes."""
+        answers = []
+        for family in (socket.AF_INET, socket.AF_INET6):
+            body = _RTMSG.pack(family, 0, 0, 0, 0, 0, 0, 0, 0) + _u32(RTA_TABLE, RT_TABLE_MAIN)
+            try:
+                answers += self._ask(Message(RTM_GETROUTE, NLM_F_DUMP, body, "listing routes"))
+            except NetlinkError:
+                if family == socket.AF_INET:
+                    raise  # a kernel without IPv6 has no such routes
         return [route for answer in answers if (route := parse_route(answer)) is not None]
 
     def _ask(self, message: Message) -> list[bytes]:

@@ -77,12 +77,14 @@ def _known_as(mode: str) -> str:
 def check_settings(network: NetworkRecord, settings: EndpointSettings) -> None:
     """Refuse, in dockerd's words, what this network cannot do for an endpoint."""
     ipam = settings.ipam_config
-    if ipam is not None and (ipam.ipv6_address or ipam.link_local_ips):
-        raise NotSupported(f"network {network.name}: IPv6 and link-local addresses are not supported yet")
-    if ipam is not None and ipam.ipv4_address:
+    if ipam is not None and ipam.link_local_ips:
+        raise NotSupported(f"network {network.name}: link-local addresses are not supported")
+    for address, part in ((ipam.ipv4_address, network.v4), (ipam.ipv6_address, network.v6)) if ipam is not None else ():
+        if not address:
+            continue
         if network.predefined:
             raise InvalidArgument("user specified IP address is supported on user defined networks only")
-        if not network.chosen_subnet:
+        if not part.chosen:
             raise InvalidArgument(
                 "user specified IP address is supported only when connecting to networks with user configured subnets"
             )
@@ -114,12 +116,45 @@ def dns_names(container_name: str, container_id: str, hostname: str, settings: E
     return tuple(dict.fromkeys(name for name in names if name))
 
 
-def gateway_endpoint(
+@dataclass(frozen=True, slots=True)
+class DefaultRoutes:
+    """The endpoints that a container's packets for elsewhere leave by, one for each family; None: they cannot."""
+
+    v4: EndpointRecord | None = None
+    v6: EndpointRecord | None = None
+
+    def of(self, endpoint: EndpointRecord) -> tuple[str, ...]:
+        """Gateways of the default routes that this endpoint has."""
+        found = []
+        if self.v4 is not None and self.v4.id == endpoint.id:
+            found.append(endpoint.gateway)
+        if self.v6 is not None and self.v6.id == endpoint.id:
+            found.append(endpoint.gateway6)
+        return tuple(found)
+
+    @property
+    def main(self) -> EndpointRecord | None:
+        """The one whose network says where ports are published."""
+        return self.v4 or self.v6
+
+    @property
+    def targets(self) -> tuple[str, str]:
+        """The container's IPv4 and IPv6 address to publish ports of, "" for none."""
+        return self.v4.ip if self.v4 is not None else "", self.v6.ip6 if self.v6 is not None else ""
+
+
+def default_routes(
     endpoints: Sequence[EndpointRecord], networks: Mapping[str, NetworkRecord]
-) -> EndpointRecord | None:
-    """The endpoint that gets the default route: highest gw_priority, then the first name; never an internal one."""
-    outward = [endpoint for endpoint in endpoints if endpoint.gateway and not networks[endpoint.network_id].internal]
-    return min(outward, key=lambda endpoint: (-endpoint.wish.gw_priority, endpoint.network), default=None)
+) -> DefaultRoutes:
+    """Highest gw_priority, then one with both families, then the first name; never an internal network's."""
+    outward = sorted(
+        (endpoint for endpoint in endpoints if not networks[endpoint.network_id].internal),
+        key=lambda endpoint: (-endpoint.wish.gw_priority, len(endpoint.addresses) < 2, endpoint.network),
+    )
+    return DefaultRoutes(
+        v4=next((endpoint for endpoint in outward if endpoint.gateway), None),
+        v6=next((endpoint for endpoint in outward if endpoint.gateway6), None),
+    )
 
 
 def next_interface(endpoints: Sequence[EndpointRecord]) -> str:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Mapping
-from ipaddress import IPv4Network
+from ipaddress import ip_network
 
 from swarmlet.errors import Conflict, Forbidden, InvalidArgument, NotFound, NotSupported
-from swarmlet_agent.net.plan_ipam import check_overlap, parse_address, parse_subnet, pick_subnet
-from swarmlet_agent.net.records import PREDEFINED, NetworkRecord
+from swarmlet_agent.net.plan_families import check_ipam, config_of, plan_family
+from swarmlet_agent.net.plan_ipam import AnyNetwork, parse_address, unique_local_pools
+from swarmlet_agent.net.records import PREDEFINED, NetworkRecord, Subnet
 from swarmlet_agent.net.requests import Ipam, IpamConfig, NetworkCreate
 
 _BRIDGE = "com.docker.network.bridge."
@@ -28,11 +29,12 @@ BRIDGE_PREFIX = "sw-"
 
 def plan_network(
     request: NetworkCreate, *, network_id: str, now: int, existing: Mapping[str, NetworkRecord],
-    host_routes: Collection[IPv4Network], links: Collection[str],
+    host_routes: Collection[AnyNetwork], links: Collection[str], seed: str = "",
 ) -> NetworkRecord:
     """The record of a new user-defined bridge network.
 
-    existing: networks by id; host_routes: of this namespace; links: interface names in use.
+    existing: networks by id; host_routes: of this namespace; links: interface names in use. seed: this engine's own,
+    from which its unique local IPv6 networks follow.
     Conflict, Forbidden, NotFound (driver), InvalidArgument, NotSupported, PoolOverlap, PoolExhausted.
     """
     _check_name(request.name, existing)
@@ -41,24 +43,25 @@ def plan_network(
     unknown = sorted(key for key in options if key not in _KNOWN and key.startswith("com.docker.network."))
     if unknown:
         raise NotSupported(f"network option {unknown[0]} is not supported")
-    if not request.enable_ipv4:
-        raise NotSupported("IPv4 cannot be disabled on a local network (EnableIPv4=false)")
+    if not request.enable_ipv4 and not request.enable_ipv6:
+        raise InvalidArgument("IPv4 or IPv6 must be enabled")
     bridge = options.get(OPTION_NAME, "") or BRIDGE_PREFIX + network_id[:12]
     if not _LINK_NAME.fullmatch(bridge):
         raise InvalidArgument(f"invalid bridge name {bridge!r}: at most 15 of letters, digits, '_', '.' and '-'")
     if bridge in links:
         raise Conflict(f"cannot create network {request.name}: the host has an interface {bridge} already")
-    config = _ipam_config(request.ipam)
-    used = [IPv4Network(known.subnet) for known in existing.values() if known.subnet]
-    subnet = parse_subnet(config.subnet) if config.subnet else pick_subnet(used, host_routes)
-    if config.subnet:
-        check_overlap(subnet, used)
-        if subnet.prefixlen > 30:
-            raise InvalidArgument(f"invalid subnet {subnet}: a bridge network needs at least a /30")
+    check_ipam(request.ipam, ipv6=request.enable_ipv6)
+    used = [ip_network(part.subnet) for known in existing.values() for part in known.families]
+    v4 = v6 = Subnet()
+    if request.enable_ipv4:
+        v4 = plan_family(config_of(request.ipam, 4, "bridge"), used=used, host_routes=host_routes)
+    if request.enable_ipv6:
+        v6 = plan_family(
+            config_of(request.ipam, 6, "bridge"), used=used, host_routes=host_routes, pools=unique_local_pools(seed)
+        )
     return NetworkRecord(
-        id=network_id, name=request.name, created_at=now, bridge=bridge, subnet=str(subnet),
-        gateway=_gateway(config, subnet), ip_range=_ip_range(config, subnet),
-        auxiliary=_auxiliary(config, subnet), chosen_subnet=bool(config.subnet),
+        id=network_id, name=request.name, created_at=now, bridge=bridge, subnet=v4.subnet, gateway=v4.gateway,
+        ip_range=v4.ip_range, auxiliary=v4.auxiliary, chosen_subnet=v4.chosen, v6=v6,
         internal=request.internal, attachable=request.attachable, inter_container=_flag(options, OPTION_ICC, True),
         masquerade=_flag(options, OPTION_MASQUERADE, True), host_binding=_host_binding(options), mtu=_mtu(options),
         options=dict(options), labels=dict(request.labels), ipam_options=dict(request.ipam.options),
@@ -69,10 +72,12 @@ def default_network(
     *, network_id: str, now: int, bridge: str, subnet: str, gateway: str = "", mtu: int = 1500, configured: str = ""
 ) -> NetworkRecord:
     """The network called "bridge". configured: the settings it is made from."""
-    parsed = parse_subnet(subnet)
+    config = IpamConfig(subnet=subnet, gateway=gateway)
+    check_ipam(Ipam(config=(config,)), ipv6=False)
+    v4 = plan_family(config, used=(), host_routes=())
     return NetworkRecord(
-        id=network_id, name="bridge", created_at=now, bridge=bridge, subnet=str(parsed),
-        gateway=_gateway(IpamConfig(subnet=subnet, gateway=gateway), parsed), mtu=mtu, configured=configured,
+        id=network_id, name="bridge", created_at=now, bridge=bridge, subnet=v4.subnet, gateway=v4.gateway,
+        mtu=mtu, configured=configured,
         options={
             OPTION_DEFAULT: "true", OPTION_ICC: "true", OPTION_MASQUERADE: "true",
             OPTION_HOST_BINDING: "0.0.0.0", OPTION_NAME: bridge, OPTION_MTU: str(mtu),
@@ -106,57 +111,10 @@ def _check_kind(request: NetworkCreate) -> None:
         raise NotFound(
             "plugin", driver, f'could not find plugin {driver} in v1 plugin registry: plugin "{driver}" not found'
         )
-    if request.enable_ipv6:
-        raise NotSupported("IPv6 networks are not supported yet; leave EnableIPv6 off")
     if request.ingress or request.config_only or (request.config_from is not None and request.config_from.network):
         raise NotSupported("ingress, config-only and config-from networks are not supported on a node")
     if request.ipam.driver not in ("", "default"):
         raise NotSupported(f"IPAM driver {request.ipam.driver} is not supported; use default")
-
-
-def _ipam_config(ipam: Ipam) -> IpamConfig:
-    if len(ipam.config) > 1:
-        if any(":" in config.subnet for config in ipam.config):
-            raise NotSupported("IPv6 subnets are not supported yet")
-        raise InvalidArgument("bridge driver doesn't support multiple subnets")
-    config = ipam.config[0] if ipam.config else IpamConfig()
-    if ":" in config.subnet:
-        raise NotSupported("IPv6 subnets are not supported yet")
-    if not config.subnet and (config.gateway or config.ip_range or config.auxiliary_addresses):
-        raise InvalidArgument("invalid network config: a gateway, IP range or auxiliary address needs a subnet")
-    return config
-
-
-def _gateway(config: IpamConfig, subnet: IPv4Network) -> str:
-    if config.gateway:
-        gateway = parse_address(config.gateway, "gateway address")
-        if gateway not in subnet:
-            raise InvalidArgument(f"invalid network config: gateway {gateway} is not in subnet {subnet}")
-        if gateway in (subnet.network_address, subnet.broadcast_address):
-            raise InvalidArgument(f"invalid network config: {gateway} cannot be a gateway in {subnet}")
-        return str(gateway)
-    first = parse_subnet(config.ip_range, "IP range").network_address if config.ip_range else subnet.network_address
-    taken = set(config.auxiliary_addresses.values())
-    candidate = first + 1 if first == subnet.network_address else first
-    while str(candidate) in taken and candidate + 1 < subnet.broadcast_address:
-        candidate += 1
-    return str(candidate)
-
-
-def _ip_range(config: IpamConfig, subnet: IPv4Network) -> str:
-    if not config.ip_range:
-        return ""
-    wanted = parse_subnet(config.ip_range, "IP range")
-    if not wanted.subnet_of(subnet):
-        raise InvalidArgument(f"invalid network config: IP range {wanted} is not in subnet {subnet}")
-    return str(wanted)
-
-
-def _auxiliary(config: IpamConfig, subnet: IPv4Network) -> dict[str, str]:
-    for name, text in config.auxiliary_addresses.items():
-        if parse_address(text, f"auxiliary address {name}") not in subnet:
-            raise InvalidArgument(f"invalid network config: auxiliary address {name}={text} is not in subnet {subnet}")
-    return dict(config.auxiliary_addresses)
 
 
 def _flag(options: Mapping[str, str], key: str, default: bool) -> bool:

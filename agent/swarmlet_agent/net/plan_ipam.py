@@ -6,12 +6,25 @@ entries and connection tracking behind, so its address rests while others are fr
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import suppress
-from ipaddress import AddressValueError, IPv4Address, IPv4Network, NetmaskValueError
+from ipaddress import (
+    AddressValueError,
+    IPv4Address,
+    IPv4Network,
+    IPv6Address,
+    IPv6Network,
+    NetmaskValueError,
+    ip_address,
+    ip_network,
+)
 
 from swarmlet.errors import InvalidArgument
-from swarmlet_agent.net.records import AddressTaken, NetworkRecord, PoolExhausted, PoolOverlap
+from swarmlet_agent.net.records import AddressTaken, NetworkRecord, PoolExhausted, PoolOverlap, Subnet
+
+AnyNetwork = IPv4Network | IPv6Network
+AnyAddress = IPv4Address | IPv6Address
 
 
 def default_pools() -> Iterator[IPv4Network]:
@@ -21,51 +34,63 @@ def default_pools() -> Iterator[IPv4Network]:
     yield from IPv4Network("192.168.0.0/16").subnets(new_prefix=20)
 
 
-def pick_subnet(used: Collection[IPv4Network], host_routes: Collection[IPv4Network]) -> IPv4Network:
-    """The first default pool that overlaps no network and no route of the host. PoolExhausted."""
-    for pool in default_pools():
+def unique_local_pools(seed: str) -> Iterator[IPv6Network]:
+    """/64 networks of the unique local /48 (RFC 4193) that belongs to this engine. seed: this engine's own."""
+    prefix = b"\xfd" + hashlib.sha256(seed.encode()).digest()[:5]
+    yield from IPv6Network((prefix + bytes(10), 48)).subnets(new_prefix=64)
+
+
+def pick_subnet(
+    used: Collection[AnyNetwork], host_routes: Collection[AnyNetwork], pools: Iterable[AnyNetwork] | None = None
+) -> AnyNetwork:
+    """The first pool (default: Docker's for IPv4) that overlaps no network and no route of the host. PoolExhausted."""
+    for pool in default_pools() if pools is None else pools:
         if not any(pool.overlaps(other) for other in (*used, *host_routes)):
             return pool
     raise PoolExhausted("all predefined address pools have been fully subnetted")
 
 
-def check_overlap(wanted: IPv4Network, used: Iterable[IPv4Network]) -> None:
+def check_overlap(wanted: AnyNetwork, used: Iterable[AnyNetwork]) -> None:
     """PoolOverlap if a network of ours has addresses of `wanted`."""
     if any(wanted.overlaps(other) for other in used):
         raise PoolOverlap("invalid pool request: Pool overlaps with other one on this address space")
 
 
-def parse_subnet(text: str, what: str = "subnet") -> IPv4Network:
-    """A network in prefix form; InvalidArgument for host bits, IPv6, or what is no network."""
+def parse_subnet(text: str, what: str = "subnet") -> AnyNetwork:
+    """A network in prefix form; InvalidArgument for host bits, or what is no network."""
     try:
-        return IPv4Network(text)
+        return ip_network(text)
     except (AddressValueError, NetmaskValueError, ValueError) as err:
         raise InvalidArgument(f"invalid {what} {text}: {err}") from err
 
 
-def parse_address(text: str, what: str) -> IPv4Address:
+def parse_address(text: str, what: str) -> AnyAddress:
     try:
-        return IPv4Address(text)
+        return ip_address(text)
     except (AddressValueError, ValueError) as err:
         raise InvalidArgument(f"invalid {what}: {text}") from err
 
 
-def mac_of(address: IPv4Address) -> str:
-    """02:42 and the four bytes of the address, as Docker makes them."""
-    return (b"\x02\x42" + address.packed).hex(":")
+def mac_of(address: AnyAddress) -> str:
+    """02:42 and the last four bytes of the address, as Docker makes them of IPv4 addresses."""
+    return (b"\x02\x42" + address.packed[-4:]).hex(":")
 
 
 class AddressPool:
-    """The addresses of one network. Owned by the networks' own task; not persistent (leases are)."""
+    """The addresses of one family of a network. Owned by the networks' own task; not persistent (leases are)."""
 
-    def __init__(self, network: NetworkRecord) -> None:
+    def __init__(self, network: NetworkRecord, part: Subnet | None = None) -> None:
+        part = part or network.v4
         self.network = network
-        self.subnet = IPv4Network(network.subnet)
-        self._range = IPv4Network(network.ip_range) if network.ip_range else self.subnet
-        fixed = [network.gateway, *network.auxiliary.values()] if network.gateway else [*network.auxiliary.values()]
-        self._reserved = {int(IPv4Address(text)) for text in fixed}
-        if self.subnet.prefixlen < 31:
-            self._reserved |= {int(self.subnet.network_address), int(self.subnet.broadcast_address)}
+        self.subnet = ip_network(part.subnet)
+        self._kind = type(self.subnet.network_address)
+        self._range = ip_network(part.ip_range) if part.ip_range else self.subnet
+        fixed = [*([part.gateway] if part.gateway else []), *part.auxiliary.values()]
+        self._reserved = {int(ip_address(text)) for text in fixed}
+        if self.subnet.prefixlen < self.subnet.max_prefixlen - 1:
+            self._reserved |= {int(self.subnet.network_address)}
+            if self.subnet.version == 4:  # IPv6 has no broadcast; its first address is the routers'
+                self._reserved |= {int(self.subnet.broadcast_address)}
         self._taken: set[int] = set()
         self._next = int(self._range.network_address)
 
@@ -74,13 +99,14 @@ class AddressPool:
         """How many addresses are leased."""
         return len(self._taken)
 
-    def take(self, wanted: str = "") -> IPv4Address:
+    def take(self, wanted: str = "") -> AnyAddress:
         """Lease the wanted address, or the next free one. InvalidArgument, AddressTaken, PoolExhausted."""
-        number = self._check(parse_address(wanted, "IPv4 address")) if wanted else self._free()
+        what = f"IPv{self.subnet.version} address"
+        number = self._check(parse_address(wanted, what)) if wanted else self._free()
         self._taken.add(number)
-        return IPv4Address(number)
+        return self._kind(number)
 
-    def take_again(self, before: str) -> IPv4Address:
+    def take_again(self, before: str) -> AnyAddress:
         """Lease the address a container had once if it is free ("": it had none), else the next. PoolExhausted."""
         if before:
             with suppress(AddressTaken, InvalidArgument):
@@ -89,17 +115,15 @@ class AddressPool:
 
     def hold(self, address: str) -> None:
         """Count an address as leased (a lease from the journal, or one that rests)."""
-        self._taken.add(int(IPv4Address(address)))
+        self._taken.add(int(ip_address(address)))
 
     def give_back(self, address: str) -> None:
         """End a lease; one that is not there is fine."""
-        self._taken.discard(int(IPv4Address(address)))
+        self._taken.discard(int(ip_address(address)))
 
-    def _check(self, address: IPv4Address) -> int:
+    def _check(self, address: AnyAddress) -> int:
         if address not in self.subnet:
-            raise InvalidArgument(
-                f"no configured subnet contains IP address {address}: network {self.network.name} has {self.subnet}"
-            )
+            raise InvalidArgument(f"no configured subnet or ip-range contain the IP address {address}")
         if int(address) in self._taken or int(address) in self._reserved:
             raise AddressTaken("Address already in use")
         return int(address)
@@ -113,6 +137,6 @@ class AddressPool:
                 self._next = number + 1
                 return number
         raise PoolExhausted(
-            "no available IPv4 addresses on this network's address pools: "
+            f"no available IPv{self.subnet.version} addresses on this network's address pools: "
             f"{self.network.name} ({self.network.id})"
         )

@@ -3,26 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass
-from ipaddress import AddressValueError, IPv4Address
+from dataclasses import dataclass, replace
+from ipaddress import ip_address
 
-from swarmlet.errors import InvalidArgument, NotSupported
+from swarmlet.errors import InvalidArgument
 from swarmlet.model.container import PortBinding
 from swarmlet_agent.net.records import PortRecord
 
 #: Where ports that nobody named come from (the kernel's own ephemeral range, as Docker).
 EPHEMERAL = range(32768, 61000)
 PROTOCOLS = ("tcp", "udp", "sctp")
-ANY = "0.0.0.0"
+ANY, ANY6 = "0.0.0.0", "::"
+ANY_OF_ALL = (ANY, ANY6)
 
 
 @dataclass(frozen=True, slots=True)
 class PortWish:
-    """A container's port wanted on the host. first 0: any free port; first < last: any of that range."""
+    """A container's port wanted on the host. first 0: any free port; first < last: any of that range.
+
+    host_ips: each is to have it, all with the same number.
+    """
 
     port: int
     protocol: str
-    host_ip: str
+    host_ips: tuple[str, ...]
     first: int
     last: int
 
@@ -36,15 +40,15 @@ class HostPort:
     port: int
 
 
-def parse_ports(ports: Mapping[str, tuple[PortBinding, ...]], default_host_ip: str) -> list[PortWish]:
-    """Every wanted binding, fixed ones first so that no random one takes their port. InvalidArgument, NotSupported."""
+def parse_ports(ports: Mapping[str, tuple[PortBinding, ...]], default_host_ips: tuple[str, ...]) -> list[PortWish]:
+    """Every wanted binding, fixed ones first so that no random one takes their port. InvalidArgument."""
     wishes = []
     for key, bindings in ports.items():
         port, protocol = parse_key(key)
         for binding in bindings:
-            host_ip = _host_ip(binding.host_ip, key) or default_host_ip
+            host_ip = _host_ip(binding.host_ip, key)
             first, last = _host_port(binding.host_port, key)
-            wishes.append(PortWish(port, protocol, host_ip, first, last))
+            wishes.append(PortWish(port, protocol, (host_ip,) if host_ip else default_host_ips, first, last))
     return sorted(wishes, key=lambda wish: (wish.first == 0, wish.last - wish.first))
 
 
@@ -68,11 +72,13 @@ def candidates(wish: PortWish, start: int) -> Iterator[int]:
 
 
 def is_taken(wanted: HostPort, taken: Collection[HostPort]) -> bool:
-    """True if one of `taken` (same host address, or either is all addresses) has this port."""
-    if wanted in taken or (wanted.host_ip != ANY and HostPort(ANY, wanted.protocol, wanted.port) in taken):
+    """True if one of `taken` (same host address, or either is all addresses of that family) has this port."""
+    whole = ANY6 if ":" in wanted.host_ip else ANY
+    if wanted in taken or HostPort(whole, wanted.protocol, wanted.port) in taken:
         return True
-    return wanted.host_ip == ANY and any(
-        other.port == wanted.port and other.protocol == wanted.protocol for other in taken
+    return wanted.host_ip == whole and any(
+        other.port == wanted.port and other.protocol == wanted.protocol and (":" in other.host_ip) == (":" in whole)
+        for other in taken
     )
 
 
@@ -83,7 +89,8 @@ def published(ports: Collection[PortRecord], wishes: Mapping[str, object]) -> di
         port, protocol = parse_key(key)
         shown[f"{port}/{protocol}"] = tuple(
             PortBinding(host_ip=record.host_ip, host_port=str(record.host_port))
-            for record in ports if record.port == port and record.protocol == protocol
+            for record in sorted(ports, key=lambda record: ":" in record.host_ip)
+            if record.port == port and record.protocol == protocol
         )
     return shown
 
@@ -91,11 +98,9 @@ def published(ports: Collection[PortRecord], wishes: Mapping[str, object]) -> di
 def _host_ip(text: str, key: str) -> str:
     if not text:
         return ""
-    if ":" in text:
-        raise NotSupported(f"port {key}: publishing on the IPv6 address {text} is not supported yet")
     try:
-        return str(IPv4Address(text))
-    except AddressValueError as err:
+        return str(ip_address(text.removeprefix("[").removesuffix("]")))
+    except ValueError as err:
         raise InvalidArgument(f"invalid port specification {key!r}: invalid IP address {text!r}") from err
 
 
@@ -114,3 +119,32 @@ def _number(text: str, key: str) -> int:
     if not text.isascii() or not text.isdigit() or not 1 <= int(text) <= 65535:
         raise InvalidArgument(f"invalid port specification {key!r}: invalid port {text!r}")
     return int(text)
+
+
+def default_host_ips(binding: str, *, host_has_ipv6: bool) -> tuple[str, ...]:
+    """Where a port is published that names no address. binding: the network's setting, "" or 0.0.0.0 for all."""
+    if binding not in ("", ANY):
+        return (binding,)
+    return ANY_OF_ALL if host_has_ipv6 else (ANY,)
+
+
+def aim(host_ips: Collection[str], target: str, target6: str) -> dict[str, str]:
+    """Which of a container's addresses ("": it has none) each host address leads to: of its own family if there is
+    one."""
+    return {host_ip: (target6 or target) if ":" in host_ip else (target or target6) for host_ip in host_ips}
+
+
+def reachable(wishes: Collection[PortWish], target: str, target6: str) -> list[PortWish]:
+    """Without what no one can serve: SCTP from one family to the other. InvalidArgument if it was asked for by name."""
+    kept = []
+    for wish in wishes:
+        host_ips = wish.host_ips
+        if wish.protocol == "sctp":
+            host_ips = tuple(host_ip for host_ip in host_ips if (target6 if ":" in host_ip else target))
+        if not host_ips:
+            raise InvalidArgument(
+                f"port {wish.port}/sctp: the container has no address of the family of {wish.host_ips[0]}, and SCTP is "
+                "not relayed from one to the other"
+            )
+        kept.append(replace(wish, host_ips=host_ips))
+    return kept

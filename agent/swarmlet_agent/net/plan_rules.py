@@ -1,7 +1,7 @@
 """The host's nftables rules as text. Pure; applied by the kernel rim.
 
-One table, `ip swl`, in the agent's network namespace; nobody else's table is touched. Rules are static and
-loaded once; networks and published ports are elements of its sets and maps, so the cost of a packet does not
+Two tables, `ip swl` and `ip6 swl`, in the agent's network namespace; nobody else's table is touched. Rules are static
+and loaded once; networks and published ports are elements of its sets and maps, so the cost of a packet does not
 grow with their number.
 """
 
@@ -9,36 +9,29 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable
 
-from swarmlet_agent.net.plan_ports import ANY
+from swarmlet_agent.net.plan_ports import ANY_OF_ALL
 from swarmlet_agent.net.records import NetworkRecord, PortRecord
 
-TABLE = "ip swl"
+TABLE, TABLE6 = "ip swl", "ip6 swl"
+TABLES = (TABLE, TABLE6)
 #: In every container's namespace with embedded DNS.
 DNS_ADDRESS = "127.0.0.11"
 
 # A bridged packet's input interface is not known in postrouting, so a hairpin is told by its addresses.
 # nft 1.0.6 refuses the word "dstnat" in the output hook: hence -100.
-# route_localnet is on for our bridges (127.0.0.1 publishing): `guard` keeps containers off the host's loopback.
 _RULES = """
-  set masq { type ipv4_addr; flags interval; }
-  set hair { type ipv4_addr . ipv4_addr; flags interval; }
+  set masq { type FAM_addr; flags interval; }
+  set hair { type FAM_addr . FAM_addr; flags interval; }
   set br { type ifname; }
   set internal { type ifname; }
   set same { type ifname . ifname; }
-  map pub { type ipv4_addr . inet_proto . inet_service : ipv4_addr . inet_service; }
-  map pubany { type inet_proto . inet_service : ipv4_addr . inet_service; }
-  chain guard { type filter hook prerouting priority -300; policy accept;
-    iifname @br ip daddr 127.0.0.0/8 drop; }
+  map pub { type FAM_addr . inet_proto . inet_service : FAM_addr . inet_service; }
+  map pubany { type inet_proto . inet_service : FAM_addr . inet_service; }
   chain pubs {
-    dnat ip to ip daddr . meta l4proto . th dport map @pub
-    dnat ip to meta l4proto . th dport map @pubany
+    dnat IP to IP daddr . meta l4proto . th dport map @pub
+    dnat IP to meta l4proto . th dport map @pubany
   }
   chain pre { type nat hook prerouting priority -100; policy accept; fib daddr type local jump pubs; }
-  chain out { type nat hook output priority -100; policy accept; fib daddr type local jump pubs; }
-  chain post { type nat hook postrouting priority 100; policy accept;
-    ct status dnat ip saddr . ip daddr @hair masquerade
-    ip saddr 127.0.0.0/8 oifname @br masquerade
-    oifname != @br ip saddr @masq masquerade; }
   chain f { type filter hook forward priority 0; policy accept;
     ct state established,related accept
     iifname . oifname @same accept
@@ -46,19 +39,42 @@ _RULES = """
     ct status dnat accept
     oifname @br drop; }
 """
+# route_localnet is on for our bridges (127.0.0.1 publishing): `guard` keeps containers off the host's loopback.
+_ONLY_4 = """
+  chain guard { type filter hook prerouting priority -300; policy accept;
+    iifname @br ip daddr 127.0.0.0/8 drop; }
+  chain out { type nat hook output priority -100; policy accept; fib daddr type local jump pubs; }
+  chain post { type nat hook postrouting priority 100; policy accept;
+    ct status dnat ip saddr . ip daddr @hair masquerade
+    ip saddr 127.0.0.0/8 oifname @br masquerade
+    oifname != @br ip saddr @masq masquerade; }
+"""
+# IPv6 knows no route_localnet: what goes to ::1 is left to the relay (net/relay.py).
+_ONLY_6 = """
+  chain out { type nat hook output priority -100; policy accept; ip6 daddr != ::1 fib daddr type local jump pubs; }
+  chain post { type nat hook postrouting priority 100; policy accept;
+    ct status dnat ip6 saddr . ip6 daddr @hair masquerade
+    oifname != @br ip6 saddr @masq masquerade; }
+"""
+
+
+def _rules(family: str) -> str:
+    return _RULES.replace("FAM", f"ipv{family[2:] or 4}").replace("IP", family)
 
 
 def ruleset(networks: Iterable[NetworkRecord], ports: Iterable[PortRecord]) -> str:
-    """The whole table with its elements, replacing what is there in one transaction: no packet sees a gap."""
-    parts = [f"table {TABLE} {{}}", f"delete table {TABLE}", f"table {TABLE} {{{_RULES}}}"]
+    """Both tables with their elements, replacing what is there in one transaction: no packet sees a gap."""
+    parts = []
+    for table, own in ((TABLE, _ONLY_4), (TABLE6, _ONLY_6)):
+        parts += [f"table {table} {{}}", f"delete table {table}", f"table {table} {{{_rules(table.split()[0])}{own}}}"]
     parts += [add_network(network) for network in networks if network.bridge]
     parts += [add_ports(list(ports))]
     return "\n".join(part for part in parts if part)
 
 
 def no_ruleset() -> str:
-    """Remove the table; not there is fine."""
-    return f"table {TABLE} {{}}\ndelete table {TABLE}"
+    """Remove the tables; not there is fine."""
+    return "\n".join(f"table {table} {{}}\ndelete table {table}" for table in TABLES)
 
 
 def add_network(network: NetworkRecord) -> str:
@@ -71,11 +87,11 @@ def remove_network(network: NetworkRecord) -> str:
 
 def add_ports(ports: Collection[PortRecord]) -> str:
     """"" for no ports."""
-    return "\n".join(f"add element {TABLE} {_port_key(port)} : {port.target_ip} . {port.port} }}" for port in ports)
+    return "\n".join(f"add element {_port_key(port)} : {port.target_ip} . {port.port} }}" for port in _direct(ports))
 
 
 def remove_ports(ports: Collection[PortRecord]) -> str:
-    return "\n".join(f"delete element {TABLE} {_port_key(port)} }}" for port in ports)
+    return "\n".join(f"delete element {_port_key(port)} }}" for port in _direct(ports))
 
 
 def dns_ruleset(port: int) -> str:
@@ -88,16 +104,26 @@ def dns_ruleset(port: int) -> str:
 
 
 def _network(verb: str, network: NetworkRecord) -> str:
-    name, subnet = f'"{network.bridge}"', network.subnet
-    elements = [("br", name), ("same", f"{name} . {name}"), ("hair", f"{subnet} . {subnet}")]
-    if network.internal:
-        elements.append(("internal", name))
-    elif network.masquerade:
-        elements.append(("masq", subnet))
-    return "\n".join(f"{verb} element {TABLE} {where} {{ {what} }}" for where, what in elements)
+    name, lines = f'"{network.bridge}"', []
+    for table, subnet in ((TABLE, network.subnet), (TABLE6, network.v6.subnet)):
+        # The bridge is known to both tables: what is not the network's family is nobody's to forward.
+        elements = [("br", name), ("same", f"{name} . {name}")]
+        if network.internal:
+            elements.append(("internal", name))
+        if subnet:
+            elements.append(("hair", f"{subnet} . {subnet}"))
+            if network.masquerade and not network.internal:
+                elements.append(("masq", subnet))
+        lines += [f"{verb} element {table} {where} {{ {what} }}" for where, what in elements]
+    return "\n".join(lines)
+
+
+def _direct(ports: Iterable[PortRecord]) -> list[PortRecord]:
+    return [port for port in ports if port.direct]
 
 
 def _port_key(port: PortRecord) -> str:
-    if port.host_ip == ANY:
-        return f"pubany {{ {port.protocol} . {port.host_port}"
-    return f"pub {{ {port.host_ip} . {port.protocol} . {port.host_port}"
+    table = TABLE6 if ":" in port.host_ip else TABLE
+    if port.host_ip in ANY_OF_ALL:
+        return f"{table} pubany {{ {port.protocol} . {port.host_port}"
+    return f"{table} pub {{ {port.host_ip} . {port.protocol} . {port.host_port}"

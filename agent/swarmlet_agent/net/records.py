@@ -36,8 +36,18 @@ class NetworkFailure(SwarmletError):
     """A binding that the host cannot have (an address that is not its own). 500."""
 
 
+class Subnet(Record, frozen=True, kw_only=True):
+    """One family's addresses of a network, as text; "" where there is none. chosen: by the user."""
+
+    subnet: str = ""
+    gateway: str = ""
+    ip_range: str = ""
+    auxiliary: dict[str, str] = {}
+    chosen: bool = False
+
+
 class NetworkRecord(Record, frozen=True, kw_only=True):
-    """A local network. driver: bridge, host or null. subnet, gateway, ip_range: text; "" where there is none."""
+    """A local network. driver: bridge, host or null. subnet, gateway, ip_range: IPv4 text; "" where there is none."""
 
     id: str
     name: str
@@ -50,6 +60,8 @@ class NetworkRecord(Record, frozen=True, kw_only=True):
     auxiliary: dict[str, str] = {}
     #: The user chose the subnet: containers may then ask for addresses.
     chosen_subnet: bool = False
+    #: Its IPv6 addresses; without a subnet it has no IPv6.
+    v6: Subnet = Subnet()
     internal: bool = False
     attachable: bool = False
     inter_container: bool = True
@@ -66,9 +78,25 @@ class NetworkRecord(Record, frozen=True, kw_only=True):
     def predefined(self) -> bool:
         return self.name in PREDEFINED
 
+    @property
+    def v4(self) -> Subnet:
+        """Its IPv4 addresses in the form that both families share."""
+        return Subnet(
+            subnet=self.subnet, gateway=self.gateway, ip_range=self.ip_range, auxiliary=self.auxiliary,
+            chosen=self.chosen_subnet,
+        )
+
+    @property
+    def families(self) -> tuple[Subnet, ...]:
+        """Those that it has, IPv4 first."""
+        return tuple(part for part in (self.v4, self.v6) if part.subnet)
+
 
 class EndpointRecord(Record, frozen=True, kw_only=True):
-    """A container's place in one network. wish: what was asked for. gateway "": none (internal network)."""
+    """A container's place in one network. wish: what was asked for. gateway "": none (internal network).
+
+    ip, prefix, gateway are IPv4's, those with a 6 IPv6's.
+    """
 
     id: str
     network_id: str
@@ -78,6 +106,9 @@ class EndpointRecord(Record, frozen=True, kw_only=True):
     ip: str = ""
     prefix: int = 0
     gateway: str = ""
+    ip6: str = ""
+    prefix6: int = 0
+    gateway6: str = ""
     mac: str = ""
     names: tuple[str, ...] = ()
     wish: EndpointSettings = EndpointSettings()
@@ -88,18 +119,32 @@ class EndpointRecord(Record, frozen=True, kw_only=True):
             ipam_config=self.wish.ipam_config, links=self.wish.links, aliases=self.wish.aliases,
             driver_opts=self.wish.driver_opts, gw_priority=self.wish.gw_priority, mac_address=self.mac,
             network_id=self.network_id, endpoint_id=self.id, gateway=self.gateway, ip_address=self.ip,
-            ip_prefix_len=self.prefix, dns_names=self.names,
+            ip_prefix_len=self.prefix, ipv6_gateway=self.gateway6, global_ipv6_address=self.ip6,
+            global_ipv6_prefix_len=self.prefix6, dns_names=self.names,
         )
+
+    @property
+    def addresses(self) -> tuple[str, ...]:
+        """IPv4 first; () without any."""
+        return tuple(address for address in (self.ip, self.ip6) if address)
 
 
 class PortRecord(Record, frozen=True, kw_only=True):
-    """One published port: host_ip:host_port leads to the container's port at target_ip."""
+    """One published port: host_ip:host_port leads to the container's port at target_ip.
+
+    The two may be of different families: then a relay leads there, not the kernel.
+    """
 
     port: int
     protocol: str
     host_ip: str
     host_port: int
     target_ip: str
+
+    @property
+    def direct(self) -> bool:
+        """True if the kernel's address translation can lead there."""
+        return (":" in self.host_ip) == (":" in self.target_ip)
 
 
 class SandboxRecord(Record, frozen=True, kw_only=True):

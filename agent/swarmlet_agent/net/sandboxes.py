@@ -19,7 +19,7 @@ from swarmlet_agent.net.container_files import ContainerFiles, split_link
 from swarmlet_agent.net.dns import Asker, EmbeddedDns
 from swarmlet_agent.net.ground import Ground
 from swarmlet_agent.net.leasing import Leasing
-from swarmlet_agent.net.plan_ports import EPHEMERAL, published
+from swarmlet_agent.net.plan_ports import EPHEMERAL, aim, published
 from swarmlet_agent.net.records import (
     HOST,
     AddressTaken,
@@ -29,6 +29,7 @@ from swarmlet_agent.net.records import (
     PortRecord,
     SandboxRecord,
 )
+from swarmlet_agent.net.relay import Relays
 from swarmlet_agent.net.types import Attachment, InterfaceCounters, NetworkWish
 
 log = get_logger(__name__)
@@ -40,6 +41,7 @@ class Sandboxes:
 
     def __init__(self, ground: Ground, dns: EmbeddedDns, texts: ContainerFiles) -> None:
         self._ground = ground
+        self._relays = Relays(ground.ports.socket)
         self._dns = dns
         self._files = texts
         self._leasing = Leasing(ground)
@@ -99,7 +101,7 @@ class Sandboxes:
         """A taken address or a full pool: perhaps addresses only rest. Raises `err` if none does."""
         ground = self._ground
         wanted = {place.network.id for place in plan_attach.places(wish, ground.catalog.get)}
-        resting = {entry.network_id for entry in ground.resting.values()} & wanted
+        resting = {entry.endpoint.network_id for entry in ground.resting.values()} & wanted
         if not resting:
             raise err
         for network_id in resting:
@@ -144,6 +146,7 @@ class Sandboxes:
         for endpoint in sandbox.endpoints:
             ground.names.add(endpoint)
             ground.tell("connect", sandbox, endpoint)
+        self._relays.serve(sandbox.container_id, sandbox.ports)
         self._serve_dns(sandbox)
 
     def _make_here(self, sandbox: SandboxRecord, folder: Path, texts: dict[str, str]) -> None:
@@ -152,8 +155,7 @@ class Sandboxes:
         files.write_files(folder, texts)
         if sandbox.kind in (HOST, "shared"):
             return
-        gateway = self._leasing.gateway(sandbox)
-        ground.kernel.build(sandbox, ground.catalog.by_id, gateway.id if gateway is not None else "")
+        ground.kernel.build(sandbox, ground.catalog.by_id, self._leasing.routes(sandbox))
         ground.kernel.change_rules(plan_rules.add_ports(sandbox.ports), ground.rules)
         self._flush_udp(sandbox.ports)
 
@@ -166,6 +168,7 @@ class Sandboxes:
         was_live = ident in ground.live
         ground.sandboxes.pop(ident, None)
         ground.live.discard(ident)
+        self._relays.stop(ident)
         ground.ports.release(ident)
         self._dns.stop(ident)
         for endpoint in sandbox.endpoints:
@@ -221,7 +224,7 @@ class Sandboxes:
             if endpoint.names and not changed.dns_port:
                 changed = replace(changed, dns_port=random.choice(EPHEMERAL))
             try:
-                await ground.run(ground.kernel.plug, container_id, endpoint, network, default=False)
+                await ground.run(ground.kernel.plug, container_id, endpoint, network)
                 changed = await self._settle(sandbox, changed)
             except BaseException:
                 await _to_the_end(ground.run(ground.kernel.unplug, endpoint))
@@ -252,16 +255,22 @@ class Sandboxes:
     async def _settle(self, before: SandboxRecord, after: SandboxRecord) -> SandboxRecord:
         """Default route, published ports, DNS, files and journal of a container whose endpoints have changed."""
         ground, ident = self._ground, after.container_id
-        old, new = self._leasing.gateway(before), self._leasing.gateway(after)
-        if new is not None and (old is None or old.id != new.id):
-            await ground.run(ground.kernel.set_default_route, ident, new)
-        if new is None:
+        old, new = self._leasing.routes(before), self._leasing.routes(after)
+        for endpoint in after.endpoints:
+            for gateway in new.of(endpoint):
+                if gateway not in old.of(endpoint):
+                    await ground.run(ground.kernel.set_default_route, ident, endpoint, gateway)
+        if new.main is None:
+            self._relays.stop(ident)
             ground.ports.release(ident)
             after = replace(after, ports=())
-        elif old is None:
+        elif old.main is None:
             after = replace(after, ports=self._leasing.take_ports(after))
         else:
-            after = replace(after, ports=tuple(replace(port, target_ip=new.ip) for port in before.ports))
+            targets = aim({port.host_ip for port in before.ports}, *new.targets)
+            after = replace(
+                after, ports=tuple(replace(port, target_ip=targets[port.host_ip]) for port in before.ports)
+            )
         if after.dns_port and not before.dns_port:
             after = replace(after, dns_port=await ground.run(ground.kernel.open_dns, after))
         ground.sandboxes[ident] = after
@@ -269,6 +278,7 @@ class Sandboxes:
             change = "\n".join(filter(None, (plan_rules.remove_ports(before.ports), plan_rules.add_ports(after.ports))))
             await ground.run(ground.kernel.change_rules, change, ground.rules)
             await ground.run(self._flush_udp, (*before.ports, *after.ports))
+        self._relays.serve(ident, after.ports)
         await ground.run(files.write_files, self._files.folder(ident), self._files.texts(after))
         self._serve_dns(after)
         await ground.save(after)
@@ -334,8 +344,7 @@ class Sandboxes:
             endpoints = tuple(endpoint for endpoint in sandbox.endpoints if endpoint.network_id in networks)
             self._ground.sandboxes[sandbox.container_id] = replace(sandbox, endpoints=endpoints)
             for endpoint in endpoints:
-                if endpoint.ip:
-                    self._ground.catalog.pool(endpoint.network_id).hold(endpoint.ip)
+                self._ground.catalog.hold(endpoint)
 
     async def adopt(self) -> None:
         """Take over what runs: hold its ports, answer its DNS. The kernel's objects were checked before."""
@@ -344,6 +353,7 @@ class Sandboxes:
             sandbox = ground.sandboxes[ident]
             for trouble in ground.ports.adopt(ident, sandbox.ports):
                 log.warning("a published port is held by another process", container_id=ident, reason=str(trouble))
+            self._relays.serve(ident, sandbox.ports)
             if sandbox.dns_port:
                 port = await ground.run(ground.kernel.reopen_dns, sandbox)
                 if port != sandbox.dns_port:
@@ -353,6 +363,10 @@ class Sandboxes:
             for endpoint in sandbox.endpoints:
                 ground.names.add(endpoint)
             self._serve_dns(sandbox)
+
+    def end_service(self) -> None:
+        """Stop relaying ports; everything else of the containers' networks stays."""
+        self._relays.close()
 
     def of(self, network_id: str) -> list[tuple[SandboxRecord, EndpointRecord]]:
         """Attached containers of a network."""

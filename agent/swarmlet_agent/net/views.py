@@ -21,23 +21,26 @@ _NS = {"ns": 1, "us": 1e3, "µs": 1e3, "ms": 1e6, "s": 1e9, "m": 60e9, "h": 3600
 def view(network: NetworkRecord, attached: Iterable[tuple[SandboxRecord, EndpointRecord]] = ()) -> NetworkView:
     """One network; attached: its containers (lists leave them out)."""
     config: list[dict[str, object]] = []
-    if network.subnet:
-        entry: dict[str, object] = {"Subnet": network.subnet}
-        if network.ip_range:
-            entry["IPRange"] = network.ip_range
-        entry["Gateway"] = network.gateway
-        if network.auxiliary:
-            entry["AuxiliaryAddresses"] = network.auxiliary
+    for part in network.families:
+        entry: dict[str, object] = {"Subnet": part.subnet}
+        if part.ip_range:
+            entry["IPRange"] = part.ip_range
+        if part.gateway:
+            entry["Gateway"] = part.gateway
+        if part.auxiliary:
+            entry["AuxiliaryAddresses"] = part.auxiliary
         config.append(entry)
     options = network.ipam_options or None
     return NetworkView(
         name=network.name, id=network.id, created=rfc3339(network.created_at), driver=network.driver,
-        enable_ipv4=True, ipam={"Driver": "default", "Options": options, "Config": config},
+        enable_ipv4=bool(network.subnet) or not network.v6.subnet, enable_ipv6=bool(network.v6.subnet),
+        ipam={"Driver": "default", "Options": options, "Config": config},
         internal=network.internal, attachable=network.attachable, options=network.options, labels=network.labels,
         containers={
             sandbox.container_id: NetworkContainer(
                 name=sandbox.container_name, endpoint_id=endpoint.id, mac_address=endpoint.mac,
                 ipv4_address=f"{endpoint.ip}/{endpoint.prefix}" if endpoint.ip else "",
+                ipv6_address=f"{endpoint.ip6}/{endpoint.prefix6}" if endpoint.ip6 else "",
             )
             for sandbox, endpoint in attached
         },

@@ -17,7 +17,7 @@ import sys
 import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
-from ipaddress import IPv4Address, IPv4Interface
+from ipaddress import IPv4Address, IPv4Interface, IPv6Interface
 from pathlib import Path
 
 from swarmlet.model.ids import new_hex_id
@@ -29,6 +29,7 @@ from swarmlet_agent.net.types import Attachment, NetworkWish
 from swarmlet_agent.runtime.shared import release_shared
 
 OUTSIDE, HOST = "203.0.113.9", "203.0.113.1"
+OUTSIDE6, HOST6 = "2001:db8::9", "2001:db8::1"
 PATIENCE_S = 1.5
 Scenario = Callable[["Lab"], Awaitable[None]]
 
@@ -87,12 +88,15 @@ class Lab:
 
     # Sockets in namespaces
 
-    async def socket(self, where: Path | str | None, kind: int) -> socket.socket:
+    async def socket(self, where: Path | str | None, kind: int, address: str = "") -> socket.socket:
+        """address: one of the family that the socket is for."""
+        family = socket.AF_INET6 if ":" in address else socket.AF_INET
+
         def make() -> socket.socket:
             if where is None:
-                return socket.socket(socket.AF_INET, kind | socket.SOCK_NONBLOCK)
+                return socket.socket(family, kind | socket.SOCK_NONBLOCK)
             with netns.inside(Path(where)):
-                return socket.socket(socket.AF_INET, kind | socket.SOCK_NONBLOCK)
+                return socket.socket(family, kind | socket.SOCK_NONBLOCK)
 
         return await asyncio.to_thread(make)
 
@@ -109,7 +113,7 @@ class Lab:
                 await writer.drain()
             writer.close()
 
-        listener = await self.socket(where, socket.SOCK_STREAM)
+        listener = await self.socket(where, socket.SOCK_STREAM, address)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind((address, port))
         server = await asyncio.start_server(handle, sock=listener)
@@ -119,7 +123,7 @@ class Lab:
             server.close()
 
     async def connect(self, where: Path | str | None, host: str, port: int) -> Line:
-        channel = await self.socket(where, socket.SOCK_STREAM)
+        channel = await self.socket(where, socket.SOCK_STREAM, host)
         try:
             async with asyncio.timeout(PATIENCE_S):
                 await asyncio.get_running_loop().sock_connect(channel, (host, port))
@@ -145,9 +149,9 @@ class Lab:
         return False
 
     @asynccontextmanager
-    async def echo_udp(self, where: Path | str, port: int, tag: str) -> AsyncIterator[None]:
-        channel = await self.socket(where, socket.SOCK_DGRAM)
-        channel.bind(("0.0.0.0", port))
+    async def echo_udp(self, where: Path | str, port: int, tag: str, address: str = "0.0.0.0") -> AsyncIterator[None]:
+        channel = await self.socket(where, socket.SOCK_DGRAM, address)
+        channel.bind((address, port))
         loop = asyncio.get_running_loop()
 
         async def run() -> None:
@@ -167,7 +171,7 @@ class Lab:
         self, where: Path | str | None, host: str, port: int, channel: socket.socket | None = None, data: bytes = b"?"
     ) -> bytes:
         loop, own = asyncio.get_running_loop(), channel is None
-        channel = channel or await self.socket(where, socket.SOCK_DGRAM)
+        channel = channel or await self.socket(where, socket.SOCK_DGRAM, host)
         try:
             async with asyncio.timeout(PATIENCE_S):
                 await loop.sock_sendto(channel, data, (host, port))
@@ -212,6 +216,7 @@ def _build_world(lab: Lab) -> None:
         host.send(
             [
                 netlink.add_address(index, IPv4Interface(f"{HOST}/24")),
+                netlink.add_address(index, IPv6Interface(f"{HOST6}/64")),
                 netlink.set_up(index),
                 netlink.new_veth(
                     "out0",
@@ -226,7 +231,13 @@ def _build_world(lab: Lab) -> None:
             ]
         )
         eth0 = inner.link("eth0").index  # type: ignore[union-attr]
-        inner.send([netlink.add_address(eth0, IPv4Interface(f"{OUTSIDE}/24")), netlink.set_up(eth0)])
+        inner.send(
+            [
+                netlink.add_address(eth0, IPv4Interface(f"{OUTSIDE}/24")),
+                netlink.add_address(eth0, IPv6Interface(f"{OUTSIDE6}/64")),
+                netlink.set_up(eth0),
+            ]
+        )
         inner.close()
     host.close()
 

@@ -8,7 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from net_lab import HOST, OUTSIDE, Lab, in_own_network
+from net_lab import HOST, HOST6, OUTSIDE, Lab, in_own_network
 
 from swarmlet.model.container import EndpointSettings, PortBinding
 from swarmlet_agent.net import netns
@@ -37,11 +37,15 @@ async def test_a_published_port_is_reached_from_everywhere(lab: Lab) -> None:
     _, other = await lab.attach("other")
     own = web.endpoints["bridge"].ip_address
 
-    assert web.ports == {"80/tcp": (PortBinding(host_ip="0.0.0.0", host_port="8080"),)}
+    everywhere = tuple(PortBinding(host_ip=host_ip, host_port="8080") for host_ip in ("0.0.0.0", "::"))
+    assert web.ports == {"80/tcp": everywhere}
     async with lab.serve(web.netns_path, 80, "web"):
         assert await lab.ask(lab.outside, HOST, 8080) == f"web {OUTSIDE}"
         assert await lab.ask(None, HOST, 8080) == f"web {HOST}"
         assert (await lab.ask(None, "127.0.0.1", 8080)).startswith("web 172.17.0.1")
+        # It has no IPv6, yet answers there, as through Docker's proxy.
+        assert (await lab.ask(None, "::1", 8080)).startswith("web 172.17.0.1")
+        assert (await lab.ask(lab.outside, HOST6, 8080)).startswith("web 172.17.0.1")
         assert (await lab.ask(other.netns_path, HOST, 8080)).startswith("web ")
         assert (await lab.ask(other.netns_path, "172.17.0.1", 8080)).startswith("web ")
         assert (await lab.ask(web.netns_path, HOST, 8080)).startswith("web ")  # hairpin

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from ipaddress import IPv4Network
+from ipaddress import IPv4Network, IPv6Network
 
 import pytest
 
 from swarmlet.errors import Conflict, Forbidden, InvalidArgument, NotFound, NotSupported, SwarmletError
 from swarmlet_agent.net.plan_create import default_network, plan_network
-from swarmlet_agent.net.records import NetworkRecord, PoolOverlap
+from swarmlet_agent.net.records import NetworkRecord, PoolOverlap, Subnet
 from swarmlet_agent.net.requests import ConfigReference, Ipam, IpamConfig, NetworkCreate
 
 BRIDGE = default_network(network_id="b" * 64, now=1, bridge="swl0", subnet="172.17.0.0/16")
@@ -89,18 +89,16 @@ def test_a_gateway_that_nobody_named_spares_auxiliary_addresses() -> None:
         (NetworkCreate(name="x", driver="macvlan"), NotSupported, "macvlan"),
         (NetworkCreate(name="x", driver="host"), Forbidden, 'only one instance of "host" network is allowed'),
         (NetworkCreate(name="x", driver="weave"), NotFound, 'plugin "weave" not found'),
-        (NetworkCreate(name="x", enable_ipv6=True), NotSupported, "IPv6"),
-        (NetworkCreate(name="x", enable_ipv4=False), NotSupported, "IPv4"),
+        (NetworkCreate(name="x", enable_ipv4=False), InvalidArgument, "IPv4 or IPv6 must be enabled"),
         (NetworkCreate(name="x", config_only=True), NotSupported, "config-only"),
         (NetworkCreate(name="x", config_from=ConfigReference(network="y")), NotSupported, "config-from"),
         (NetworkCreate(name="x", ipam=Ipam(driver="dhcp")), NotSupported, "IPAM driver dhcp"),
         (NetworkCreate(name="x", ipam=ipam(subnet="172.17.4.0/24")), PoolOverlap, "Pool overlaps with other one"),
-        (NetworkCreate(name="x", ipam=ipam(subnet="10.0.0.1/24")), InvalidArgument, "invalid subnet"),
+        (NetworkCreate(name="x", ipam=ipam(subnet="10.0.0.1/24")), InvalidArgument, "it should be 10.0.0.0/24"),
         (NetworkCreate(name="x", ipam=ipam(subnet="10.0.0.0/31")), InvalidArgument, "at least a /30"),
-        (NetworkCreate(name="x", ipam=ipam(subnet="fd00::/64")), NotSupported, "IPv6"),
         (NetworkCreate(name="x", ipam=ipam(gateway="10.0.0.1")), InvalidArgument, "needs a subnet"),
         (NetworkCreate(name="x", ipam=ipam(subnet="10.0.0.0/24", gateway="10.1.0.1")), InvalidArgument, "gateway"),
-        (NetworkCreate(name="x", ipam=ipam(subnet="10.0.0.0/24", ip_range="10.1.0.0/25")), InvalidArgument, "IP range"),
+        (NetworkCreate(name="x", ipam=ipam(subnet="10.0.0.0/24", ip_range="10.1.0.0/25")), InvalidArgument, "ip-range"),
         (NetworkCreate(name="x", options={"com.docker.network.driver.mtu": "12"}), InvalidArgument, "mtu"),
         (
             NetworkCreate(name="x", options={"com.docker.network.bridge.enable_icc": "so"}),
@@ -125,6 +123,68 @@ def test_what_cannot_be_is_refused_and_says_why(
 ) -> None:
     with pytest.raises(error, match=words.replace("(", r"\(")):
         plan(request_, links=("eth0",))
+
+
+def test_an_ipv6_network_has_the_subnet_it_asks_for_beside_one_of_ipv4() -> None:
+    network = plan(
+        NetworkCreate(
+            name="app",
+            enable_ipv6=True,
+            ipam=Ipam(config=(IpamConfig(subnet="fd00:5::/64", gateway="fd00:5::9"), IpamConfig(subnet="10.1.0.0/24"))),
+        )
+    )
+
+    assert (network.subnet, network.gateway) == ("10.1.0.0/24", "10.1.0.1")
+    assert network.v6 == Subnet(subnet="fd00:5::/64", gateway="fd00:5::9", chosen=True)
+
+
+def test_an_ipv6_network_without_a_subnet_gets_a_unique_local_one() -> None:
+    first = plan(NetworkCreate(name="app", enable_ipv6=True), routes=("192.0.2.0/24",))
+    second = plan_network(
+        NetworkCreate(name="two", enable_ipv6=True),
+        network_id="c" * 64,
+        now=1,
+        existing={first.id: first},
+        host_routes=[],
+        links=[],
+    )
+    subnets = [IPv6Network(network.v6.subnet) for network in (first, second)]
+
+    assert all(subnet.prefixlen == 64 and subnet.subnet_of(IPv6Network("fd00::/8")) for subnet in subnets)
+    assert subnets[0].supernet(new_prefix=48) == subnets[1].supernet(new_prefix=48) and subnets[0] != subnets[1]
+    assert first.v6.gateway == str(subnets[0].network_address + 1)
+    assert (first.subnet, first.v6.chosen) == ("172.18.0.0/16", False)
+
+
+def test_a_network_may_have_ipv6_alone() -> None:
+    network = plan(NetworkCreate(name="app", enable_ipv4=False, enable_ipv6=True, ipam=ipam(subnet="fd00::/64")))
+
+    assert (network.subnet, network.gateway, network.v6.subnet) == ("", "", "fd00::/64")
+
+
+def test_an_ipv6_subnet_of_a_network_without_ipv6_is_not_used() -> None:
+    assert plan(NetworkCreate(name="app", ipam=ipam(subnet="fd00::/64"))).v6 == Subnet()
+
+
+def test_everything_wrong_with_the_addresses_is_told_at_once() -> None:
+    wrong = Ipam(
+        config=(
+            IpamConfig(subnet="10.0.0.0/24", gateway="10.1.0.1", ip_range="10.0.0.0/16"),
+            IpamConfig(subnet="fd00::1/64", auxiliary_addresses={"x": "10.0.0.9"}),
+            IpamConfig(subnet="banana"),
+        )
+    )
+    with pytest.raises(InvalidArgument) as refused:
+        plan(NetworkCreate(name="app", enable_ipv6=True, ipam=wrong))
+
+    assert str(refused.value).splitlines() == [
+        "invalid network config:",
+        "invalid ip-range 10.0.0.0/16: CIDR block is bigger than its parent subnet 10.0.0.0/24",
+        "invalid gateway 10.1.0.1: parent subnet 10.0.0.0/24 doesn't contain this address",
+        "invalid subnet fd00::1/64: it should be fd00::/64",
+        "invalid auxiliary address 10.0.0.9: parent subnet is an IPv6 block",
+        "invalid subnet banana: invalid CIDR block notation",
+    ]
 
 
 def test_a_name_exists_once() -> None:

@@ -78,6 +78,8 @@ def test_what_is_no_single_question_is_malformed(data: bytes) -> None:
 
 def test_reverse_names_are_understood() -> None:
     assert reverse_address("2.0.17.172.in-addr.arpa") == "172.17.0.2"
+    assert reverse_address("2." + "0." * 27 + "0.0.d.f.ip6.arpa") == "fd00::2"
+    assert reverse_address("2.0.0.d.f.ip6.arpa") == "" == reverse_address("x." + "0." * 31 + "ip6.arpa")
     for name in ("in-addr.arpa", "1.2.3.in-addr.arpa", "300.0.0.1.in-addr.arpa", "web", "1.0.0.10.in-addr.arpa.x"):
         assert reverse_address(name) == ""
 

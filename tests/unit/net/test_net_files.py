@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 
 from swarmlet.errors import InvalidArgument
@@ -122,10 +123,19 @@ def test_the_default_route_goes_by_priority_then_name_and_never_inside() -> None
         return EndpointRecord(id=ident, network_id=network.id, network=network.name, gateway=gateway, wish=settings)
 
     by_id = {network.id: network for network in NETWORKS.values()}
-    assert plan_attach.gateway_endpoint([], by_id) is None
-    assert plan_attach.gateway_endpoint([place("a", BRIDGE), place("b", APP)], by_id).id == "b"  # type: ignore[union-attr]
-    assert plan_attach.gateway_endpoint([place("a", BRIDGE, 5), place("b", APP)], by_id).id == "a"  # type: ignore[union-attr]
-    assert plan_attach.gateway_endpoint([place("a", BRIDGE, gateway="")], by_id) is None
+
+    def chosen(*endpoints: EndpointRecord) -> tuple[str | None, str | None]:
+        routes = plan_attach.default_routes(endpoints, by_id)
+        return routes.v4 and routes.v4.id, routes.v6 and routes.v6.id
+
+    assert chosen() == (None, None)
+    assert chosen(place("a", BRIDGE), place("b", APP)) == ("b", None)
+    assert chosen(place("a", BRIDGE, 5), place("b", APP)) == ("a", None)
+    assert chosen(place("a", BRIDGE, gateway="")) == (None, None)
+    # A network with both families goes before one with IPv4 alone; each family has a route of its own.
+    dual = msgspec.structs.replace(place("c", BRIDGE), ip="10.0.0.2", ip6="fd00::2", gateway6="fd00::1")
+    assert chosen(dual, place("b", APP)) == ("c", "c")
+    assert chosen(dual, place("b", APP, 1)) == ("b", "c")
 
 
 def test_the_same_wish_has_the_same_digest_whatever_its_order() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Address, IPv4Network, IPv6Address
 
 import pytest
 from hypothesis import given
@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from swarmlet.errors import InvalidArgument
 from swarmlet_agent.net.plan_ipam import AddressPool, default_pools, mac_of, pick_subnet
-from swarmlet_agent.net.records import AddressTaken, NetworkRecord, PoolExhausted
+from swarmlet_agent.net.records import AddressTaken, NetworkRecord, PoolExhausted, Subnet
 
 subnets = st.builds(
     lambda number, length: IPv4Network(((10 << 24) | number, length), strict=False),
@@ -81,7 +81,7 @@ def test_a_wanted_address_that_is_not_free_is_refused(wanted: str) -> None:
 
 
 def test_a_wanted_address_of_another_subnet_is_refused() -> None:
-    with pytest.raises(InvalidArgument, match=r"no configured subnet contains IP address 10\.1\.0\.9"):
+    with pytest.raises(InvalidArgument, match=r"no configured subnet or ip-range contain the IP address 10\.1\.0\.9"):
         AddressPool(network("10.0.0.0/24")).take("10.1.0.9")
 
 
@@ -109,3 +109,27 @@ def test_pools_are_dockers() -> None:
 
 def test_a_mac_address_follows_from_the_ip_address() -> None:
     assert mac_of(IPv4Address("172.17.0.2")) == "02:42:ac:11:00:02"
+
+
+@given(steps=st.lists(st.one_of(st.none(), st.integers(0, 20)), max_size=40))
+def test_ipv6_addresses_are_leased_once_and_never_the_routers(steps: list[int | None]) -> None:
+    part = Subnet(subnet="fd00::/125", gateway="fd00::1")
+    pool, leased = AddressPool(NetworkRecord(id="n1", name="app", v6=part), part), []
+    for step in steps:
+        if step is None:
+            try:
+                leased.append(pool.take())
+            except PoolExhausted as err:
+                assert "no available IPv6 addresses" in str(err) and len(leased) == 6
+        elif leased:
+            pool.give_back(str(leased.pop(step % len(leased))))
+    assert len(set(leased)) == len(leased) == pool.taken
+    assert not {IPv6Address("fd00::"), IPv6Address("fd00::1")} & set(leased)
+
+
+def test_ipv6_addresses_of_a_big_network_come_in_turn() -> None:
+    part = Subnet(subnet="fd00::/64", gateway="fd00::1")
+    pool = AddressPool(NetworkRecord(id="n1", name="app", v6=part), part)
+
+    assert [str(pool.take()) for _ in range(2)] == ["fd00::2", "fd00::3"]
+    assert str(pool.take("fd00::abcd")) == "fd00::abcd"
