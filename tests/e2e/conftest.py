@@ -189,6 +189,21 @@ def cluster(whole_cluster: Cluster) -> Iterator[Cluster]:
         eventually(gone, 30)
 
 
+@pytest.fixture
+def no_networks_left(whole_cluster: Cluster) -> Iterator[None]:
+    """Set up before `cluster`, so torn down after the containers are gone."""
+    yield
+    for number in (1, 2, 3):
+        node = whole_cluster.node(number)
+        own = node("network", "ls", "-q", "--filter", "type=custom").split()
+        if own:
+            node("network", "rm", *own)
+        links = whole_cluster.exec(number, "ip", "-o", "link")
+        assert "veth" not in links, links
+        bridges = whole_cluster.exec(number, "ip", "-o", "link", "show", "type", "bridge").splitlines()
+        assert len(bridges) <= 1, bridges
+
+
 @pytest.fixture(params=["node", "cluster"])
 def view(request: pytest.FixtureRequest, cluster: Cluster) -> View:
     """Both views in turn: one node's own engine, and the whole cluster."""

@@ -6,53 +6,13 @@ import ipaddress
 import json
 import subprocess
 import threading
-from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 from conftest import Cluster, View, eventually
+from network_tools import address, fetch, get, serve
 
-#: Answers every connection with its own host name, then the peer's address.
-HTTPD = "mkdir -p /www; hostname > /www/index.html; exec httpd -f -p {port} -h /www"
-
-
-@pytest.fixture(autouse=True)
-def no_networks_left(whole_cluster: Cluster) -> Iterator[None]:
-    """Set up before `cluster`, so torn down after the containers are gone."""
-    yield
-    for number in (1, 2, 3):
-        node = whole_cluster.node(number)
-        own = node("network", "ls", "-q", "--filter", "type=custom").split()
-        if own:
-            node("network", "rm", *own)
-        links = whole_cluster.exec(number, "ip", "-o", "link")
-        assert "veth" not in links, links
-        bridges = whole_cluster.exec(number, "ip", "-o", "link", "show", "type", "bridge").splitlines()
-        assert len(bridges) <= 1, bridges
-
-
-def serve(view: View, name: str, *args: str, port: int = 80) -> str:
-    """A web server that tells its host name; its container id."""
-    return view(
-        "run", "-d", "--name", name, "--hostname", name, *args, "busybox", "sh", "-c", HTTPD.format(port=port)
-    )
-
-
-def get(view: View, container: str, url: str) -> str:
-    """A page, fetched inside a container."""
-    return view("exec", container, "timeout", "5", "wget", "-qO-", url)
-
-
-def address(view: View, container: str, network: str = "bridge") -> str:
-    """The container's address in a network."""
-    shown = view.json("inspect", container)[0]["NetworkSettings"]["Networks"][network]["IPAddress"]
-    assert ipaddress.ip_address(shown)
-    return str(shown)
-
-
-def fetch(cluster: Cluster, number: int, url: str) -> str:
-    """A page, fetched on a host."""
-    return cluster.exec(number, "busybox", "timeout", "5", "busybox", "wget", "-qO-", url).strip()
+pytestmark = pytest.mark.usefixtures("no_networks_left")
 
 
 # --- the default bridge
