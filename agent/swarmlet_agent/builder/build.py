@@ -19,6 +19,7 @@ from swarmlet_agent.builder.plan import Plan
 from swarmlet_agent.builder.state import State, empty_state, state_of
 from swarmlet_agent.engine.container import Container, WaitResult
 from swarmlet_agent.engine.ports import Streams
+from swarmlet_agent.images.layers import Layer
 from swarmlet_agent.images.manifests import Platform, matches, parse_platform
 from swarmlet_agent.images.progress import Listener
 from swarmlet_agent.images.reference import is_image_id, parse_reference
@@ -86,6 +87,11 @@ class Build:
         self._pins.enter_context(self.workshop.pinned(state.chains))
         self.touched.update(dict.fromkeys(state.chains))
         return state
+
+    def keep_layer(self, layer: Layer) -> None:
+        """A layer that was made just now stays, too, before any state has it."""
+        self._pins.enter_context(self.workshop.pinned((layer.chain_id,)))
+        self.touched[layer.chain_id] = None
 
     def serial(self) -> int:
         """For names that are used once."""

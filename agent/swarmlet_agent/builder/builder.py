@@ -19,7 +19,7 @@ from swarmlet_agent.builder.context import WorkFolders, read_dockerfile, receive
 from swarmlet_agent.builder.dockerfile import BadDockerfile
 from swarmlet_agent.builder.filing import do_copy, do_workdir
 from swarmlet_agent.builder.options import BuildOptions
-from swarmlet_agent.builder.output import Lane
+from swarmlet_agent.builder.output import BuildCancelled, Lane
 from swarmlet_agent.builder.plan import Plan, Stage, plan_build
 from swarmlet_agent.builder.remote import fetch_remote
 from swarmlet_agent.builder.running import do_run
@@ -46,6 +46,7 @@ class Builder:
         self._caches_folder = data_dir / "build-caches"
         self._locks: dict[str, asyncio.Lock] = {}
         self._under_way: dict[str, asyncio.Task[Any]] = {}
+        self._cancelled: set[str] = set()
 
     def load(self) -> None:
         """What the journal has of earlier builds."""
@@ -71,33 +72,44 @@ class Builder:
         """The id of the image. What it says goes to the listener, the last words included.
 
         BadDockerfile and InvalidArgument for what cannot be meant, BuildFailed for a step, and what pulling, running
-        and storing raise. Cancelling it ends its containers and leaves nothing.
+        and storing raise; BuildCancelled if `cancel` was called. Cancelling it ends its containers and leaves nothing.
         """
+        task = None
         if options.build_id:
             if options.build_id in self._under_way:
                 raise Conflict(f"build ID {options.build_id} is in use")
             task = asyncio.current_task()
-            assert task is not None
-            self._under_way[options.build_id] = task
+            if task is not None:
+                self._under_way[options.build_id] = task
         try:
-            async with self._folders.one() as folder:
-                if options.remote:
-                    context, dockerfile = await fetch_remote(options, folder, self._images.fetch_url)
-                else:
-                    context, dockerfile = await receive(chunks, folder), options.dockerfile
-                text = await asyncio.to_thread(read_dockerfile, context, dockerfile)
-                plan = plan_build(
-                    text, build_args=options.build_args, target=options.target, labels=options.labels,
-                    builtin=_platform_args(self._workshop.host, options.platform),
-                )
-                return await self._make(options, plan, folder, context, listener)
+            return await self._build(options, chunks, listener)
+        except asyncio.CancelledError:
+            # Only if nobody else has cancelled it, too.
+            if options.build_id in self._cancelled and task is not None and not task.uncancel():
+                raise BuildCancelled from None
+            raise
         finally:
             self._under_way.pop(options.build_id, None)
+            self._cancelled.discard(options.build_id)
+
+    async def _build(self, options: BuildOptions, chunks: AsyncIterator[bytes], listener: Listener) -> str:
+        async with self._folders.one() as folder:
+            if options.remote:
+                context, dockerfile = await fetch_remote(options, folder, self._images.fetch_url)
+            else:
+                context, dockerfile = await receive(chunks, folder), options.dockerfile
+            text = await asyncio.to_thread(read_dockerfile, context, dockerfile)
+            plan = plan_build(
+                text, build_args=options.build_args, target=options.target, labels=options.labels,
+                builtin=_platform_args(self._workshop.host, options.platform),
+            )
+            return await self._make(options, plan, folder, context, listener)
 
     def cancel(self, build_id: str) -> None:
         """End a build that was given this id. None of that id is fine, as with dockerd."""
         task = self._under_way.get(build_id)
-        if task is not None:
+        if task is not None and build_id not in self._cancelled:
+            self._cancelled.add(build_id)
             task.cancel()
 
     async def prune(self, filters: Filters, *, everything: bool, keep_bytes: int) -> tuple[list[str], int]:

@@ -144,8 +144,11 @@ class BuildCache:
         if writes:
             await self._journal.write(*writes)
         self._running.discard(build)
+        replaced = [chain for entry in entries if entry.key in self._states for chain in self._states[entry.key].chains]
         for entry in entries:
             self._remember(entry)
+        if replaced:
+            await self._workshop.sweep(sorted(set(replaced), key=self._depth))
         await self._shrink()
 
     def _uses(self, keys: Iterable[str]) -> list[Write]:

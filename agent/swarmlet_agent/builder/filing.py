@@ -39,7 +39,7 @@ async def do_workdir(run: StageRun, step: kinds.Workdir) -> None:
         return
     async with run.build.workshop.bench(run.state.chains) as bench:
         await asyncio.to_thread(_make_folder, bench.path, path)
-        layer = await bench.take()
+        layer = await bench.take(run.build.keep_layer)
         run.keep(key, config, created_by, layer)
 
 
@@ -127,7 +127,7 @@ async def _put(
                     copy_sources([one], root, place, as_folder, how, stopped)
 
         await stoppable(copy)
-        layer = await bench.take()
+        layer = await bench.take(run.build.keep_layer)
         run.keep(key, run.config, created_by, layer)
 
 

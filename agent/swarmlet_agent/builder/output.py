@@ -22,6 +22,13 @@ class BuildFailed(SwarmletError):
         self.code = code
 
 
+class BuildCancelled(SwarmletError):
+    """POST /build/cancel has ended it."""
+
+    def __init__(self) -> None:
+        super().__init__("context canceled")
+
+
 class Lane:
     """One stage's messages, in order."""
 

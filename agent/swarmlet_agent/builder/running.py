@@ -126,7 +126,7 @@ async def _in_container(run: StageRun, request: ContainerCreate, targets: Sequen
                 raise BuildFailed(f"The command '{shown}' returned a non-zero code: {code}", code)
             record = await containers.settle(container.id)
             places = [*_ALWAYS, *targets, *(point.destination for point in record.mounts)]
-            layer = await build.workshop.take(container.id, run.state.chains, places)
+            layer = await build.workshop.take(container.id, run.state.chains, build.keep_layer, places)
             keep = not build.options.remove
         finally:
             removed = await to_the_end(_clear(run, making, name, keep=keep))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import ExitStack
 
 from swarmlet.errors import InvalidArgument
 from swarmlet.model.container import ImageConfig
@@ -10,7 +11,7 @@ from swarmlet.model.times import rfc3339
 from swarmlet_agent.images import encode
 from swarmlet_agent.images.blobs import BlobBook
 from swarmlet_agent.images.changes import apply_changes
-from swarmlet_agent.images.layers import Blob
+from swarmlet_agent.images.layers import Blob, Layer
 from swarmlet_agent.images.load import Found, FromArchive, find_images
 from swarmlet_agent.images.manifests import Platform, matches, parse_config
 from swarmlet_agent.images.progress import Hub
@@ -82,15 +83,21 @@ class Intake:
         wanted = wanted or self._host
         config = apply_changes(ImageConfig(), changes)
         layers = self._shelf.layers
-        async with spooled(chunks, layers.tmp) as path:
-            layer = await layers.add_single(Blob(path, 0, path.stat().st_size), "of the imported archive")
         comment = message or f"Imported from {source}"
-        new = parse_config(encode.new_config(
-            architecture=wanted.architecture, config=config, created=rfc3339(created),
-            diff_id=layer.diff_id, comment=comment, variant=wanted.variant,
-        ))
-        async with self._shelf.installing(new):
-            image = await self._shelf.add(new, [name] if name else [], comment=comment, tagged=bool(name))
+        with ExitStack() as pins:
+
+            def keep(layer: Layer) -> None:
+                pins.enter_context(layers.pinned((layer.chain_id,)))
+
+            async with spooled(chunks, layers.tmp) as path:
+                layer = await layers.add_single(Blob(path, 0, path.stat().st_size), "of the imported archive", keep)
+            new = parse_config(encode.new_config(
+                architecture=wanted.architecture, config=config, created=rfc3339(created),
+                diff_id=layer.diff_id, comment=comment, variant=wanted.variant,
+            ))
+            async with self._shelf.installing(new):
+                pins.close()  # the image's layers are pinned now
+                image = await self._shelf.add(new, [name] if name else [], comment=comment, tagged=bool(name))
         self._event("import", image.id, image.id, image)
         return image
 

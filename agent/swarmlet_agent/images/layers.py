@@ -18,7 +18,7 @@ from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import ParamSpec, Protocol, TypeVar
 
 from swarmlet.errors import Internal
 from swarmlet.log import get_logger
@@ -28,6 +28,7 @@ from swarmlet_agent.images.unpack import Unpacked, remove_tree
 from swarmlet_agent.images.workers import UnpackPool
 
 log = get_logger(__name__)
+P = ParamSpec("P")
 T = TypeVar("T")
 #: Fills a work folder; the second argument says whether to stop.
 Fill = Callable[[Path, Callable[[], bool]], Unpacked | None]
@@ -52,6 +53,10 @@ class Blob:
     path: Path
     offset: int
     length: int
+
+
+#: Told of a new layer before anyone else can come by, so that it can be pinned in time.
+Keep = Callable[[Layer], None]
 
 
 class Installation(Protocol):
@@ -79,6 +84,8 @@ class LayerStore:
         self._locks: dict[str, asyncio.Lock] = {}
         self._pins: Counter[str] = Counter()
         self._unsynced: set[str] = set()
+        #: On disk, and a container's root is over it, but no record says what it is: a build was killed.
+        self._strays: set[str] = set()
 
     @property
     def tmp(self) -> Path:
@@ -93,7 +100,8 @@ class LayerStore:
         on_disk = {f"sha256:{entry.name}" for entry in self._folder.iterdir()}
         usable = on_disk & needed
         self._layers = {layer.chain_id: layer for layer in known if layer.chain_id in usable}
-        for chain_id in on_disk - self._layers.keys() - needed:
+        self._strays = usable - self._layers.keys()
+        for chain_id in on_disk - usable:
             self._trash(chain_id)
 
     def get(self, chain_id: str) -> Layer | None:
@@ -143,8 +151,8 @@ class LayerStore:
             await together(one(number) for number in range(len(chains)))
         return [self._layers[chain_id] for chain_id in chains]
 
-    async def add_single(self, blob: Blob, label: str) -> Layer:
-        """A lowest layer whose digest is not known before (docker import). It stays until `sweep`: pin it at once."""
+    async def add_single(self, blob: Blob, label: str, keep: Keep) -> Layer:
+        """A lowest layer whose digest is not known before (docker import). It stays until `sweep`."""
         async with self._pool.in_use():
             with self._work_folder() as work:
                 unpacked = await self._pool.unpack(
@@ -153,13 +161,14 @@ class LayerStore:
                 async with self._lock(unpacked.diff_id):
                     if unpacked.diff_id not in self._layers:
                         await self._commit(work, unpacked.diff_id, "", unpacked)
+                    keep(self._layers[unpacked.diff_id])
                     return self._layers[unpacked.diff_id]
 
-    async def add_folder(self, parent: str, fill: Fill) -> Layer | None:
+    async def add_folder(self, parent: str, fill: Fill, keep: Keep) -> Layer | None:
         """A layer over `parent` ("" = none) from files that are here already; None if there are none.
 
         fill, in a thread, puts `diff` and `recipe` into the folder it is given, and heeds its second argument, which
-        says whether to stop. The layer stays until `sweep`: have the parent pinned, and pin it at once.
+        says whether to stop. The layer stays until `sweep`. Call with the parent pinned.
         """
         with self._work_folder() as work:
             unpacked = await stoppable(lambda stopped: fill(work, stopped))
@@ -169,6 +178,7 @@ class LayerStore:
             async with self._lock(chain_id):
                 if chain_id not in self._layers:
                     await self._commit(work, chain_id, parent, unpacked)
+                keep(self._layers[chain_id])
                 return self._layers[chain_id]
 
     async def sync(self, chains: Iterable[str]) -> None:
@@ -183,12 +193,15 @@ class LayerStore:
         gone: list[Layer] = []
         for chain_id in reversed(list(dict.fromkeys(candidates))):
             async with self._lock(chain_id):
-                if chain_id in needed() or self._pins[chain_id] or (layer := self._layers.get(chain_id)) is None:
+                layer = self._layers.get(chain_id)
+                if chain_id in needed() or self._pins[chain_id] or (layer is None and chain_id not in self._strays):
                     continue
-                del self._layers[chain_id]
+                if layer is not None:
+                    del self._layers[chain_id]
+                    gone.append(layer)
                 self._unsynced.discard(chain_id)
-                gone.append(layer)
-                await asyncio.to_thread(self._trash, chain_id)
+                self._strays.discard(chain_id)
+                await _to_its_end(self._trash, chain_id)
         return gone
 
     async def _add(
@@ -213,12 +226,19 @@ class LayerStore:
 
     async def _commit(self, work: Path, chain_id: str, parent: str, unpacked: Unpacked) -> None:
         lower = self._lower(parent)
-        await asyncio.to_thread(_settle, work, self.path(chain_id), unpacked.implied, lower)
-        self._layers[chain_id] = Layer(
-            chain_id=chain_id, diff_id=unpacked.diff_id, parent=parent,
-            size_bytes=unpacked.size_bytes, tar_bytes=unpacked.tar_bytes,
-        )
-        self._unsynced.add(chain_id)
+        if chain_id in self._strays:
+            # Nobody has waited for its files to be on disk: what was made now takes its place.
+            self._strays.discard(chain_id)
+            await _to_its_end(self._trash, chain_id)
+        try:
+            await _to_its_end(_settle, work, self.path(chain_id), unpacked.implied, lower)
+        finally:
+            if not work.exists():  # it is in its place, even if this was cancelled: sweep finds it
+                self._layers[chain_id] = Layer(
+                    chain_id=chain_id, diff_id=unpacked.diff_id, parent=parent,
+                    size_bytes=unpacked.size_bytes, tar_bytes=unpacked.tar_bytes,
+                )
+                self._unsynced.add(chain_id)
 
     def _lower(self, chain_id: str) -> list[Path]:
         """diff folders from this layer down."""
@@ -261,6 +281,11 @@ async def stoppable(work: Callable[[Callable[[], bool]], T]) -> T:
         if not running.cancelled():
             running.exception()  # it was told to stop; what it says then is of no interest
         raise
+
+
+async def _to_its_end(work: Callable[P, T], *args: P.args, **options: P.kwargs) -> T:
+    """In a thread; being cancelled waits for it, so that nobody else meets its files half-way."""
+    return await stoppable(lambda _stopped: work(*args, **options))
 
 
 async def together(work: Iterable[Awaitable[None]]) -> None:

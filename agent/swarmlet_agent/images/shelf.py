@@ -126,8 +126,10 @@ class Shelf:
     async def sweep(self, chains: Iterable[str]) -> list[Layer]:
         """Remove those of the layers that nothing needs. Returns them, the highest first."""
         gone = await self.layers.sweep(self._needed, chains)
-        if gone:
-            await self.catalogue.forget_layers(layer.chain_id for layer in gone)
+        # One that was made again meanwhile may be in the journal by now, as a promise.
+        doomed = [layer.chain_id for layer in gone if self.layers.get(layer.chain_id) is None]
+        if doomed:
+            await self.catalogue.forget_layers(doomed)
         return gone
 
     def _needed(self) -> frozenset[str]:

@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 from swarmlet.errors import Internal
 from swarmlet.log import get_logger
 from swarmlet_agent.images.capture import forget_mount_points, seal
-from swarmlet_agent.images.layers import Layer
+from swarmlet_agent.images.layers import Keep, Layer
 from swarmlet_agent.images.manifests import Configuration, Platform
 from swarmlet_agent.images.reference import Reference
 from swarmlet_agent.images.shelf import Shelf
@@ -121,11 +121,14 @@ class Workshop:
         except (Internal, OSError) as err:
             log.warning("a build's mount stays behind until the next start", root=name, error=str(err))
 
-    async def take(self, root: str, chains: Sequence[str], mounts: Iterable[str] = ()) -> Layer | None:
+    async def take(
+        self, root: str, chains: Sequence[str], keep: Keep, mounts: Iterable[str] = ()
+    ) -> Layer | None:
         """What was changed in a root over `chains`, as a layer; the root keeps its look, with the layer below it now.
 
-        None if nothing was. mounts: where the runtime mounted things, whose places are no change. Nobody may use the
-        root meanwhile. Internal for the disk's errors.
+        None if nothing was. keep: told of the layer in time to pin it, for the root may be removed at any moment
+        and whoever removes one sweeps its layers. mounts: where the runtime mounted things, whose places are no
+        change. Nobody may use the root meanwhile. Internal for the disk's errors.
         """
         roots, layers = self._shelf.roots, self._shelf.layers
         await roots.unmount(root)
@@ -139,7 +142,7 @@ class Workshop:
             return seal(diff, work / "recipe", stopped)
 
         try:
-            layer = await layers.add_folder(chains[-1] if chains else "", fill)
+            layer = await layers.add_folder(chains[-1] if chains else "", fill, keep)
         except OSError as err:
             raise Internal(f"the step's changes cannot be stored: {err.strerror or err}") from err
         await roots.rebase(root, layer.chain_id if layer is not None else "")
@@ -152,9 +155,9 @@ class Bench:
     def __init__(self, workshop: Workshop, name: str, path: Path, chains: tuple[str, ...]) -> None:
         self._workshop, self._name, self.path, self._chains = workshop, name, path, chains
 
-    async def take(self) -> Layer | None:
+    async def take(self, keep: Keep) -> Layer | None:
         """The layer of what was changed; the path is of no use afterwards."""
-        return await self._workshop.take(self._name, self._chains)
+        return await self._workshop.take(self._name, self._chains, keep)
 
 
 async def to_the_end(work: Coroutine[Any, Any, T]) -> T:

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from fakes.images_node import Node
 from fakes.images_registry import FakeRegistry, RealRegistry
 
 from swarmlet.errors import InvalidArgument, NotFound, SwarmletError
+from swarmlet_agent.images import layers
 from swarmlet_agent.images.registry import RegistryDenied, RegistryUnreachable
 from swarmlet_agent.images.types import RegistryAuth
 
@@ -322,3 +324,28 @@ async def test_an_agent_killed_in_the_middle_of_a_pull_leaves_nothing_half_made(
         assert (await node.store.pull(f"{registry.host}/x:2")).id == slow.id
     finally:
         await node.stop()
+
+
+async def test_a_layer_that_is_moved_into_place_while_its_pull_fails_goes_with_the_others(
+    node: Node, registry: FakeRegistry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    image = MadeImage(_LAYERS)
+    registry.push("x", "1", image)
+    settle, moving, go_on = layers._settle, threading.Event(), threading.Event()
+
+    def slow(*args: Any) -> None:
+        moving.set()
+        go_on.wait(10)
+        settle(*args)
+
+    monkeypatch.setattr(layers, "_settle", slow)
+    pulling = asyncio.create_task(node.store.pull(f"{registry.host}/x:1"))
+    await asyncio.to_thread(moving.wait)
+    pulling.cancel()
+    for _ in range(100):  # the cancellation gets as far as it can
+        await asyncio.sleep(0)
+    go_on.set()
+    await asyncio.wait([pulling])
+    await node.store.close()  # waits for the pull, which nobody wants any more
+
+    assert node.layer_folders() == set()

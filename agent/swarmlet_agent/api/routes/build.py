@@ -13,9 +13,12 @@ from swarmlet.engine_api.filters import Filters
 from swarmlet.engine_api.router import Call, Route
 from swarmlet.engine_api.streams import JsonStream
 from swarmlet.errors import InvalidArgument, SwarmletError
+from swarmlet.log import get_logger
 from swarmlet_agent.builder.options import BuildOptions, read_options
 from swarmlet_agent.builder.output import BuildFailed
 from swarmlet_agent.images.progress import Listener
+
+log = get_logger(__name__)
 
 
 class BuildBackend(Protocol):
@@ -50,7 +53,9 @@ class BuildRoutes:
             listener = hold if options.quiet else stream.send
             try:
                 ident = await self._builder.build(options, call.request.content.iter_any(), listener)
-            except SwarmletError as err:
+            except ConnectionError:
+                raise  # the client's
+            except Exception as err:
                 if not stream.started and not held:
                     raise
                 for message in held:
@@ -79,9 +84,13 @@ class BuildRoutes:
         return web.Response(status=200)
 
 
-async def _fail(stream: JsonStream, error: SwarmletError) -> None:
+async def _fail(stream: JsonStream, error: Exception) -> None:
     """The last message; a failed program's exit code becomes the docker command's."""
-    detail: dict[str, Any] = {"message": str(error)}
+    message = str(error)
+    if not isinstance(error, SwarmletError):
+        log.error("build failed", exc_info=error)
+        message = f"internal error: {type(error).__name__}: {error}"
+    detail: dict[str, Any] = {"message": message}
     if isinstance(error, BuildFailed):
         detail["code"] = error.code
-    await stream.send({"errorDetail": detail, "error": str(error)})
+    await stream.send({"errorDetail": detail, "error": message})
