@@ -372,7 +372,7 @@ def test_quiet_says_only_the_id(node: View, tmp_path: Path) -> None:
 
 
 def test_a_build_that_is_interrupted_leaves_nothing(view: View, tmp_path: Path) -> None:
-    write(tmp_path, {"Dockerfile": "FROM busybox\nRUN echo begun; sleep 300\n"})
+    write(tmp_path, {"Dockerfile": "FROM busybox\nRUN echo be''gun; sleep 300\n"})
     process = view.popen("build", str(tmp_path), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
     try:
         assert process.stdout is not None
@@ -391,7 +391,7 @@ def test_a_build_that_is_interrupted_leaves_nothing(view: View, tmp_path: Path) 
 def test_a_build_with_an_id_can_be_cancelled_by_it(view: View) -> None:
     packed = io.BytesIO()
     with tarfile.open(fileobj=packed, mode="w") as tar:
-        content = b"FROM busybox\nRUN echo begun; sleep 300\n"
+        content = b"FROM busybox\nRUN echo be''gun; sleep 300\n"
         info = tarfile.TarInfo("Dockerfile")
         info.size = len(content)
         tar.addfile(info, io.BytesIO(content))
@@ -419,7 +419,7 @@ def test_a_build_with_an_id_can_be_cancelled_by_it(view: View) -> None:
 
 def test_an_agent_killed_in_the_middle_of_a_build_leaves_nothing_behind(cluster: Cluster, tmp_path: Path) -> None:
     node = cluster.node(3)
-    write(tmp_path, {"Dockerfile": "FROM busybox\nRUN echo one > /1\nRUN echo begun; sleep 300\n"})
+    write(tmp_path, {"Dockerfile": "FROM busybox\nRUN echo one > /1\nRUN echo be''gun; sleep 300\n"})
     process = node.popen("build", str(tmp_path), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
     try:
         assert process.stdout is not None

@@ -331,21 +331,20 @@ async def test_a_layer_that_is_moved_into_place_while_its_pull_fails_goes_with_t
 ) -> None:
     image = MadeImage(_LAYERS)
     registry.push("x", "1", image)
-    settle, moving, go_on = layers._settle, threading.Event(), threading.Event()
+    settle, moved, go_on = layers._settle, threading.Event(), threading.Event()
 
     def slow(*args: Any) -> None:
-        moving.set()
-        go_on.wait(10)
         settle(*args)
+        moved.set()
+        go_on.wait(10)
 
     monkeypatch.setattr(layers, "_settle", slow)
     pulling = asyncio.create_task(node.store.pull(f"{registry.host}/x:1"))
-    await asyncio.to_thread(moving.wait)
-    pulling.cancel()
+    await asyncio.to_thread(moved.wait)
+    closing = asyncio.create_task(node.store.close())
     for _ in range(100):  # the cancellation gets as far as it can
         await asyncio.sleep(0)
     go_on.set()
-    await asyncio.wait([pulling])
-    await node.store.close()  # waits for the pull, which nobody wants any more
+    await asyncio.wait([pulling, closing])
 
     assert node.layer_folders() == set()
