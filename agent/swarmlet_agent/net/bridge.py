@@ -16,12 +16,12 @@ from typing import Protocol
 import msgspec
 
 from swarmlet.engine_api.filters import Filters
-from swarmlet.errors import Conflict, Forbidden, Internal, NotFound
+from swarmlet.errors import Conflict, Forbidden, Internal, NotFound, NotSupported
 from swarmlet.log import get_logger
 from swarmlet.model.container import EndpointSettings
 from swarmlet.model.ids import new_hex_id
 from swarmlet_agent.journal import Journal
-from swarmlet_agent.net import plan_attach, plan_rules, views
+from swarmlet_agent.net import plan_attach, plan_macvlan, plan_rules, views
 from swarmlet_agent.net.container_files import ContainerFiles
 from swarmlet_agent.net.dns import EmbeddedDns, HostResolvers
 from swarmlet_agent.net.firewall_check import find_dropping
@@ -184,7 +184,7 @@ class BridgeNetworks:
                 await ground.run(self._make_network, network)
             except BaseException:
                 await ground.journal.delete(NETWORKS, network.id)
-                await ground.run(ground.kernel.delete_bridge, network.bridge)
+                await ground.run(self._unmake_network, network)
                 raise
             ground.catalog.put(network)
         ground.on_event("create", network, {"name": network.name, "type": network.driver})
@@ -247,11 +247,17 @@ class BridgeNetworks:
 
     def _make_network(self, network: NetworkRecord) -> None:
         ground = self._ground
-        ground.kernel.ensure_bridge(network)
+        ground.kernel.driver(network).make(network)
         ground.kernel.change_rules(
             plan_rules.add_network(network),
             lambda: plan_rules.ruleset([*ground.catalog.bridges(), network], ground.published()),
         )
+
+    def _unmake_network(self, network: NetworkRecord) -> None:
+        """Its links, unless another network (of a VLAN interface there may be several) is on them."""
+        ground = self._ground
+        if not network.parent or not plan_macvlan.users_of(network.parent, ground.catalog.by_id, network.id):
+            ground.kernel.driver(network).remove(network)
 
     async def _remove(self, network: NetworkRecord) -> None:
         ground = self._ground
@@ -266,7 +272,7 @@ class BridgeNetworks:
         ground.catalog.drop(network.id)
         try:
             await ground.journal.delete(NETWORKS, network.id)
-            await ground.run(ground.kernel.delete_bridge, network.bridge)
+            await ground.run(self._unmake_network, network)
             await ground.run(ground.kernel.change_rules, plan_rules.remove_network(network), ground.rules)
         except BaseException:
             ground.catalog.put(network)
@@ -290,7 +296,7 @@ class BridgeNetworks:
             log.warning("default network keeps its old settings while containers use it", subnet=known.subnet)
             return
         if known is not None:  # its bridge may have another address, or another name, from now on
-            await ground.run(ground.kernel.delete_bridge, known.bridge)
+            await ground.run(self._unmake_network, known)
         links, routes = await ground.run(lambda: (ground.kernel.links(), ground.kernel.routes()))
         foreign = routes if known is None and bridge not in {link.name for link in links} else []
         if any(route.overlaps(parse_subnet(subnet)) for route in foreign):
@@ -316,11 +322,11 @@ class BridgeNetworks:
             if sandbox.kind == "shared" and sandbox.share_with in ground.live:
                 ground.live.add(ident)
         veths = {endpoint.veth for ident in ground.live for endpoint in ground.sandboxes[ident].endpoints}
-        kernel.sweep(ground.live, veths, ground.catalog.bridges())
-        for network in ground.catalog.bridges():
+        kernel.sweep(ground.live, veths, ground.catalog.with_links())
+        for network in ground.catalog.with_links():
             try:
-                kernel.ensure_bridge(network)
-            except (Conflict, Internal) as err:
+                kernel.driver(network).ensure(network)
+            except (Conflict, Internal, NotSupported) as err:
                 if network.predefined:
                     raise
                 # One network that cannot be had is no reason to leave all others without an agent.
@@ -328,8 +334,8 @@ class BridgeNetworks:
         kernel.load_rules(ground.rules())
         for ident in ground.live:
             for endpoint in ground.sandboxes[ident].endpoints:
-                if endpoint.veth and kernel.host.link(ground.catalog.by_id[endpoint.network_id].bridge) is not None:
-                    kernel.ensure_master(endpoint, ground.catalog.by_id[endpoint.network_id])
+                if endpoint.veth:
+                    kernel.bridges.ensure_master(endpoint, ground.catalog.by_id[endpoint.network_id])
 
     async def _open_inside(self, container_id: str, family: int, kind: int) -> socket.socket:
         return await self._ground.run(self._ground.kernel.open_socket, container_id, family, kind)

@@ -62,6 +62,10 @@ class Catalog:
             raise NotFound("network", ref, f"network {ref} not found")
         return network
 
+    def with_links(self) -> list[NetworkRecord]:
+        """Those that the kernel has something of: all but host and none."""
+        return [network for network in list(self.by_id.values()) if not network.exclusive]
+
     def bridges(self) -> list[NetworkRecord]:
         return [network for network in list(self.by_id.values()) if network.bridge]
 

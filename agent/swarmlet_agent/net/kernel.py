@@ -1,4 +1,4 @@
-"""The kernel's side of local networks: bridges, namespaces, veth pairs, rules. Runs in the "net" thread only.
+"""The kernel's side of local networks: namespaces, their interfaces, rules. Runs in the "net" thread only.
 
 All calls are synchronous and belong to one thread, which enters namespaces and comes back. The kernel is asked,
 never remembered: every `ensure_…` looks first.
@@ -11,24 +11,23 @@ import errno
 import socket
 import time
 from collections.abc import Callable, Iterable, Sequence
-from ipaddress import ip_address, ip_interface, ip_network
+from ipaddress import ip_address, ip_interface
 from pathlib import Path
 
-from swarmlet.errors import Conflict, Internal
+from swarmlet.errors import Internal
 from swarmlet.log import get_logger
 from swarmlet_agent.net import conntrack, netlink, netns
 from swarmlet_agent.net.dns_sockets import DnsSockets, bind_dns, change_rules_here
-from swarmlet_agent.net.netlink import Link, Message, Netlink, NetlinkError
+from swarmlet_agent.net.link_drivers import GROUP, BridgeLinks, LinkDriver, delete_ours
+from swarmlet_agent.net.macvlan import MacvlanLinks
+from swarmlet_agent.net.netlink import Link, Message, Netlink
 from swarmlet_agent.net.nft import Nft, NftError
 from swarmlet_agent.net.plan_attach import DefaultRoutes
-from swarmlet_agent.net.plan_ipam import AnyNetwork, mac_of
+from swarmlet_agent.net.plan_ipam import AnyNetwork
 from swarmlet_agent.net.plan_rules import TABLE, dns_ruleset, no_ruleset
 from swarmlet_agent.net.records import EndpointRecord, NetworkRecord, SandboxRecord
 
 log = get_logger(__name__)
-
-#: Interfaces with this group number are ours (a veth or bridge of any other group is never touched).
-GROUP = 0x53574C01
 
 
 class KernelNet:
@@ -38,6 +37,7 @@ class KernelNet:
         self.folder = netns_folder
         self._host: Netlink | None = None
         self._nft: Nft | None = None
+        self._drivers: dict[str, LinkDriver] = {}
         #: Opened by a build whose caller may have been cancelled; the caller takes them out.
         self._dns: dict[str, DnsSockets] = {}
 
@@ -57,6 +57,8 @@ class KernelNet:
         netns.ensure_folder(self.folder)
         netns.write_sysctl("net/ipv4/ip_forward", "1")
         self._host, self._nft = Netlink(), Nft()
+        self.bridges = BridgeLinks(self._host)
+        self._drivers = {"bridge": self.bridges, "macvlan": MacvlanLinks(self._host)}
 
     def close(self) -> None:
         for sockets in self._dns.values():
@@ -71,56 +73,17 @@ class KernelNet:
     def path(self, container_id: str) -> Path:
         return self.folder / container_id
 
-    # Bridges
+    # Networks
 
-    def ensure_bridge(self, network: NetworkRecord) -> None:
-        """The network's bridge, up, with its gateway address. Conflict if the name is someone else's."""
-        link = self.host.link(network.bridge)
-        if link is None:
-            mac = mac_of(ip_address(network.families[0].gateway))
-            self.host.send([netlink.new_bridge(network.bridge, mac=mac, mtu=network.mtu, group=GROUP)])
-            link = self._bridge(network.bridge)
-        elif link.group != GROUP or link.kind != "bridge":
-            raise Conflict(f"network {network.name}: interface {network.bridge} exists and is not ours")
-        self._set_ipv6(network)
-        # For ports published on 127.0.0.1; the ruleset's guard chain closes what this would open.
-        netns.write_sysctl(f"net/ipv4/conf/{network.bridge}/route_localnet", "1")
-        addresses = [
-            netlink.add_address(link.index, ip_interface(f"{part.gateway}/{ip_network(part.subnet).prefixlen}"))
-            for part in network.families
-        ]
-        self.host.send([*addresses, netlink.set_up(link.index)])
-
-    def _set_ipv6(self, network: NetworkRecord) -> None:
-        """IPv6 on the network's bridge, and forwarding on the host, or off before the bridge comes up: else it would
-        announce itself."""
-        own = f"net/ipv6/conf/{network.bridge}"
-        if not network.v6.subnet:
-            with contextlib.suppress(Internal):  # a kernel without IPv6 has no such switch
-                netns.write_sysctl(f"{own}/disable_ipv6", "1")
-            return
-        # No probing for duplicates: until it ends, the bridge could not even ask for a container's link address.
-        for switch, value in (("accept_dad", "0"), ("accept_ra", "0"), ("disable_ipv6", "0")):
-            netns.write_sysctl(f"{own}/{switch}", value)
-        ensure_ipv6_forwarding()
-
-    def delete_bridge(self, name: str) -> None:
-        """Not there, or not ours, is fine."""
-        link = self.host.link(name)
-        if link is not None and link.group == GROUP:
-            self.host.send([netlink.delete_link(link.index)], ignore=frozenset({errno.ENODEV}))
+    def driver(self, network: NetworkRecord) -> LinkDriver:
+        """KeyError for a network without links (host, none)."""
+        return self._drivers[network.driver]
 
     def links(self) -> list[Link]:
         return self.host.links()
 
     def routes(self) -> list[AnyNetwork]:
         return self.host.routes()
-
-    def _bridge(self, name: str) -> Link:
-        link = self.host.link(name)
-        if link is None:
-            raise Internal(f"bridge {name} is missing; restart the agent to make it again")
-        return link
 
     # Rules
 
@@ -151,7 +114,7 @@ class KernelNet:
                 self._prepare(inner)
                 port = self._open_dns(sandbox) if sandbox.dns_port else 0
                 for endpoint in sandbox.endpoints:
-                    if endpoint.veth:
+                    if endpoint.interface:
                         network = networks[endpoint.network_id]
                         self._plug(inner, descriptor, endpoint, network, routes.of(endpoint))
             finally:
@@ -167,11 +130,12 @@ class KernelNet:
             finally:
                 inner.close()
 
-    def unplug(self, endpoint: EndpointRecord) -> None:
+    def unplug(self, container_id: str, endpoint: EndpointRecord) -> None:
         """Take an interface away; not there is fine."""
-        link = self.host.link(endpoint.veth)
-        if link is not None and link.group == GROUP:
-            self.host.send([netlink.delete_link(link.index)], ignore=frozenset({errno.ENODEV}))
+        if endpoint.veth:
+            delete_ours(self.host, endpoint.veth)
+        else:
+            self._delete_inside(container_id, [endpoint.interface])
 
     def set_default_route(self, container_id: str, endpoint: EndpointRecord, gateway: str) -> None:
         with netns.inside(self.path(container_id)):
@@ -184,8 +148,14 @@ class KernelNet:
             finally:
                 inner.close()
 
-    def destroy(self, container_id: str) -> None:
-        """Let go of a namespace; the kernel takes its interfaces down in its own time. Not there is fine."""
+    def destroy(self, container_id: str, endpoints: Iterable[EndpointRecord] = ()) -> None:
+        """Let go of a namespace; the kernel takes its interfaces down in its own time. Not there is fine.
+
+        endpoints: those without an end on the host are deleted first, for their addresses are the site's.
+        """
+        inner = [endpoint.interface for endpoint in endpoints if endpoint.interface and not endpoint.veth]
+        if inner:
+            self._delete_inside(container_id, inner)
         if (sockets := self._dns.pop(container_id, None)) is not None:
             sockets.close()
         netns.forget(self.path(container_id))
@@ -239,9 +209,7 @@ class KernelNet:
     def delete_links(self, names: Iterable[str]) -> None:
         """Ours only. For what the kernel did not reap because something still holds the namespace."""
         for name in names:
-            link = self.host.link(name)
-            if link is not None and link.group == GROUP:
-                self.host.send([netlink.delete_link(link.index)], ignore=frozenset({errno.ENODEV}))
+            delete_ours(self.host, name)
 
     def flush_udp(self, ports: Sequence[int]) -> None:
         """Forget tracked UDP flows to these host ports, so that the next packet meets the rules of now."""
@@ -255,18 +223,11 @@ class KernelNet:
         for entry in list(self.folder.iterdir()):
             if entry.name not in live:
                 netns.forget(entry)
-        bridges = {network.bridge for network in networks if network.bridge}
+        known = veths | {name for network in networks for name in self.driver(network).links_of(network)}
         for link in self.host.links():
-            if link.group == GROUP and link.name not in veths and link.name not in bridges:
+            if link.group == GROUP and link.name not in known:
                 log.info("removing a leftover interface", interface=link.name)
                 self.host.send([netlink.delete_link(link.index)], ignore=frozenset({errno.ENODEV}))
-
-    def ensure_master(self, endpoint: EndpointRecord, network: NetworkRecord) -> None:
-        """A recorded interface is in its bridge (someone may have removed the bridge meanwhile)."""
-        bridge, link = self._bridge(network.bridge), self.host.link(endpoint.veth)
-        if link is not None and link.master != bridge.index:
-            port = netlink.set_bridge_port(endpoint.veth, hairpin=True, isolated=not network.inter_container)
-            self.host.send([netlink.set_master(link.index, bridge.index), port])
 
     def teardown(self) -> None:
         """Remove everything of ours from this namespace."""
@@ -297,23 +258,7 @@ class KernelNet:
         self, inner: Netlink, descriptor: int, endpoint: EndpointRecord, network: NetworkRecord, routes: Sequence[str]
     ) -> None:
         """routes: gateways of default routes over it. The thread is in the container's namespace."""
-        bridge = self._bridge(network.bridge)
-        pair = [
-            netlink.new_veth(
-                endpoint.veth, bridge=bridge.index, mtu=network.mtu, group=GROUP, peer_name=endpoint.interface,
-                peer_mac=endpoint.mac, peer_netns_fd=descriptor,
-            ),
-            # Hairpin: on hosts with br_netfilter a container reaches its own published port through the bridge.
-            netlink.set_bridge_port(endpoint.veth, hairpin=True, isolated=not network.inter_container),
-        ]
-        try:
-            self.host.send(pair)
-        except NetlinkError as err:
-            if err.code != errno.EEXIST:
-                raise
-            # The same container's interface of a moment ago, which the kernel is still about to reap.
-            self.delete_links([endpoint.veth])
-            self.host.send(pair)
+        self.driver(network).plug(descriptor, endpoint, network)
         link = inner.link(endpoint.interface)
         if link is None:
             raise Internal(f"interface {endpoint.interface} did not appear in the container's namespace")
@@ -327,25 +272,23 @@ class KernelNet:
         messages += [netlink.default_route(link.index, ip_address(gateway)) for gateway in routes]
         inner.send(messages)
 
+    def _delete_inside(self, container_id: str, interfaces: Iterable[str]) -> None:
+        """Interfaces of a namespace; without it they are gone too."""
+        with contextlib.suppress(FileNotFoundError), netns.inside(self.path(container_id)):
+            inner = Netlink()
+            try:
+                for name in interfaces:
+                    if (link := inner.link(name)) is not None:
+                        inner.send([netlink.delete_link(link.index)], ignore=frozenset({errno.ENODEV}))
+            finally:
+                inner.close()
+
     def _open_dns(self, sandbox: SandboxRecord) -> int:
         """In the container's namespace: sockets, and the rules that lead port 53 to them."""
         sockets = bind_dns(sandbox.dns_port)
         self._dns[sandbox.container_id] = sockets
         change_rules_here(dns_ruleset(sockets.port))
         return sockets.port
-
-
-def ensure_ipv6_forwarding() -> None:
-    """The host forwards IPv6 packets. What it learnt from routers itself stays: an interface that listens to their
-    announcements goes on doing so (2), which a forwarding host otherwise would not."""
-    folder = Path("/proc/sys/net/ipv6/conf")
-    if (folder / "all/forwarding").read_text().strip() == "1":
-        return
-    for switch in folder.glob("*/accept_ra"):
-        if switch.read_text().strip() == "1":
-            netns.write_sysctl(f"net/ipv6/conf/{switch.parent.name}/accept_ra", "2")
-    netns.write_sysctl("net/ipv6/conf/default/forwarding", "1")
-    netns.write_sysctl("net/ipv6/conf/all/forwarding", "1")
 
 
 def wait_gone(kernel: KernelNet, veths: Sequence[str], patience_s: float) -> set[str]:

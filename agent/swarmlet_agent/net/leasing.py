@@ -41,7 +41,7 @@ class Leasing:
     ) -> SandboxRecord:
         """The sandbox with its endpoints and ports. What a network refuses, AddressTaken, PoolExhausted, PortTaken."""
         ground, main = self._ground, places[0].network
-        if main.driver != "bridge":
+        if main.exclusive:
             endpoint = EndpointRecord(id=new_hex_id(), network_id=main.id, network=main.name, wish=places[0].settings)
             kind = HOST if main.driver == "host" else NONE
             # In host mode nothing is published: the container's ports are the host's.
@@ -70,7 +70,7 @@ class Leasing:
         ident, named = new_hex_id(), not network.predefined
         endpoint = EndpointRecord(
             id=ident, network_id=network.id, network=network.name, interface=plan_attach.next_interface(others),
-            veth=plan_attach.veth_name(ident), wish=settings,
+            veth=plan_attach.veth_name(ident) if network.bridge else "", wish=settings,
             names=plan_attach.dns_names(sandbox.container_name, sandbox.container_id, sandbox.hostname, settings)
             if named else (),
         )
@@ -80,14 +80,14 @@ class Leasing:
                 address = pool.take(wanted) if wanted else pool.take_again(earlier.ip if earlier is not None else "")
                 endpoint = replace(
                     endpoint, ip=str(address), prefix=pool.subnet.prefixlen,
-                    gateway="" if network.internal else network.gateway,
+                    gateway="" if network.closed else network.gateway,
                 )
             if (pool := catalog.pool(network.id, 6)) is not None:
                 wanted = ipam.ipv6_address if ipam is not None else ""
                 address = pool.take(wanted) if wanted else pool.take_again(earlier.ip6 if earlier is not None else "")
                 endpoint = replace(
                     endpoint, ip6=str(address), prefix6=pool.subnet.prefixlen,
-                    gateway6="" if network.internal else network.v6.gateway,
+                    gateway6="" if network.closed else network.v6.gateway,
                 )
         except BaseException:
             catalog.give_back(endpoint)
@@ -103,8 +103,10 @@ class Leasing:
         routes = self.routes(sandbox)
         if (main := routes.main) is None or not sandbox.port_wishes:
             return ()  # only internal networks: as on Docker, nothing is published
-        binding = self._ground.catalog.by_id[main.network_id].host_binding
-        wishes = parse_ports(sandbox.port_wishes, default_host_ips(binding, host_has_ipv6=host_has_ipv6()))
+        network = self._ground.catalog.by_id[main.network_id]
+        if not network.bridge:
+            return ()  # its addresses are the site's own
+        wishes = parse_ports(sandbox.port_wishes, default_host_ips(network.host_binding, host_has_ipv6=host_has_ipv6()))
         wishes = reachable(wishes, *routes.targets)
         try:
             return self._ground.ports.take(sandbox.container_id, wishes, routes.targets, before)

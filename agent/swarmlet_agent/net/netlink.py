@@ -25,11 +25,11 @@ NLMSG_ERROR, NLMSG_DONE = 2, 3
 _SOL_NETLINK, _NETLINK_CAP_ACK, _NETLINK_EXT_ACK, _NETLINK_GET_STRICT_CHK = 270, 10, 11, 12
 
 IFF_UP = 1
-IFLA_ADDRESS, IFLA_IFNAME, IFLA_MTU, IFLA_MASTER, IFLA_LINKINFO = 1, 3, 4, 10, 18
+IFLA_ADDRESS, IFLA_IFNAME, IFLA_MTU, IFLA_LINK, IFLA_MASTER, IFLA_LINKINFO = 1, 3, 4, 5, 10, 18
 IFLA_STATS64, IFLA_GROUP, IFLA_NET_NS_FD, IFLA_EXT_MASK = 23, 27, 28, 29
 IFLA_INFO_KIND, IFLA_INFO_DATA, IFLA_INFO_SLAVE_KIND, IFLA_INFO_SLAVE_DATA = 1, 2, 4, 5
 IFLA_BRPORT_MODE, IFLA_BRPORT_ISOLATED = 4, 33
-VETH_INFO_PEER = 1
+VETH_INFO_PEER = IFLA_MACVLAN_MODE = IFLA_VLAN_ID = 1
 _NESTED = 0x8000
 IFA_ADDRESS, IFA_LOCAL, IFA_BROADCAST, IFA_FLAGS = 1, 2, 4, 8
 _IFA_F_NODAD = 2
@@ -130,6 +130,38 @@ def new_veth(
     body += _u32(IFLA_MASTER, bridge) + _u32(IFLA_GROUP, group)
     body += nested(IFLA_LINKINFO, attr(IFLA_INFO_KIND, b"veth"), info)
     return Message(RTM_NEWLINK, NLM_F_ACK | NLM_F_CREATE | NLM_F_EXCL, body, f"creating veth {name}")
+
+
+def new_link(kind: str, name: str, *, group: int, info: bytes = b"", more: bytes = b"") -> Message:
+    """A link of some kind, down. info: the kind's own attributes; more: others."""
+    body = _IFINFO.pack(0, 0, 0, 0, 0) + _text(IFLA_IFNAME, name) + _u32(IFLA_GROUP, group) + more
+    data = (nested(IFLA_INFO_DATA, info),) if info else ()
+    body += nested(IFLA_LINKINFO, attr(IFLA_INFO_KIND, kind.encode()), *data)
+    return Message(RTM_NEWLINK, NLM_F_ACK | NLM_F_CREATE | NLM_F_EXCL, body, f"creating {kind} {name}")
+
+
+def new_pair(name: str, other: str, *, group: int) -> Message:
+    """A veth pair with both ends here, down."""
+    peer = _IFINFO.pack(0, 0, 0, 0, 0) + _text(IFLA_IFNAME, other) + _u32(IFLA_GROUP, group)
+    return new_link("veth", name, group=group, info=attr(VETH_INFO_PEER, peer))
+
+
+def new_vlan(name: str, *, below: int, number: int, group: int) -> Message:
+    """A VLAN of the link `below`, down."""
+    info = attr(IFLA_VLAN_ID, struct.pack("=H", number))
+    return new_link("vlan", name, group=group, info=info, more=_u32(IFLA_LINK, below))
+
+
+def new_macvlan(
+    name: str, *, parent: int, mode: int, group: int, mac: str = "", netns_fd: int | None = None
+) -> Message:
+    """A macvlan of a link of this namespace, down; netns_fd: in that namespace."""
+    more = _u32(IFLA_LINK, parent)
+    if mac:
+        more += attr(IFLA_ADDRESS, mac_bytes(mac))
+    if netns_fd is not None:
+        more += _u32(IFLA_NET_NS_FD, netns_fd)
+    return new_link("macvlan", name, group=group, info=_u32(IFLA_MACVLAN_MODE, mode), more=more)
 
 
 def set_bridge_port(name: str, *, hairpin: bool, isolated: bool) -> Message:

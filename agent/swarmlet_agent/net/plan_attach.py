@@ -53,13 +53,13 @@ def places(wish: NetworkWish, lookup: Lookup) -> list[Place]:
     """
     main = lookup(_known_as(wish.mode))
     listed = {lookup(_known_as(ref)).name: settings for ref, settings in sorted(wish.endpoints.items())}
-    if listed and main.name not in listed and main.driver == "bridge":
+    if listed and main.name not in listed and not main.exclusive:
         main = lookup(min(listed))
     wanted = {main.name: EndpointSettings(), **listed}
     if wish.mac_address and not wanted[main.name].mac_address:
         wanted[main.name] = msgspec.structs.replace(wanted[main.name], mac_address=wish.mac_address)
     found = [Place(lookup(name), settings) for name, settings in wanted.items()]
-    exclusive = [place.network.name for place in found if place.network.driver != "bridge"]
+    exclusive = [place.network.name for place in found if place.network.exclusive]
     if exclusive and len(found) > 1:
         raise InvalidArgument(
             "container cannot be connected to multiple networks with one of the networks in "
@@ -148,7 +148,7 @@ def default_routes(
 ) -> DefaultRoutes:
     """Highest gw_priority, then one with both families, then the first name; never an internal network's."""
     outward = sorted(
-        (endpoint for endpoint in endpoints if not networks[endpoint.network_id].internal),
+        (endpoint for endpoint in endpoints if not networks[endpoint.network_id].closed),
         key=lambda endpoint: (-endpoint.wish.gw_priority, len(endpoint.addresses) < 2, endpoint.network),
     )
     return DefaultRoutes(

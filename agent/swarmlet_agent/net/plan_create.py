@@ -6,9 +6,12 @@ import re
 from collections.abc import Collection, Mapping
 from ipaddress import ip_network
 
+from msgspec.structs import replace
+
 from swarmlet.errors import Conflict, Forbidden, InvalidArgument, NotFound, NotSupported
 from swarmlet_agent.net.plan_families import check_ipam, config_of, plan_family
 from swarmlet_agent.net.plan_ipam import AnyNetwork, parse_address, unique_local_pools
+from swarmlet_agent.net.plan_macvlan import plan_parent
 from swarmlet_agent.net.records import PREDEFINED, NetworkRecord, Subnet
 from swarmlet_agent.net.requests import Ipam, IpamConfig, NetworkCreate
 
@@ -31,7 +34,7 @@ def plan_network(
     request: NetworkCreate, *, network_id: str, now: int, existing: Mapping[str, NetworkRecord],
     host_routes: Collection[AnyNetwork], links: Collection[str], seed: str = "",
 ) -> NetworkRecord:
-    """The record of a new user-defined bridge network.
+    """The record of a new user-defined network.
 
     existing: networks by id; host_routes: of this namespace; links: interface names in use. seed: this engine's own,
     from which its unique local IPv6 networks follow.
@@ -39,32 +42,44 @@ def plan_network(
     """
     _check_name(request.name, existing)
     _check_kind(request)
-    options = request.options
-    unknown = sorted(key for key in options if key not in _KNOWN and key.startswith("com.docker.network."))
-    if unknown:
-        raise NotSupported(f"network option {unknown[0]} is not supported")
     if not request.enable_ipv4 and not request.enable_ipv6:
         raise InvalidArgument("IPv4 or IPv6 must be enabled")
-    bridge = options.get(OPTION_NAME, "") or BRIDGE_PREFIX + network_id[:12]
-    if not _LINK_NAME.fullmatch(bridge):
-        raise InvalidArgument(f"invalid bridge name {bridge!r}: at most 15 of letters, digits, '_', '.' and '-'")
-    if bridge in links:
-        raise Conflict(f"cannot create network {request.name}: the host has an interface {bridge} already")
+    driver = request.driver or "bridge"
     check_ipam(request.ipam, ipv6=request.enable_ipv6)
     used = [ip_network(part.subnet) for known in existing.values() for part in known.families]
     v4 = v6 = Subnet()
     if request.enable_ipv4:
-        v4 = plan_family(config_of(request.ipam, 4, "bridge"), used=used, host_routes=host_routes)
+        v4 = plan_family(config_of(request.ipam, 4, driver), used=used, host_routes=host_routes)
     if request.enable_ipv6:
         v6 = plan_family(
-            config_of(request.ipam, 6, "bridge"), used=used, host_routes=host_routes, pools=unique_local_pools(seed)
+            config_of(request.ipam, 6, driver), used=used, host_routes=host_routes, pools=unique_local_pools(seed)
         )
-    return NetworkRecord(
-        id=network_id, name=request.name, created_at=now, bridge=bridge, subnet=v4.subnet, gateway=v4.gateway,
-        ip_range=v4.ip_range, auxiliary=v4.auxiliary, chosen_subnet=v4.chosen, v6=v6,
-        internal=request.internal, attachable=request.attachable, inter_container=_flag(options, OPTION_ICC, True),
+    record = NetworkRecord(
+        id=network_id, name=request.name, driver=driver, created_at=now, subnet=v4.subnet, gateway=v4.gateway,
+        ip_range=v4.ip_range, auxiliary=v4.auxiliary, chosen_subnet=v4.chosen, v6=v6, internal=request.internal,
+        attachable=request.attachable, options=dict(request.options), labels=dict(request.labels),
+        ipam_options=dict(request.ipam.options),
+    )
+    if driver == "macvlan":
+        parent = plan_parent(request, network_id, existing.values(), links)
+        return replace(record, parent=parent.name, mode=parent.mode)
+    return _bridge_network(record, links)
+
+
+def _bridge_network(record: NetworkRecord, links: Collection[str]) -> NetworkRecord:
+    """With what only the driver bridge has."""
+    options = record.options
+    unknown = sorted(key for key in options if key not in _KNOWN and key.startswith("com.docker.network."))
+    if unknown:
+        raise NotSupported(f"network option {unknown[0]} is not supported")
+    bridge = options.get(OPTION_NAME, "") or BRIDGE_PREFIX + record.id[:12]
+    if not _LINK_NAME.fullmatch(bridge):
+        raise InvalidArgument(f"invalid bridge name {bridge!r}: at most 15 of letters, digits, '_', '.' and '-'")
+    if bridge in links:
+        raise Conflict(f"cannot create network {record.name}: the host has an interface {bridge} already")
+    return replace(
+        record, bridge=bridge, inter_container=_flag(options, OPTION_ICC, True),
         masquerade=_flag(options, OPTION_MASQUERADE, True), host_binding=_host_binding(options), mtu=_mtu(options),
-        options=dict(options), labels=dict(request.labels), ipam_options=dict(request.ipam.options),
     )
 
 
@@ -105,9 +120,9 @@ def _check_kind(request: NetworkCreate) -> None:
         )
     if driver in ("host", "null"):
         raise Forbidden(f'only one instance of "{driver}" network is allowed')
-    if driver in ("macvlan", "ipvlan"):
-        raise NotSupported(f"network driver {driver} is not supported; use bridge")
-    if driver != "bridge":
+    if driver == "ipvlan":
+        raise NotSupported("network driver ipvlan is not supported; use macvlan or bridge")
+    if driver not in ("bridge", "macvlan"):
         raise NotFound(
             "plugin", driver, f'could not find plugin {driver} in v1 plugin registry: plugin "{driver}" not found'
         )

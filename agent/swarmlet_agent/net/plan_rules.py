@@ -67,7 +67,7 @@ def ruleset(networks: Iterable[NetworkRecord], ports: Iterable[PortRecord]) -> s
     parts = []
     for table, own in ((TABLE, _ONLY_4), (TABLE6, _ONLY_6)):
         parts += [f"table {table} {{}}", f"delete table {table}", f"table {table} {{{_rules(table.split()[0])}{own}}}"]
-    parts += [add_network(network) for network in networks if network.bridge]
+    parts += [add_network(network) for network in networks]
     parts += [add_ports(list(ports))]
     return "\n".join(part for part in parts if part)
 
@@ -104,6 +104,8 @@ def dns_ruleset(port: int) -> str:
 
 
 def _network(verb: str, network: NetworkRecord) -> str:
+    if not network.bridge:
+        return ""
     name, lines = f'"{network.bridge}"', []
     for table, subnet in ((TABLE, network.subnet), (TABLE6, network.v6.subnet)):
         # The bridge is known to both tables: what is not the network's family is nobody's to forward.

@@ -8,6 +8,8 @@ from swarmlet.model.container import EndpointSettings, PortBinding
 
 BRIDGE, HOST, NONE = "bridge", "host", "none"
 PREDEFINED = (BRIDGE, HOST, NONE)
+#: Parents of closed macvlan networks: this and the id's first 12 characters.
+OWN_PARENT = "dm-"
 
 
 class PortTaken(Conflict):
@@ -47,13 +49,19 @@ class Subnet(Record, frozen=True, kw_only=True):
 
 
 class NetworkRecord(Record, frozen=True, kw_only=True):
-    """A local network. driver: bridge, host or null. subnet, gateway, ip_range: IPv4 text; "" where there is none."""
+    """A local network. driver: bridge, macvlan, host or null.
+
+    subnet, gateway, ip_range: IPv4's, as text; "" where there is none.
+    """
 
     id: str
     name: str
     driver: str = "bridge"
     created_at: int = 0
     bridge: str = ""
+    #: Of a macvlan network: the host's interface that its containers sit on, and how they see each other.
+    parent: str = ""
+    mode: str = ""
     subnet: str = ""
     gateway: str = ""
     ip_range: str = ""
@@ -77,6 +85,16 @@ class NetworkRecord(Record, frozen=True, kw_only=True):
     @property
     def predefined(self) -> bool:
         return self.name in PREDEFINED
+
+    @property
+    def exclusive(self) -> bool:
+        """True for host and none: a container on one of them is on no other network."""
+        return self.driver in ("host", "null")
+
+    @property
+    def closed(self) -> bool:
+        """Nothing leads out of it."""
+        return self.internal or self.parent.startswith(OWN_PARENT)
 
     @property
     def v4(self) -> Subnet:

@@ -188,7 +188,7 @@ class Sandboxes:
         ground = self._ground
         if sandbox.kind in (HOST, "shared"):
             return
-        ground.kernel.destroy(sandbox.container_id)
+        ground.kernel.destroy(sandbox.container_id, sandbox.endpoints)
         if not made and sandbox.ports:
             ground.kernel.load_rules(ground.rules())
         elif was_live:
@@ -227,7 +227,7 @@ class Sandboxes:
                 await ground.run(ground.kernel.plug, container_id, endpoint, network)
                 changed = await self._settle(sandbox, changed)
             except BaseException:
-                await _to_the_end(ground.run(ground.kernel.unplug, endpoint))
+                await _to_the_end(ground.run(ground.kernel.unplug, container_id, endpoint))
                 ground.rest(endpoint)
                 raise
             ground.names.add(endpoint)
@@ -246,7 +246,7 @@ class Sandboxes:
             plan_attach.check_disconnect(network)
             rest = tuple(other for other in sandbox.endpoints if other.id != endpoint.id)
             ground.names.remove(endpoint)
-            await ground.run(ground.kernel.unplug, endpoint)
+            await ground.run(ground.kernel.unplug, container_id, endpoint)
             await self._settle(sandbox, replace(sandbox, endpoints=rest))
             ground.rest(endpoint)
             ground.tell("disconnect", sandbox, endpoint)
@@ -313,7 +313,7 @@ class Sandboxes:
         asker = Asker(
             container_id=ident, networks=tuple(network.id for network in networks), servers=sandbox.dns,
             private={alias.lower(): target.lower() for target, alias in map(split_link, links)},
-            forward=any(not network.internal for network in networks),
+            forward=any(not network.closed for network in networks),
         )
         if (sockets := ground.kernel.take_dns(ident)) is not None:
             self._dns.serve(asker, sockets)

@@ -29,6 +29,22 @@ def ipam(**config: object) -> Ipam:
     return Ipam(config=(IpamConfig(**config),))  # type: ignore[arg-type]
 
 
+def macvlan(**options: str) -> NetworkCreate:
+    return NetworkCreate(name="x", driver="macvlan", options=options)
+
+
+def test_a_macvlan_network_sits_on_an_interface_a_vlan_of_one_or_on_its_own() -> None:
+    made = [plan(macvlan(**options), links=("eth0",)) for options in (
+        {"parent": "eth0", "macvlan_mode": "vepa"}, {"parent": "eth0.10"}, {},
+    )]  # fmt: skip
+
+    assert [(network.parent, network.mode) for network in made] == [
+        ("eth0", "vepa"), ("eth0.10", "bridge"), ("dm-" + "a" * 12, "bridge"),
+    ]  # fmt: skip
+    assert [network.closed for network in made] == [False, False, True]
+    assert {network.bridge for network in made} == {""} and all(network.subnet for network in made)
+
+
 def test_without_wishes_a_network_gets_the_next_free_pool() -> None:
     network = plan(NetworkCreate(name="app"), routes=("172.18.3.0/24",))
 
@@ -86,7 +102,14 @@ def test_a_gateway_that_nobody_named_spares_auxiliary_addresses() -> None:
         (NetworkCreate(name="a/b"), InvalidArgument, "invalid network name"),
         (NetworkCreate(name="bridge"), Forbidden, "operation is not permitted on predefined bridge network"),
         (NetworkCreate(name="x", driver="overlay"), NotSupported, "overlay networks are not supported yet"),
-        (NetworkCreate(name="x", driver="macvlan"), NotSupported, "macvlan"),
+        (NetworkCreate(name="x", driver="ipvlan"), NotSupported, "ipvlan is not supported"),
+        (macvlan(parent="lo"), InvalidArgument, "loopback interface is not a valid macvlan parent link"),
+        (macvlan(parent="eth9"), InvalidArgument, "required interface name format is: name.vlan_id"),
+        (macvlan(parent="eth0.x"), InvalidArgument, "unable to parse a valid vlan id from: x"),
+        (macvlan(parent="eth0.4095"), InvalidArgument, "vlan id must be between 1-4094, received: 4095"),
+        (macvlan(parent="eth7.5"), InvalidArgument, "parent interface was not found on the host: eth7"),
+        (macvlan(macvlan_mode="wild"), InvalidArgument, "requested macvlan mode 'wild' is not valid"),
+        (macvlan(ipvlan_mode="l2"), NotSupported, "network option ipvlan_mode is not supported"),
         (NetworkCreate(name="x", driver="host"), Forbidden, 'only one instance of "host" network is allowed'),
         (NetworkCreate(name="x", driver="weave"), NotFound, 'plugin "weave" not found'),
         (NetworkCreate(name="x", enable_ipv4=False), InvalidArgument, "IPv4 or IPv6 must be enabled"),
