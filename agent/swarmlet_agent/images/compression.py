@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import bz2
 import lzma
-import zlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import zstandard
 
 from swarmlet.errors import InvalidArgument
+from swarmlet_agent.images.deflating import ERRORS, deflate
 
 #: Largest piece handed on (soft for zstd: see _ZSTD_STEP).
 PIECE = 1 << 20
@@ -26,6 +26,7 @@ _READ = 256 << 10
 
 _MAGIC = ((b"\x1f\x8b", "gzip"), (b"\x28\xb5\x2f\xfd", "zstd"), (b"BZh", "bzip2"), (b"\xfd7zXZ\x00", "xz"))
 _LONGEST_MAGIC = 6
+_ERRORS: tuple[type[Exception], ...] = (*ERRORS, lzma.LZMAError, zstandard.ZstdError, OSError, EOFError)
 
 
 def kind_of(start: bytes) -> str:
@@ -46,7 +47,7 @@ def decompressed(read: Callable[[int], bytes]) -> Iterator[bytes]:
         return
     try:
         yield from _gather(_members(kind, source))
-    except (zlib.error, lzma.LZMAError, zstandard.ZstdError, OSError, EOFError) as err:
+    except _ERRORS as err:
         if isinstance(err, OSError) and err.errno is not None:
             raise  # the disk's trouble, not the stream's (bz2 raises a bare OSError for bad data)
         raise InvalidArgument(f"invalid {kind} stream: {err}") from err
@@ -103,7 +104,7 @@ def _members(kind: str, source: _Source) -> Iterator[bytes]:
 def _new(kind: str) -> Any:
     match kind:
         case "gzip":
-            return zlib.decompressobj(wbits=31)
+            return deflate.decompressobj(wbits=31)
         case "bzip2":
             return bz2.BZ2Decompressor()
         case "xz":

@@ -16,12 +16,12 @@ from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
+from swarmlet_agent.images.deflating import LEVEL, deflate
 from swarmlet_agent.images.layers import Layer
 from swarmlet_agent.images.save import layer_tar
 
-#: The size of a block and the level are part of what makes the bytes the same: changing them changes digests.
+#: The size of a block is part of what makes the bytes the same: changing it changes digests.
 _BLOCK = 512 << 10
-_LEVEL = 4
 _WINDOW = 32 << 10
 _HEAD = b"\x1f\x8b\x08" + bytes(6) + b"\xff"  # no name, no time, of unknown system
 _LAST_BLOCK = b"\x03\x00"
@@ -29,7 +29,7 @@ _MAX_WORKERS = 4
 
 
 class Packer:
-    """Threads that compress (zlib lets go of the interpreter's lock), shared by all uploads. Use `close` at the end."""
+    """Threads that compress (they let go of the interpreter's lock), shared by all uploads. Use `close` at the end."""
 
     def __init__(self) -> None:
         self._workers = min(_MAX_WORKERS, os.cpu_count() or 1)
@@ -106,7 +106,8 @@ def _blocks(pieces: Iterator[bytes]) -> Iterator[bytes]:
 def _deflate(block: bytes, before: bytes) -> bytes:
     """Ends on a byte boundary and is not the last block, so that the next one can follow."""
     if before:
-        deflater = zlib.compressobj(_LEVEL, zlib.DEFLATED, -15, zdict=before)
+        deflater = deflate.compressobj(LEVEL, zlib.DEFLATED, -15, zdict=before)
     else:
-        deflater = zlib.compressobj(_LEVEL, zlib.DEFLATED, -15)
-    return deflater.compress(block) + deflater.flush(zlib.Z_SYNC_FLUSH)
+        deflater = deflate.compressobj(LEVEL, zlib.DEFLATED, -15)
+    packed: bytes = deflater.compress(block) + deflater.flush(zlib.Z_SYNC_FLUSH)
+    return packed

@@ -285,6 +285,8 @@ class _Writer:
         self._replace(path)
         place = self._at(path)
         if entry.kind == tarstream.SYMLINK:
+            if not entry.link:
+                raise self._bad(f"has a symbolic link {os.fsdecode(path)!r} that leads nowhere")
             os.symlink(entry.link, place)
             self._model[path], self._links[path] = _LINK, entry.link
         else:
