@@ -10,7 +10,7 @@ _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8
 ARENAS = 2
 #: Larger pieces are mapped, and unmapped when freed. Set at all, glibc no longer raises it (up to 32 MiB) after
 #: the first large piece is freed.
-MMAP_BYTES = 128 << 10
+MMAP_BYTES = 512 << 10
 
 
 def return_early() -> bool:

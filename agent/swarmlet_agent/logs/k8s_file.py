@@ -2,7 +2,8 @@
 
 A line is `2026-01-31T10:00:00.123456789+00:00 stdout F text`: a time of fixed width in the host's zone, the
 stream, F for text that ended with a newline or P for a piece of a line that goes on, and the text. Every
-part before the text has a fixed width, so whole blocks are cut without looking at single bytes.
+part before the text has a fixed width, so whole blocks are cut without looking at single bytes. conmon cuts a line
+wherever one of its reads ends: clients, which take a frame for a line, get the pieces put together.
 """
 
 from __future__ import annotations
@@ -63,14 +64,18 @@ class _FrameHeads(dict[int, bytes]):
         return head
 
 
+#: A longer line comes in pieces of this length, as dockerd has it.
+PIECE_BYTES = 16 << 10
 _HEADS_KEPT = 10_000
 _WHOLE = {b"stdout F": _FrameHeads(STDOUT), b"stderr F": _FrameHeads(STDERR)}
+_PIECES = {b"stdout P": b"stdout F", b"stderr P": b"stderr F"}
 
 
 class Renderer:
     """Turns blocks of the log into bytes for the client, block by block, remembering lines begun.
 
-    Each line (or piece of one) is a frame of its own, as dockerd has it: clients take a frame for a line.
+    Each line is a frame of its own, as dockerd has it: clients take a frame for a line. What has no end yet is kept
+    back for it, and given by `finish`. A terminal's bytes, which are not framed, come as they are.
 
     `done` is set once a line beyond `until` has been seen: nothing further is wanted.
     """
@@ -79,6 +84,9 @@ class Renderer:
         self._query = query
         self._plain = not (query.timestamps or query.since or query.until or query.prefix is not None)
         self._wanted = {STDOUT: query.stdout, STDERR: query.stderr}
+        #: Per kind of whole line: the line that its pieces so far would make, without its newline.
+        self._held: dict[bytes, bytes] = {}
+        self._overlong = False
         #: Per stream: None between lines; else whether the line that has begun is shown.
         self._begun: dict[int, bool | None] = {STDOUT: None, STDERR: None}
         self._bounds: dict[bytes, tuple[bytes, bytes]] = {}
@@ -88,24 +96,69 @@ class Renderer:
         """`block` is whole lines, each with its newline."""
         lines = block.split(b"\n")
         lines.pop()
-        if self._plain and self._begun[STDOUT] is None and self._begun[STDERR] is None:
-            kinds = {line[_KIND] for line in lines}
-            if kinds <= _WHOLE.keys():
-                return self._whole(kinds, lines)
+        kinds = [line[_KIND] for line in lines]
+        found = set(kinds)
+        if self._query.framed and (self._held or found & _PIECES.keys()):
+            lines = self._joined(lines, kinds)
+            found = {_PIECES.get(kind, kind) for kind in found}
+            if self._overlong:
+                found |= _PIECES.keys()
+        return self._rendered(lines, found)
+
+    def finish(self) -> bytes:
+        """The beginnings of lines that have no end."""
+        held, self._held = self._held, {}
+        lines = [_as_piece(line) for line in held.values()]
+        return b"" if self.done else self._rendered(lines, {line[_KIND] for line in lines})
+
+    def _rendered(self, lines: list[bytes], kinds: Set[bytes]) -> bytes:
+        if self._plain and kinds <= _WHOLE.keys() and self._begun[STDOUT] is None and self._begun[STDERR] is None:
+            return self._whole(kinds, lines)
         return b"".join(
             self._run(kind, list(run)) for kind, run in groupby(lines, key=lambda line: line[_KIND]) if kind in _KINDS
         )
+
+    def _joined(self, lines: list[bytes], kinds: list[bytes]) -> list[bytes]:
+        """Whole lines instead of pieces, but for lines longer than PIECE_BYTES: those set `_overlong`."""
+        held, position = self._held, 0
+        joined: list[bytes] = []
+        self._overlong = False
+        pieces = [index for index, kind in enumerate(kinds) if kind in _PIECES]
+        for index in (*pieces, len(lines)):
+            for kind in tuple(held):  # one or two: the next line of each is its end
+                try:
+                    end = kinds.index(kind, position, index)
+                except ValueError:
+                    continue
+                lines[end] = self._cut(held.pop(kind) + lines[end][TEXT_AT:], joined)
+            joined += lines[position:index]
+            position = index + 1
+            if index < len(lines):
+                line, whole = lines[index], _PIECES[kinds[index]]
+                held[whole] = self._cut(held.get(whole, line[: _FLAG.start] + b"F ") + line[TEXT_AT:], joined)
+        return joined
+
+    def _cut(self, line: bytes, into: list[bytes]) -> bytes:
+        """Full pieces of a line go `into` the list; what is left of it."""
+        while len(line) - TEXT_AT > PIECE_BYTES:
+            self._overlong = True
+            into.append(_as_piece(line[: TEXT_AT + PIECE_BYTES]))
+            line = line[:TEXT_AT] + line[TEXT_AT + PIECE_BYTES :]
+        return line
 
     def _whole(self, kinds: Set[bytes], lines: Sequence[bytes]) -> bytes:
         """Whole lines of both streams, as they are: the common case, made fast."""
         if not all(self._wanted[_KINDS[kind]] for kind in kinds):
             lines = [line for line in lines if self._wanted[_KINDS[line[_KIND]]]]
         if not self._query.framed:
-            return b"".join([line[TEXT_AT:] + b"\n" for line in lines])
-        if len(kinds) == 1:
+            parts = [line[TEXT_AT:] for line in lines]
+        elif len(kinds) == 1:
             heads = _WHOLE[next(iter(kinds))]
-            return b"".join([heads[len(line)] + line[TEXT_AT:] + b"\n" for line in lines])
-        return b"".join([_WHOLE[line[_KIND]][len(line)] + line[TEXT_AT:] + b"\n" for line in lines])
+            parts = [heads[len(line)] + line[TEXT_AT:] for line in lines]
+        else:
+            parts = [_WHOLE[line[_KIND]][len(line)] + line[TEXT_AT:] for line in lines]
+        parts.append(b"")
+        return b"\n".join(parts)
 
     def _run(self, kind: bytes, lines: list[bytes]) -> bytes:
         """Consecutive lines of one stream and flag."""
@@ -144,6 +197,10 @@ class Renderer:
         if clock > until_text:
             self.done = True
         return since_text <= clock <= until_text
+
+
+def _as_piece(line: bytes) -> bytes:
+    return line[: _FLAG.start] + b"P" + line[_FLAG.stop :]
 
 
 def utc(stamp: bytes) -> bytes:

@@ -43,6 +43,8 @@ class LogReader:
             if stop is not None and not renderer.done:
                 async for data in self._follow(path, files, renderer, stop, query.until):
                     yield data
+            if rest := renderer.finish():
+                yield rest
         finally:
             if stop is not None:
                 stop.cancel()

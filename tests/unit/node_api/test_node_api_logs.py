@@ -59,7 +59,7 @@ def test_each_streams_bytes_come_out_whole_and_in_order(entries: list[tuple[str,
     borders = sorted({0, len(lines), *(min(cut, len(lines)) for cut in cuts)})
     data = b"".join(
         renderer.render(b"".join(lines[a:b])) for a, b in pairwise(borders) if b > a
-    )
+    ) + renderer.finish()
 
     for number, name in ((1, "stdout"), (2, "stderr")):
         expected = "".join(text + ("\n" if flag == "F" else "") for stream, flag, text in entries if stream == name)
@@ -70,8 +70,28 @@ def test_every_line_is_a_frame_of_its_own() -> None:
     block = piece("one") + piece("") + piece("two", "stderr") + piece("a", flag="P") + piece("b")
 
     assert unframe(Renderer(LogQuery()).render(block)) == [
-        (1, b"one\n"), (1, b"\n"), (2, b"two\n"), (1, b"a"), (1, b"b\n"),
+        (1, b"one\n"), (1, b"\n"), (2, b"two\n"), (1, b"ab\n"),
     ]
+
+
+def test_pieces_become_a_line_again_across_blocks_and_between_lines_of_the_other_stream() -> None:
+    renderer = Renderer(LogQuery())
+    first = piece("a", flag="P") + piece("x", "stderr", flag="P") + piece("b", flag="P")
+    second = piece("c") + piece("y", "stderr") + piece("d", flag="P")
+
+    assert renderer.render(first) == b""
+    assert unframe(renderer.render(second)) == [(1, b"abc\n"), (2, b"xy\n")]
+    assert unframe(renderer.finish()) == [(1, b"d")]
+    assert renderer.finish() == b""
+
+
+def test_a_very_long_line_comes_in_frames_of_16_kib_and_has_one_timestamp() -> None:
+    block = b"".join(piece("x" * 8192, flag="P") for _ in range(5)) + piece("end")
+
+    frames = unframe(Renderer(LogQuery()).render(block))
+    assert [len(data) for _, data in frames] == [16384, 16384, 8192 + 4]
+    stamped = b"".join(data for _, data in unframe(Renderer(LogQuery(timestamps=True)).render(block)))
+    assert stamped == b"2023-11-14T22:13:20.000000000Z " + b"x" * 40960 + b"end\n"
 
 
 def test_a_line_in_pieces_gets_one_timestamp_and_its_first_pieces_time_decides() -> None:
