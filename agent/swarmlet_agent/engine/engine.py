@@ -86,10 +86,12 @@ class Engine:
         self._removal = Removal(core, self._bringup)
         self._creator = Creator(core, self._removal, random=random)
         self._shipping = LogShipping(core)
-        self._lifecycle = Lifecycle(core, self._bringup, self._removal, HealthChecks(core), self._shipping)
+        self._rotation = LogRotation(core)
+        self._lifecycle = Lifecycle(
+            core, self._bringup, self._removal, HealthChecks(core), self._shipping, self._rotation
+        )
         self._signals = Signals(core)
         self._execs = Execs(core)
-        self._rotation = LogRotation(core)
         self._roots = Roots(core)
 
     @property

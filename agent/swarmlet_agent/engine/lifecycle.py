@@ -23,6 +23,7 @@ from swarmlet_agent.engine.container import Container, Health, WaitResult
 from swarmlet_agent.engine.core import Core, Unit
 from swarmlet_agent.engine.health import HealthChecks
 from swarmlet_agent.engine.removal import Removal
+from swarmlet_agent.engine.rotation import LogRotation
 from swarmlet_agent.engine.shipping import LogShipping
 from swarmlet_agent.runtime.types import Exit
 
@@ -37,13 +38,15 @@ class Lifecycle:
     """One per engine."""
 
     def __init__(
-        self, core: Core, bringup: Bringup, removal: Removal, checks: HealthChecks, shipping: LogShipping
+        self, core: Core, bringup: Bringup, removal: Removal, checks: HealthChecks, shipping: LogShipping,
+        rotation: LogRotation,
     ) -> None:
         self._core = core
         self._bringup = bringup
         self._removal = removal
         self._checks = checks
         self._shipping = shipping
+        self._rotation = rotation
 
     async def start(self, unit: Unit) -> None:
         """A client's start. NotModified if it runs, Conflict while paused or being removed, StartFailed and others."""
@@ -171,6 +174,8 @@ class Lifecycle:
         core, record, before = self._core, unit.record, unit.record.state
         self._checks.end(unit)
         self._shipping.end(unit)
+        if not record.host.auto_remove:
+            await self._rotation.trim(record)
         ran_s = max(0.0, (exit.at - before.started_at) / 1e9)
         again = after_exit(
             record.host.restart_policy, exit_code=exit.code, ran_s=ran_s, restarts=record.restart_count,

@@ -1,24 +1,38 @@
 """Keeping logs within their limits: the full file is renamed, and conmon told to go on with a new one.
 
-Sizes are looked at every second, so a fast writer gets somewhat beyond its limit, but no line is lost: conmon
-writes to the renamed file until it has opened the next. Only after that may a file be packed.
+Sizes are looked at from time to time, the sooner the faster a log grows; what went beyond its limit before anyone
+looked is cut to size afterwards. No line is lost: conmon writes to the renamed file until it has opened the
+next, and only after that the file is cut or packed.
 """
 
 from __future__ import annotations
 
 import asyncio
-import os
+import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from swarmlet.errors import SwarmletError
 from swarmlet.log import get_logger
-from swarmlet_agent.decide.rotation import LogLimits, log_limits
+from swarmlet_agent.decide.log_options import SHIPPING
+from swarmlet_agent.decide.rotation import LogLimits, log_limits, next_look_s
+from swarmlet_agent.engine.container import Container
 from swarmlet_agent.engine.core import Core
-from swarmlet_agent.logs.files import PACKED, log_files, pack
+from swarmlet_agent.logs import rotate
 
 log = get_logger(__name__)
-CHECK_S = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class _Log:
+    """One to be kept within limits. settled: its files put aside are as small as they should be, and packed."""
+
+    ident: str
+    path: Path
+    limits: LogLimits
+    runs: bool
+    settled: bool
 
 
 class LogRotation:
@@ -26,86 +40,100 @@ class LogRotation:
 
     def __init__(self, core: Core) -> None:
         self._core = core
-        #: Containers whose files put aside are all packed; the others are looked at.
-        self._packed: set[str] = set()
+        self._settled: set[str] = set()
+        #: Files change under it.
+        self._turn = asyncio.Lock()
+        #: When it was looked, and the sizes then.
+        self._looked, self._sizes = time.monotonic(), dict[str, int]()
 
     async def run(self) -> None:
         """For ever. One container's trouble is logged and does not stop the others."""
+        pause_s = 0.0
         while True:
-            await asyncio.sleep(CHECK_S)
-            await self.check()
+            await asyncio.sleep(pause_s)
+            pause_s = await self.check()
 
-    async def check(self) -> None:
-        """Rotate whatever is too large now, and pack what was put aside before."""
-        limited, unpacked = [], []
-        self._packed &= self._core.units.keys()
-        for unit in self._core.units.values():
-            limits = log_limits(unit.record.host.log_config)
-            if limits is None or not unit.record.log_path:
-                continue
-            if unit.record.has_process:
-                limited.append((unit.id, Path(unit.record.log_path), limits))
-            if limits.compress and unit.id not in self._packed:
-                unpacked.append((unit.id, Path(unit.record.log_path)))
-        if unpacked:
-            self._packed.update(await asyncio.to_thread(_pack_all, unpacked))
-        for ident in await asyncio.to_thread(_rotate_full, limited) if limited else ():
-            self._packed.discard(ident)
+    async def check(self) -> float:
+        """Rotate whatever is too large now, and see to what was put aside before; seconds until the next look."""
+        logs = [found for unit in self._core.units.values() if (found := self._log(unit.record)) is not None]
+        self._settled &= {each.ident for each in logs}
+        if not logs:
+            self._sizes = {}
+            return next_look_s((), 0.0)
+        async with self._turn:
+            settled, sizes = await asyncio.to_thread(_look, logs)
+            self._settled |= settled
+            full = [each for each in logs if each.runs and sizes.get(each.ident, 0) >= each.limits.max_bytes]
+            renamed = await asyncio.to_thread(_put_aside, full) if full else ()
+        now = time.monotonic()
+        growth = [
+            (sizes[each.ident], sizes[each.ident] - self._sizes.get(each.ident, 0), each.limits.max_bytes)
+            for each in logs
+            if each.runs and each.ident in sizes
+        ]
+        pause_s = next_look_s(growth, now - self._looked)
+        self._looked, self._sizes = now, sizes | dict.fromkeys(renamed, 0)
+        for ident in renamed:
+            self._settled.discard(ident)
             try:
                 await self._core.runtime.reopen_log(ident)
             except SwarmletError as err:  # it has just ended: its next run makes a new file
                 log.debug("log not reopened", container_id=ident, error=str(err))
+        return pause_s
+
+    async def trim(self, record: Container) -> None:
+        """Its run has ended, nobody writes any more: cut what has grown too large since the last look."""
+        found = self._log(record)
+        # Lines that are still to be sent away are not cut off: the next run's first look does that.
+        if found is not None and record.host.log_config.type not in SHIPPING:
+            async with self._turn:
+                await asyncio.to_thread(_trim, found)
+
+    def _log(self, record: Container) -> _Log | None:
+        limits = log_limits(record.host.log_config)
+        if limits is None or not record.log_path:
+            return None
+        return _Log(record.id, Path(record.log_path), limits, record.has_process, record.id in self._settled)
 
 
-def _pack_all(logs: Sequence[tuple[str, Path]]) -> list[str]:
-    """Pack the files put aside; the containers that have no other any more."""
-    done = []
-    for ident, path in logs:
+def _look(logs: Sequence[_Log]) -> tuple[set[str], dict[str, int]]:
+    """Those whose files put aside are settled now, and the size of each current file."""
+    settled: set[str] = set()
+    sizes: dict[str, int] = {}
+    for each in logs:
         try:
-            # Without the new file conmon still writes to the last one, or will when the container starts again.
-            if not path.exists():
-                continue
-            for each in log_files(path)[:-1]:
-                plain = each.with_name(each.name.removesuffix(PACKED))
-                if each.suffix == PACKED:
-                    plain.unlink(missing_ok=True)
-                else:
-                    pack(plain)
+            if not each.settled and each.path.exists():
+                rotate.cut(each.path, each.limits.max_bytes, each.limits.files, ended=False)
+                if not each.limits.compress or rotate.pack_rotated(each.path):
+                    settled.add(each.ident)
+            sizes[each.ident] = each.path.stat().st_size
+        except FileNotFoundError:
+            # Put aside by an engine that died before conmon was told: as good as full.
+            sizes[each.ident] = each.limits.max_bytes
         except OSError as err:
-            log.warning("rotated log cannot be packed", container_id=ident, error=err.strerror)
-        done.append(ident)
+            log.warning("rotated log cannot be cut or packed", container_id=each.ident, error=err.strerror)
+            settled.add(each.ident)
+    return settled, sizes
+
+
+def _put_aside(logs: Sequence[_Log]) -> list[str]:
+    """Those whose log has to be opened anew."""
+    done = []
+    for each in logs:
+        try:
+            rotate.put_aside(each.path, each.limits.files)
+        except FileNotFoundError:
+            pass  # it was put aside before
+        except OSError as err:
+            log.warning("log cannot be rotated", container_id=each.ident, error=err.strerror)
+            continue
+        done.append(each.ident)
     return done
 
 
-def _rotate_full(logs: Sequence[tuple[str, Path, LogLimits]]) -> list[str]:
-    """Put the full ones aside; the containers whose log has to be opened anew."""
-    rotated = []
-    for ident, path, limits in logs:
-        try:
-            if path.stat().st_size < limits.max_bytes:
-                continue
-            _put_aside(path, limits.files)
-        except FileNotFoundError:
-            pass  # put aside by an engine that died before conmon was told
-        except OSError as err:
-            log.warning("log cannot be rotated", container_id=ident, error=err.strerror)
-            continue
-        rotated.append(ident)
-    return rotated
-
-
-def _put_aside(path: Path, files: int) -> None:
-    """x.log.1 becomes x.log.2 …, x.log becomes x.log.1: `files` are left with the new one. Of one, the old goes."""
-    for number in range(files - 1, 0, -1):
-        for suffix in ("", PACKED):
-            older = path.with_name(f"{path.name}.{number}{suffix}")
-            if not older.exists():
-                continue
-            if number == files - 1:
-                older.unlink()
-            else:
-                os.replace(older, path.with_name(f"{path.name}.{number + 1}{suffix}"))
-    if files > 1:
-        os.replace(path, path.with_name(f"{path.name}.1"))
-    else:
-        path.unlink()
+def _trim(found: _Log) -> None:
+    try:
+        for ended in (False, True):
+            rotate.cut(found.path, found.limits.max_bytes, found.limits.files, ended=ended)
+    except OSError as err:
+        log.warning("log cannot be cut", container_id=found.ident, error=err.strerror)

@@ -7,6 +7,8 @@ have been packed since (`x.log.1.gz`): those are known by their first line's tim
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import gzip
 import os
 import re
@@ -17,13 +19,55 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from swarmlet_agent.logs.k8s_file import TIME_WIDTH, ends_line
+from swarmlet_agent.logs.k8s_file import TIME_WIDTH, ends_line, utc
 
 #: Read at once: large enough to make calls cheap, small enough to be nothing in memory.
 BLOCK_BYTES = 256 << 10
-
+#: More than conmon writes at once.
+_LONGEST_LINE = 64 << 10
 
 PACKED = ".gz"
+#: A block that stands for lines that are missing.
+GAP = b"\n"
+#: A follower that is slower than its container holds no more files than this, and their space on the disk.
+_MOST_OPEN = 8
+
+
+def numbered(path: Path, number: int, suffix: str = "") -> Path:
+    """The file put aside so many times; 0 is the current one."""
+    return path.with_name(f"{path.name}.{number}{suffix}") if number else path
+
+
+@contextlib.contextmanager
+def _locked(folder: Path, how: int) -> Iterator[None]:
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(descriptor, how)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def exclusive(folder: Path) -> contextlib.AbstractContextManager[None]:
+    """While names of log files in the folder change: nobody lists and opens them meanwhile. For renames only: keep it
+    short. FileNotFoundError."""
+    return _locked(folder, fcntl.LOCK_EX)
+
+
+def first_time(path: Path) -> bytes:
+    """The UTC time of a file's first line, which sorts as text; b"" if it has none."""
+    try:
+        with gzip.open(path) if path.suffix == PACKED else path.open("rb") as file:
+            return utc(file.read(TIME_WIDTH))
+    except FileNotFoundError:
+        return b""
+
+
+def _last_time(descriptor: int) -> bytes:
+    """The UTC time of an open file's last line."""
+    size = os.fstat(descriptor).st_size
+    data = os.pread(descriptor, _LONGEST_LINE, max(0, size - _LONGEST_LINE)).removesuffix(b"\n")
+    return utc(data[data.rfind(b"\n") + 1 :][:TIME_WIDTH])
 
 
 def log_files(path: Path) -> list[Path]:
@@ -72,6 +116,9 @@ class LogFiles:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._open: list[int] = []
+        self._following = False
+        #: Descriptors before whose content something is missing.
+        self._gaps: set[int] = set()
         self._position = 0
         self._rest = b""
         self._closed = False
@@ -83,8 +130,7 @@ class LogFiles:
         A mark whose file is gone stands before all that is left.
         """
         with self._lock:
-            for each in log_files(self._path):
-                self._add(each)
+            self._add_all()
             if tail is not None:
                 self._skip_to_tail(tail)
             if after is not None and after.head:
@@ -126,8 +172,11 @@ class LogFiles:
         self._position = position
 
     def read(self) -> bytes:
-        """The next block of whole lines; b"" when all that is there has been read."""
+        """The next block of whole lines; b"" when all that is there has been read; GAP where lines are missing, which
+        were rotated out of existence before they could be read."""
         with self._lock:
+            if self._following and 0 < len(self._open) < _MOST_OPEN:
+                self._open_newer()
             return self._read()
 
     def _read(self) -> bytes:
@@ -146,32 +195,54 @@ class LogFiles:
                 return b""
             os.close(self._open.pop(0))
             self._position, self._rest = 0, b""
+            if self._open[0] in self._gaps:
+                self._gaps.discard(self._open[0])
+                return GAP
         return b""
 
     def advance(self) -> bool:
         """Open what rotation has put behind the file being read; True if there is something new to read."""
-        if not self._open:
-            for each in log_files(self._path):
-                self._add(each)
-            return bool(self._open)
+        with self._lock:
+            self._following = True
+            if not self._open:
+                self._add_all()
+                return bool(self._open)
+            if not self._open_newer() and os.fstat(self._open[-1]).st_size < self._position:
+                self._position, self._rest = 0, b""  # someone has emptied it
+            return len(self._open) > 1 or os.fstat(self._open[0]).st_size > self._position
+
+    def _open_newer(self) -> bool:
+        """Open what has appeared behind the newest open file."""
         current = os.fstat(self._open[-1])
         try:
             newest = os.stat(self._path)
         except FileNotFoundError:
-            newest = None
+            return False
         # conmon has opened the new file once it is there, and writes no more to the old one.
-        if newest is None or (newest.st_ino, newest.st_dev) == (current.st_ino, current.st_dev):
-            if current.st_size < self._position:  # someone has emptied it
-                self._position, self._rest = 0, b""
-            return current.st_size > self._position
-        files = log_files(self._path)
-        head = os.pread(self._open[-1], TIME_WIDTH, 0)
-        ours = [index for index, each in enumerate(files) if _is(each, current.st_ino, head)]
-        # Rotated more than once since: go on with the next newer one; with the oldest left, if ours is gone.
-        behind = ours[-1] + 1 if ours else 0
-        for each in files[behind:]:
-            self._add(each)
-        return True
+        if (newest.st_ino, newest.st_dev) == (current.st_ino, current.st_dev):
+            return False
+        opened = len(self._open)
+        self._add_all(behind=self._open[-1])
+        return len(self._open) > opened
+
+    def _add_all(self, behind: int = -1) -> None:
+        """Open all files, or those that are newer than an open one."""
+        with contextlib.suppress(FileNotFoundError), _locked(self._path.parent, fcntl.LOCK_SH):
+            files, missing = log_files(self._path), False
+            if behind >= 0:
+                inode, head = os.fstat(behind).st_ino, os.pread(behind, TIME_WIDTH, 0)
+                ours = [index for index, each in enumerate(files) if _is(each, inode, head)]
+                if ours:
+                    files = files[ours[-1] + 1 :]
+                else:  # rotated out of existence, or cut into smaller ones
+                    last = _last_time(behind)
+                    newer = [each for each in files if first_time(each) > last]
+                    files, missing = newer, len(newer) == len(files)
+            opened = len(self._open)
+            for each in files:
+                self._add(each)
+            if missing:
+                self._gaps.update(self._open[opened : opened + 1])
 
     def _add(self, path: Path) -> None:
         if self._closed:

@@ -93,7 +93,9 @@ class Renderer:
         self.done = False
 
     def render(self, block: bytes) -> bytes:
-        """`block` is whole lines, each with its newline."""
+        """`block` is whole lines, each with its newline, or one empty line where lines are missing."""
+        if block == b"\n":
+            return self._after_gap()
         lines = block.split(b"\n")
         lines.pop()
         kinds = [line[_KIND] for line in lines]
@@ -110,6 +112,13 @@ class Renderer:
         held, self._held = self._held, {}
         lines = [_as_piece(line) for line in held.values()]
         return b"" if self.done else self._rendered(lines, {line[_KIND] for line in lines})
+
+    def _after_gap(self) -> bytes:
+        """What had begun will not go on: it counts as whole."""
+        held, self._held = self._held, {}
+        shown = b"" if self.done else self._rendered(list(held.values()), held.keys())
+        self._begun = dict.fromkeys(self._begun)
+        return shown
 
     def _rendered(self, lines: list[bytes], kinds: Set[bytes]) -> bytes:
         if self._plain and kinds <= _WHOLE.keys() and self._begun[STDOUT] is None and self._begun[STDERR] is None:

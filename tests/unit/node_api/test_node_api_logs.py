@@ -365,3 +365,39 @@ def test_a_mark_finds_its_place_again_after_rotation_and_packing(tmp_path: Path)
     again.open(after=mark)
     assert read_all(again) == lines[1] + lines[2]
     again.close()
+
+
+def test_the_beginning_of_a_line_whose_end_was_rotated_away_stays_alone(tmp_path: Path) -> None:
+    path = tmp_path / "x.log"
+    path.write_bytes(piece("a", at=START) + piece("begin", flag="P", at=START + 1))
+    files, renderer = LogFiles(path), Renderer(LogQuery())
+    files.open()
+    shown = renderer.render(files.read())
+    path.unlink()
+    path.write_bytes(piece("much later", at=START + 5))
+
+    assert files.advance()
+    while block := files.read():
+        shown += renderer.render(block)
+    files.close()
+    assert unframe(shown) == [(1, b"a\n"), (1, b"begin\n"), (1, b"much later\n")]
+
+
+def test_a_follower_opens_new_files_while_it_still_reads_old_ones(tmp_path: Path) -> None:
+    path = tmp_path / "x.log"
+    path.write_bytes(piece("x" * 1000, at=START) * 1000)
+    files = LogFiles(path)
+    files.open()
+    files.advance()
+    read = files.read()
+    for number in (1, 2, 3):  # each is gone before the old one has been read to its end
+        path.unlink()
+        path.write_bytes(piece(f"line {number}", at=START + number))
+        read += files.read()
+
+    while block := files.read():
+        read += block
+    files.close()
+    assert read.replace(b"\n\n", b"\n").splitlines()[1000:] == [
+        piece(f"line {number}", at=START + number).strip() for number in (1, 2, 3)
+    ]
