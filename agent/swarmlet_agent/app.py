@@ -180,7 +180,7 @@ async def agent(settings: AgentSettings, *, open_files: tuple[int, int] | None =
         def node_view() -> list[Route]:
             groups: list[RouteGroup] = [
                 BuildRoutes(parts.builder), ImageRoutes(parts.images), DistributionRoutes(parts.images),
-                NetworkRoutes(parts.networks), VolumeRoutes(parts.volumes), swarm,
+                NetworkRoutes(parts.networks, parts.engine.events), VolumeRoutes(parts.volumes), swarm,
                 ArchiveRoutes(ContainerFiles(parts.engine, parts.images)),
             ]
             return node_routes(parts.engine, parts.images, parts.logs, system, groups)

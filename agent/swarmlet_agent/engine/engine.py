@@ -218,6 +218,7 @@ class Engine:
                 continue
             deleted.append(record.id)
             freed += size
+        self._core.events.publish("container", "prune", "", {"reclaimed": str(freed)})
         return PruneReport(containers_deleted=tuple(deleted), space_reclaimed=freed)
 
     # Running

@@ -70,7 +70,7 @@ class Signals:
         number = parse_signal(signal or "SIGKILL")
         async with unit.lock:
             if not unit.record.is_running:
-                raise Conflict(f"cannot kill container: {unit.id}: container {unit.id} is not running")
+                raise Conflict(f"container {unit.id} is not running")
             if unit.record.state.status == "restarting":
                 await self._give_up_restart(unit)
                 return
@@ -129,6 +129,7 @@ class Signals:
         if record.state.status == "paused":  # a frozen process takes no signal
             await self._core.runtime.resume(unit.id)
             await self._core.save(unit, replace(record, state=replace(record.state, status="running")))
+            self._core.emit(record, "unpause")
 
     async def _give_up_restart(self, unit: Unit) -> None:
         """It was waiting for its next start: that is called off."""

@@ -288,6 +288,8 @@ class ImageStore:
                 continue
             deleted += self._told(await self._shelf.remove(image.id, self._plan_pruning))
         freed = sum(before.get(entry.get("Deleted", ""), 0) for entry in deleted)
+        if self.on_event is not None:
+            self.on_event("prune", "", {"reclaimed": str(freed)})
         return deleted, freed
 
     # containers' roots (engine/ports.py)

@@ -18,6 +18,8 @@ class StartFailed(SwarmletError):
     def __init__(self, message: str, exit_code: int = 128) -> None:
         super().__init__(message)
         self.exit_code = exit_code
+        #: As dockerd answers: a program that is not there or not one is the client's mistake.
+        self.status = 400 if exit_code in (126, 127) else 500
 
 
 @dataclass(frozen=True, slots=True)

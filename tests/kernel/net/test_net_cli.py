@@ -16,6 +16,7 @@ from net_lab import Lab, in_own_network
 from swarmlet.engine_api.router import Call, Route
 from swarmlet.engine_api.server import Server
 from swarmlet_agent.api.routes.networks import NetworkRoutes
+from swarmlet_agent.engine.events import EventBus
 
 pytestmark = pytest.mark.kernel
 
@@ -25,7 +26,7 @@ async def served(lab: Lab) -> AsyncIterator[None]:
     async def ping(_: Call) -> web.StreamResponse:
         return web.Response(text="OK")
 
-    server = Server([Route("GET", "/_ping", ping), *NetworkRoutes(lab.networks).routes()])
+    server = Server([Route("GET", "/_ping", ping), *NetworkRoutes(lab.networks, EventBus()).routes()])
     await server.listen_unix(lab.root / "engine.sock")
     try:
         yield

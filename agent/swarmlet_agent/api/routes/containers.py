@@ -9,7 +9,7 @@ from aiohttp import web
 
 from swarmlet.engine_api.answers import empty, json_answer
 from swarmlet.engine_api.router import Call, Route
-from swarmlet.errors import InvalidArgument, NotFound
+from swarmlet.errors import Conflict, InvalidArgument, NotFound
 from swarmlet.model.container import HostConfig
 from swarmlet_agent.api.backends import ContainerBackend, ImageLookup
 from swarmlet_agent.api.listing import ListQuery, select
@@ -87,7 +87,12 @@ class ContainerRoutes:
 
     async def kill(self, call: Call) -> web.StreamResponse:
         """ContainerKill: 204; 409 not running."""
-        await self._backend.kill(call.params["id"], call.text("signal") or "SIGKILL")
+        ref = call.params["id"]
+        try:
+            await self._backend.kill(ref, call.text("signal") or "SIGKILL")
+        except (NotFound, Conflict, InvalidArgument) as err:
+            err.args = (f"cannot kill container: {ref}: {err}",)
+            raise
         return empty()
 
     async def pause(self, call: Call) -> web.StreamResponse:

@@ -11,6 +11,7 @@ from swarmlet.engine_api.filters import Filters
 from swarmlet.engine_api.router import Call, Route
 from swarmlet.errors import InvalidArgument, NotFound
 from swarmlet.model.base import to_api
+from swarmlet_agent.api.backends import EventPublisher
 from swarmlet_agent.net.records import NetworkRecord
 from swarmlet_agent.net.requests import NetworkConnect, NetworkCreate, NetworkDisconnect, NetworkView
 
@@ -36,8 +37,9 @@ class NetworkBackend(Protocol):
 class NetworkRoutes:
     """`routes()` for the node's server."""
 
-    def __init__(self, networks: NetworkBackend) -> None:
+    def __init__(self, networks: NetworkBackend, events: EventPublisher) -> None:
         self._networks = networks
+        self._events = events
 
     def routes(self) -> list[Route]:
         return [
@@ -77,6 +79,7 @@ class NetworkRoutes:
     async def prune(self, call: Call) -> web.StreamResponse:
         """NetworkPrune: 200; 400 unknown filter. keep: names that stay (the manager's: in use on other nodes)."""
         removed = await self._networks.prune(call.filters(), call.texts("keep"))
+        self._events.publish("network", "prune", "", {"reclaimed": "0"})
         return web.json_response({"NetworksDeleted": [*removed]})
 
     async def connect(self, call: Call) -> web.StreamResponse:
