@@ -22,6 +22,7 @@ from swarmlet_agent.engine.bringup import Bringup, exit_code_of
 from swarmlet_agent.engine.container import Container, Health, WaitResult
 from swarmlet_agent.engine.core import Core, Unit
 from swarmlet_agent.engine.health import HealthChecks
+from swarmlet_agent.engine.plan import at_rest
 from swarmlet_agent.engine.removal import Removal
 from swarmlet_agent.engine.rotation import LogRotation
 from swarmlet_agent.engine.shipping import LogShipping
@@ -146,7 +147,7 @@ class Lifecycle:
         code = exit_code_of(error)
         status = "exited" if record.state.started_at else "created"
         state = replace(record.state, status=status, pid=0, exit_code=code, error=str(error))
-        record = replace(record, state=state, endpoints=record.wishes, ports={})
+        record = replace(record, state=state, endpoints=at_rest(record), ports={})
         for pending in tuple(unit.pending):
             pending.end()
         self._core.emit(record, "die", exitCode=str(code))
@@ -186,7 +187,7 @@ class Lifecycle:
             oom_killed=exit.oom_killed, finished_at=exit.at,
         )  # fmt: skip
         ended = replace(
-            record, state=state, endpoints=record.wishes, ports={}, netns_path="", sandbox_id="",
+            record, state=state, endpoints=at_rest(record), ports={}, netns_path="", sandbox_id="",
             restart_count=record.restart_count + (1 if again else 0),
         )  # fmt: skip
         if exit.oom_killed:

@@ -7,6 +7,8 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from types import MappingProxyType
 
+from msgspec.structs import replace
+
 from swarmlet.model.container import EndpointSettings
 from swarmlet_agent.decide.merge import override_env, process_env
 from swarmlet_agent.decide.points import MountPoint
@@ -54,6 +56,15 @@ def wish_of(endpoint: EndpointSettings) -> EndpointSettings:
         network_id=endpoint.network_id,
         mac_address="" if endpoint.endpoint_id else endpoint.mac_address,
     )
+
+
+def at_rest(record: Container) -> dict[str, EndpointSettings]:
+    """The networks of a container that does not run (any more): what it asks for, and where it was."""
+    known = record.endpoints
+    return {
+        name: replace(wish, network_id=known[name].network_id) if name in known and not wish.network_id else wish
+        for name, wish in record.wishes.items()
+    }
 
 
 def container_plan(

@@ -29,7 +29,7 @@ from swarmlet_agent.net.ground import ENDPOINTS, NETWORKS, Ground, OnEvent
 from swarmlet_agent.net.kernel import KernelNet
 from swarmlet_agent.net.plan_create import default_network, plan_network
 from swarmlet_agent.net.plan_ipam import parse_subnet, pick_subnet
-from swarmlet_agent.net.records import BRIDGE, HOST, NONE, NetworkRecord, SandboxRecord
+from swarmlet_agent.net.records import BRIDGE, HOST, NONE, NetworkRecord, NotConnected, SandboxRecord
 from swarmlet_agent.net.requests import NetworkConnect, NetworkCreate, NetworkDisconnect, NetworkView
 from swarmlet_agent.net.sandboxes import Sandboxes
 from swarmlet_agent.net.types import Attachment, ContainerView, InterfaceCounters, NetworkWish
@@ -235,7 +235,7 @@ class BridgeNetworks:
         if not await self._sandboxes.disconnect(container.id, network):
             plan_attach.check_disconnect(network)
             if network.name not in container.endpoints:
-                raise Conflict(f"container {container.name} is not connected to network {network.name}")
+                raise NotConnected(f"container {container.id} is not connected to the network {network.name}")
         await containers.endpoint_changed(container.id, network.name, None)
 
     # Inside

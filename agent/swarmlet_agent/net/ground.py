@@ -16,7 +16,7 @@ from swarmlet.log import get_logger
 from swarmlet_agent.journal import Journal, Write
 from swarmlet_agent.net.catalog import Catalog
 from swarmlet_agent.net.holds import PortBook
-from swarmlet_agent.net.kernel import KernelNet, wait_gone
+from swarmlet_agent.net.kernel import KernelNet
 from swarmlet_agent.net.names import NameTable
 from swarmlet_agent.net.plan_rules import ruleset
 from swarmlet_agent.net.records import EndpointRecord, NetworkRecord, PortRecord, SandboxRecord
@@ -29,6 +29,11 @@ NETWORKS, ENDPOINTS = "networks", "endpoints"
 #: How long the kernel may take to reap a namespace before its interfaces are deleted one by one.
 REAP_PATIENCE_S = 2.0
 REAP_INTERVAL_S = 0.25
+#: How long an attach that needs a resting address waits before the interface that has it is deleted.
+REAP_NOW_S = 0.25
+_POLL_S = 0.005
+#: Containers' former places that are remembered; the oldest is forgotten first.
+MAX_FORMER = 8192
 
 #: (action, network, attributes): create, connect, disconnect, destroy.
 OnEvent = Callable[[str, NetworkRecord, Mapping[str, str]], None]
@@ -57,6 +62,8 @@ class Ground:
         self.live: set[str] = set()
         self.resting: dict[str, _Resting] = {}
         self.rest_began = asyncio.Event()
+        #: (container, network) -> its last place there: who starts again gets the addresses it had.
+        self.former: dict[tuple[str, str], EndpointRecord] = {}
         self._thread = ThreadPoolExecutor(1, "net")
         self._locks: dict[str, tuple[asyncio.Lock, int]] = {}
 
@@ -110,8 +117,12 @@ class Ground:
 
     # Addresses that rest
 
-    def rest(self, endpoint: EndpointRecord) -> None:
+    def rest(self, container_id: str, endpoint: EndpointRecord) -> None:
         """Keep addresses back until its interface is gone: a dying namespace still answers for them."""
+        self.former.pop((container_id, endpoint.network_id), None)
+        self.former[container_id, endpoint.network_id] = endpoint
+        if len(self.former) > MAX_FORMER:
+            del self.former[next(iter(self.former))]
         if endpoint.veth:
             self.resting[endpoint.veth] = _Resting(endpoint, time.monotonic())
             self.rest_began.set()
@@ -139,10 +150,27 @@ class Ground:
         if not self.resting:
             self.rest_began.clear()
 
-    async def reap_now(self, network_id: str) -> None:
+    async def reap_network(self, network_id: str) -> None:
         """Make a network's resting addresses free now."""
-        veths = [veth for veth, entry in self.resting.items() if entry.endpoint.network_id == network_id]
-        self._wake_up(await self.run(wait_gone, self.kernel, veths, REAP_INTERVAL_S))
+        await self._reap_now({veth for veth, entry in self.resting.items() if entry.endpoint.network_id == network_id})
+
+    async def reap_former(self, container_id: str) -> None:
+        """Make the addresses that a container had free now, for it to have them again."""
+        former = {place.veth for (ident, _), place in self.former.items() if ident == container_id}
+        await self._reap_now(former & self.resting.keys())
+
+    async def _reap_now(self, veths: set[str]) -> None:
+        """Wait a little for the kernel, then delete what is left."""
+        deadline = time.monotonic() + REAP_NOW_S
+        left = set(veths)
+        while left:
+            left -= await self.run(self.kernel.gone, sorted(left))
+            if left and time.monotonic() >= deadline:
+                await self.run(self.kernel.delete_links, sorted(left))
+                break
+            if left:
+                await asyncio.sleep(_POLL_S)
+        self._wake_up(veths)
 
     def _wake_up(self, veths: set[str]) -> None:
         for veth in veths:

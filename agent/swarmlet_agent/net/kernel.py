@@ -9,14 +9,13 @@ from __future__ import annotations
 import contextlib
 import errno
 import socket
-import time
 from collections.abc import Callable, Iterable, Sequence
 from ipaddress import ip_address, ip_interface
 from pathlib import Path
 
 from swarmlet.errors import Internal
 from swarmlet.log import get_logger
-from swarmlet_agent.net import conntrack, netlink, netns
+from swarmlet_agent.net import conntrack, netlink, netns, plan_endpoint
 from swarmlet_agent.net.dns_sockets import DnsSockets, bind_dns, change_rules_here
 from swarmlet_agent.net.link_drivers import GROUP, BridgeLinks, LinkDriver, delete_ours
 from swarmlet_agent.net.macvlan import MacvlanLinks
@@ -264,6 +263,8 @@ class KernelNet:
             raise Internal(f"interface {endpoint.interface} did not appear in the container's namespace")
         if endpoint.ip6:
             netns.write_sysctl(f"net/ipv6/conf/{endpoint.interface}/disable_ipv6", "0")
+        for name, value in plan_endpoint.sysctls(endpoint.wish.driver_opts, endpoint.interface):
+            netns.write_sysctl(name, value)
         messages: list[Message] = [
             netlink.add_address(link.index, ip_interface(f"{address}/{prefix}"))
             for address, prefix in ((endpoint.ip, endpoint.prefix), (endpoint.ip6, endpoint.prefix6)) if address
@@ -289,17 +290,3 @@ class KernelNet:
         self._dns[sandbox.container_id] = sockets
         change_rules_here(dns_ruleset(sockets.port))
         return sockets.port
-
-
-def wait_gone(kernel: KernelNet, veths: Sequence[str], patience_s: float) -> set[str]:
-    """Wait a little for interfaces to be reaped, then delete what is left. Returns all names: they are gone."""
-    deadline = time.monotonic() + patience_s
-    left = set(veths)
-    while left:
-        left -= kernel.gone(sorted(left))
-        if left and time.monotonic() >= deadline:
-            kernel.delete_links(sorted(left))
-            break
-        if left:
-            time.sleep(0.005)
-    return set(veths)

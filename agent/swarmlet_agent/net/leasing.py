@@ -10,7 +10,7 @@ import msgspec
 
 from swarmlet.model.container import EndpointSettings
 from swarmlet.model.ids import new_hex_id
-from swarmlet_agent.net import plan_attach
+from swarmlet_agent.net import plan_attach, plan_endpoint
 from swarmlet_agent.net.ground import Ground
 from swarmlet_agent.net.holds import host_has_ipv6
 from swarmlet_agent.net.plan_attach import DefaultRoutes
@@ -50,6 +50,7 @@ class Leasing:
         try:
             for place in places:
                 earlier = before.on(place.network.id) if before is not None else None
+                earlier = earlier or ground.former.get((base.container_id, place.network.id))
                 endpoints.append(self.lease(base, place.network, place.settings, endpoints, earlier))
             embedded = any(endpoint.names for endpoint in endpoints)
             sandbox = replace(
@@ -69,7 +70,8 @@ class Leasing:
         catalog, ipam = self._ground.catalog, settings.ipam_config
         ident, named = new_hex_id(), not network.predefined
         endpoint = EndpointRecord(
-            id=ident, network_id=network.id, network=network.name, interface=plan_attach.next_interface(others),
+            id=ident, network_id=network.id, network=network.name,
+            interface=plan_endpoint.interface_name(settings.driver_opts, network, others),
             veth=plan_attach.veth_name(ident) if network.bridge else "", wish=settings,
             names=plan_attach.dns_names(sandbox.container_name, sandbox.container_id, sandbox.hostname, settings)
             if named else (),

@@ -12,6 +12,7 @@ from swarmlet.errors import Forbidden, InvalidArgument, NotSupported
 from swarmlet.model.container import EndpointSettings
 from swarmlet.model.ids import short_id
 from swarmlet_agent.net.netlink import mac_bytes
+from swarmlet_agent.net.plan_endpoint import check_options
 from swarmlet_agent.net.records import BRIDGE, HOST, NONE, EndpointRecord, NetworkRecord
 from swarmlet_agent.net.types import NetworkWish
 
@@ -90,8 +91,7 @@ def check_settings(network: NetworkRecord, settings: EndpointSettings) -> None:
             )
     if settings.aliases and network.predefined:
         raise InvalidArgument("network-scoped aliases are only supported for user-defined networks")
-    if settings.driver_opts:
-        raise NotSupported(f"endpoint option {sorted(settings.driver_opts)[0]} is not supported")
+    check_options(settings.driver_opts)
     if settings.mac_address:
         check_mac(settings.mac_address)
 
@@ -155,12 +155,6 @@ def default_routes(
         v4=next((endpoint for endpoint in outward if endpoint.gateway), None),
         v6=next((endpoint for endpoint in outward if endpoint.gateway6), None),
     )
-
-
-def next_interface(endpoints: Sequence[EndpointRecord]) -> str:
-    """eth0, eth1 …: the lowest name that is free."""
-    used = {endpoint.interface for endpoint in endpoints}
-    return next(name for number in range(len(used) + 1) if (name := f"eth{number}") not in used)
 
 
 def check_connect(kind: str, network: NetworkRecord) -> None:

@@ -9,6 +9,7 @@ from ipaddress import ip_network
 from msgspec.structs import replace
 
 from swarmlet.errors import Conflict, Forbidden, InvalidArgument, NotFound, NotSupported
+from swarmlet_agent.net.plan_endpoint import OPTION_NAME_PREFIX
 from swarmlet_agent.net.plan_families import check_ipam, config_of, plan_family
 from swarmlet_agent.net.plan_ipam import AnyNetwork, parse_address, unique_local_pools
 from swarmlet_agent.net.plan_macvlan import plan_parent
@@ -23,7 +24,9 @@ OPTION_HOST_BINDING = _BRIDGE + "host_binding_ipv4"
 OPTION_DEFAULT = _BRIDGE + "default_bridge"
 OPTION_MTU = "com.docker.network.driver.mtu"
 #: Set by Compose and other clients on every network; it has no meaning for bridges we make.
-_KNOWN = {OPTION_NAME, OPTION_ICC, OPTION_MASQUERADE, OPTION_HOST_BINDING, OPTION_DEFAULT, OPTION_MTU}
+_KNOWN = {
+    OPTION_NAME, OPTION_ICC, OPTION_MASQUERADE, OPTION_HOST_BINDING, OPTION_DEFAULT, OPTION_MTU, OPTION_NAME_PREFIX,
+}
 _TRUE, _FALSE = {"1", "t", "true"}, {"0", "f", "false"}
 _LINK_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,14}")
 #: Bridges of user-defined networks: this and the id's first 12 characters (15 is what the kernel allows).
@@ -58,7 +61,7 @@ def plan_network(
         id=network_id, name=request.name, driver=driver, created_at=now, subnet=v4.subnet, gateway=v4.gateway,
         ip_range=v4.ip_range, auxiliary=v4.auxiliary, chosen_subnet=v4.chosen, v6=v6, internal=request.internal,
         attachable=request.attachable, options=dict(request.options), labels=dict(request.labels),
-        ipam_options=dict(request.ipam.options),
+        ipam_options=None if request.ipam.options is None else dict(request.ipam.options),
     )
     if driver == "macvlan":
         parent = plan_parent(request, network_id, existing.values(), links)
@@ -72,6 +75,9 @@ def _bridge_network(record: NetworkRecord, links: Collection[str]) -> NetworkRec
     unknown = sorted(key for key in options if key not in _KNOWN and key.startswith("com.docker.network."))
     if unknown:
         raise NotSupported(f"network option {unknown[0]} is not supported")
+    prefix = options.get(OPTION_NAME_PREFIX, "eth")
+    if not _LINK_NAME.fullmatch(prefix + "0000"):
+        raise InvalidArgument(f"invalid value {prefix!r} for network option {OPTION_NAME_PREFIX}")
     bridge = options.get(OPTION_NAME, "") or BRIDGE_PREFIX + record.id[:12]
     if not _LINK_NAME.fullmatch(bridge):
         raise InvalidArgument(f"invalid bridge name {bridge!r}: at most 15 of letters, digits, '_', '.' and '-'")

@@ -34,6 +34,12 @@ class PoolOverlap(Forbidden):
     """A wanted subnet that overlaps another network or a route of the host."""
 
 
+class NotConnected(Conflict):
+    """A container that is to be taken off a network it is not on (dockerd answers 500)."""
+
+    status = 500
+
+
 class NetworkFailure(SwarmletError):
     """A binding that the host cannot have (an address that is not its own). 500."""
 
@@ -78,7 +84,8 @@ class NetworkRecord(Record, frozen=True, kw_only=True):
     mtu: int = 1500
     options: dict[str, str] = {}
     labels: dict[str, str] = {}
-    ipam_options: dict[str, str] = {}
+    #: As given: inspect tells none from {}.
+    ipam_options: dict[str, str] | None = None
     #: Of the default network: the settings it was made from, to see when they change.
     configured: str = ""
 

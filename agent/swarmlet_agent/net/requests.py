@@ -18,7 +18,7 @@ class IpamConfig(ApiStruct, frozen=True, kw_only=True):
 class Ipam(ApiStruct, frozen=True, kw_only=True):
     driver: str = "default"
     config: tuple[IpamConfig, ...] = ()
-    options: dict[str, str] = {}
+    options: dict[str, str] | None = None
 
 
 class ConfigReference(ApiStruct, frozen=True, kw_only=True):

@@ -25,6 +25,7 @@ from swarmlet_agent.net.records import (
     AddressTaken,
     EndpointRecord,
     NetworkRecord,
+    NotConnected,
     PoolExhausted,
     PortRecord,
     SandboxRecord,
@@ -59,6 +60,7 @@ class Sandboxes:
                     return self.attachment(known)
                 before = known if known.digest == wanted else None
                 await self._detach(known, reaped=True)
+            await ground.reap_former(ident)
             try:
                 sandbox = self._plan(wish, wanted, before)
             except (AddressTaken, PoolExhausted) as err:
@@ -105,7 +107,7 @@ class Sandboxes:
         if not resting:
             raise err
         for network_id in resting:
-            await ground.reap_now(network_id)
+            await ground.reap_network(network_id)
 
     def _plan(self, wish: NetworkWish, digest: str, before: SandboxRecord | None) -> SandboxRecord:
         """Leases and ports for a wish, all or none; registered as live, not yet made. before: what it had once."""
@@ -177,12 +179,12 @@ class Sandboxes:
             await asyncio.gather(ground.forget(ident), ground.run(self._undo_in_kernel, sandbox, was_live, made))
         finally:
             for endpoint in sandbox.endpoints:
-                ground.rest(endpoint)
+                ground.rest(ident, endpoint)
                 if was_live and made:
                     ground.tell("disconnect", sandbox, endpoint)
         if reaped:
             for network_id in {endpoint.network_id for endpoint in sandbox.endpoints if endpoint.veth}:
-                await ground.reap_now(network_id)
+                await ground.reap_network(network_id)
 
     def _undo_in_kernel(self, sandbox: SandboxRecord, was_live: bool, made: bool) -> None:
         ground = self._ground
@@ -218,7 +220,7 @@ class Sandboxes:
             try:
                 endpoint = self._leasing.lease(sandbox, network, settings, sandbox.endpoints)
             except (AddressTaken, PoolExhausted):
-                await ground.reap_now(network.id)  # what is missing may only rest
+                await ground.reap_network(network.id)  # what is missing may only rest
                 endpoint = self._leasing.lease(sandbox, network, settings, sandbox.endpoints)
             changed = replace(sandbox, endpoints=(*sandbox.endpoints, endpoint))
             if endpoint.names and not changed.dns_port:
@@ -228,7 +230,7 @@ class Sandboxes:
                 changed = await self._settle(sandbox, changed)
             except BaseException:
                 await _to_the_end(ground.run(ground.kernel.unplug, container_id, endpoint))
-                ground.rest(endpoint)
+                ground.rest(container_id, endpoint)
                 raise
             ground.names.add(endpoint)
             ground.tell("connect", changed, endpoint)
@@ -242,13 +244,13 @@ class Sandboxes:
             if sandbox is None:
                 return False
             if (endpoint := sandbox.on(network.id)) is None:
-                raise Conflict(f"container {container_id} is not connected to network {network.name}")
+                raise NotConnected(f"container {container_id} is not connected to network {network.name}")
             plan_attach.check_disconnect(network)
             rest = tuple(other for other in sandbox.endpoints if other.id != endpoint.id)
             ground.names.remove(endpoint)
             await ground.run(ground.kernel.unplug, container_id, endpoint)
             await self._settle(sandbox, replace(sandbox, endpoints=rest))
-            ground.rest(endpoint)
+            ground.rest(container_id, endpoint)
             ground.tell("disconnect", sandbox, endpoint)
             return True
 

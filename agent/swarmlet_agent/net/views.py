@@ -30,11 +30,10 @@ def view(network: NetworkRecord, attached: Iterable[tuple[SandboxRecord, Endpoin
         if part.auxiliary:
             entry["AuxiliaryAddresses"] = part.auxiliary
         config.append(entry)
-    options = network.ipam_options or None
     return NetworkView(
         name=network.name, id=network.id, created=rfc3339(network.created_at), driver=network.driver,
         enable_ipv4=bool(network.subnet) or not network.v6.subnet, enable_ipv6=bool(network.v6.subnet),
-        ipam={"Driver": "default", "Options": options, "Config": config},
+        ipam={"Driver": "default", "Options": network.ipam_options, "Config": config},
         internal=network.internal, attachable=network.attachable, options=network.options, labels=network.labels,
         containers={
             sandbox.container_id: NetworkContainer(

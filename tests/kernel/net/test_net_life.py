@@ -392,3 +392,43 @@ async def test_changed_settings_reach_the_default_network_once_nobody_uses_it(la
     _, again = await lab.attach("again")
     async with lab.serve(again.netns_path, 80, "again"):
         assert await lab.ask(None, again.endpoints["bridge"].ip_address, 80) == "again 10.44.0.1"
+
+
+@in_own_network
+async def test_who_starts_again_has_the_addresses_it_had(lab: Lab) -> None:
+    await lab.networks.create(NetworkCreate(name="app", enable_ipv6=True))
+    wish = NetworkWish(container_id="c" * 64, container_name="web", hostname="web", mode="app")
+    first = await lab.networks.attach(wish)
+    _, other = await lab.attach("other", "app")
+    for _ in range(3):
+        await lab.networks.detach(wish.container_id)
+        _, newcomer = await lab.attach("newcomer", "app")
+        again = await lab.networks.attach(wish)
+        assert again.endpoints["app"].ip_address == first.endpoints["app"].ip_address
+        assert again.endpoints["app"].global_ipv6_address == first.endpoints["app"].global_ipv6_address
+        assert newcomer.endpoints["app"].ip_address not in (again.endpoints["app"].ip_address, "")
+        async with lab.serve(again.netns_path, 80, "web"):
+            address = again.endpoints["app"].ip_address
+            assert (await lab.ask(other.netns_path, address, 80)).startswith("web ")  # at once
+
+
+@in_own_network
+async def test_an_endpoints_options_name_its_interface_and_set_its_switches(lab: Lab) -> None:
+    await lab.networks.create(
+        NetworkCreate(name="app", options={"com.docker.network.container_iface_prefix": "net"})
+    )
+    options = {
+        "com.docker.network.endpoint.ifname": "wan",
+        "com.docker.network.endpoint.sysctls": "net.ipv4.conf.IFNAME.log_martians=1,"
+        "net.ipv4.neigh.IFNAME.app_solicit=3",
+    }
+    settings = {"bridge": EndpointSettings(driver_opts=options), "app": EndpointSettings(driver_opts={"colour": "red"})}
+    _, web = await lab.attach("web", endpoints=settings)
+
+    links = await command("nsenter", f"--net={web.netns_path}", "ip", "-o", "-4", "addr")
+    assert " wan " in links and " net0 " in links and " eth0 " not in links
+    show = ("nsenter", f"--net={web.netns_path}", "sysctl", "-n")
+    assert await command(*show, "net.ipv4.conf.wan.log_martians") == "1\n"
+    assert await command(*show, "net.ipv4.neigh.wan.app_solicit") == "3\n"
+    assert web.endpoints["app"].driver_opts == {"colour": "red"}
+    assert "default via 172.17.0.1 dev wan" not in await command("nsenter", f"--net={web.netns_path}", "ip", "route")

@@ -5,9 +5,9 @@ from __future__ import annotations
 import msgspec
 import pytest
 
-from swarmlet.errors import InvalidArgument
+from swarmlet.errors import Conflict, InvalidArgument
 from swarmlet.model.container import EndpointIPAMConfig, EndpointSettings, PortBinding
-from swarmlet_agent.net import plan_attach, plan_files
+from swarmlet_agent.net import plan_attach, plan_endpoint, plan_files
 from swarmlet_agent.net.container_files import split_link
 from swarmlet_agent.net.firewall_check import dropping_chains
 from swarmlet_agent.net.plan_files import ResolvConf, parse_resolv_conf, resolv_conf
@@ -109,7 +109,10 @@ def test_the_network_of_the_mode_comes_first_then_the_others_by_name() -> None:
         ),
         (wish("app", app=EndpointSettings(mac_address="01:00:5e:00:00:01")), "not a unicast address"),
         (wish("app", app=EndpointSettings(mac_address="zz")), "invalid MAC address"),
-        (wish("app", app=EndpointSettings(driver_opts={"a": "b"})), "endpoint option a"),
+        (
+            wish("app", app=EndpointSettings(driver_opts={"com.docker.network.a": "b"})),
+            "endpoint option com.docker.network.a",
+        ),
     ],
 )
 def test_what_a_network_cannot_do_is_refused(asked: NetworkWish, words: str) -> None:
@@ -146,10 +149,37 @@ def test_the_same_wish_has_the_same_digest_whatever_its_order() -> None:
     assert plan_attach.digest(one) != plan_attach.digest(NetworkWish("c", "web", "web", "app"))
 
 
-def test_interfaces_fill_gaps() -> None:
+def test_interfaces_fill_gaps_and_are_called_as_asked() -> None:
     taken = [EndpointRecord(id="a", network_id="1", network="x", interface="eth1")]
+    named = NetworkRecord(id="7", name="n", options={plan_endpoint.OPTION_NAME_PREFIX: "net"})
+    wanted = {plan_endpoint.OPTION_NAME: "eth1"}
 
-    assert plan_attach.next_interface([]) == "eth0" == plan_attach.next_interface(taken)
+    assert plan_endpoint.interface_name({}, APP, []) == "eth0" == plan_endpoint.interface_name({}, APP, taken)
+    assert plan_endpoint.interface_name({}, named, taken) == "net0"
+    assert plan_endpoint.interface_name(wanted, APP, []) == "eth1"
+    with pytest.raises(Conflict, match="interface name eth1 is used by another network"):
+        plan_endpoint.interface_name(wanted, APP, taken)
+
+
+def test_options_of_an_endpoint_are_done_kept_or_refused() -> None:
+    text = "net.ipv4.conf.IFNAME.log_martians=1,net.ipv6.neigh.IFNAME.retrans_time_ms=500"
+    options = {plan_endpoint.OPTION_SYSCTLS: text, plan_endpoint.OPTION_NAME: "wan", "org.example.colour": "red"}
+    plan_endpoint.check_options(options)
+
+    assert plan_endpoint.sysctls(options, "wan") == [
+        ("net/ipv4/conf/wan/log_martians", "1"),
+        ("net/ipv6/neigh/wan/retrans_time_ms", "500"),
+    ]
+    for key, value in (
+        (plan_endpoint.OPTION_SYSCTLS, "net.ipv4.ip_forward=1"),
+        (plan_endpoint.OPTION_SYSCTLS, "net.ipv4.conf.IFNAME./../x=1"),
+        (plan_endpoint.OPTION_NAME, "a/b"),
+        (plan_endpoint.OPTION_NAME, ""),
+        (plan_endpoint.OPTION_NAME, "lo"),
+        ("com.docker.network.endpoint.magic", "1"),
+    ):
+        with pytest.raises(InvalidArgument):
+            plan_endpoint.check_options({key: value})
 
 
 def test_the_ruleset_replaces_only_our_table_and_holds_every_element() -> None:

@@ -68,7 +68,9 @@ class ContainerRoutes:
         container = self._backend.get(call.params["id"])
         sizes = await self._sizes([container]) if call.flag("size") else {}
         exec_ids = self._backend.exec_ids(container.id)
-        return json_answer(container_inspect(container, exec_ids=exec_ids, sizes=sizes.get(container.id)))
+        return json_answer(container_inspect(
+            container, exec_ids=exec_ids, sizes=sizes.get(container.id), version=call.version
+        ))
 
     async def start(self, call: Call) -> web.StreamResponse:
         """ContainerStart: 204; 304 already started."""

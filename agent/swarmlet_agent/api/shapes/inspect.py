@@ -11,8 +11,10 @@ from typing import Any
 
 import msgspec
 
+from swarmlet.engine_api.versions import NEWEST, ApiVersion
 from swarmlet.model.base import to_api
 from swarmlet.model.container import ContainerConfig, HostConfig
+from swarmlet.model.ids import short_id
 from swarmlet.model.times import rfc3339
 from swarmlet_agent.api.shapes.parts import endpoint, mount_points, port_map
 from swarmlet_agent.engine.container import Container, ContainerState
@@ -50,11 +52,14 @@ _MASKED = (
     "/proc/timer_list", "/proc/timer_stats", "/proc/sched_debug", "/proc/scsi", "/sys/firmware",
     "/sys/devices/virtual/powercap",
 )  # fmt: skip
+#: Before this version Aliases had the container's own names too; docker-compose 1 looks for them there.
+_ALIASES_ARE_ALL_NAMES = (1, 45)
 _READONLY = ("/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger")
 
 
 def container_inspect(
-    container: Container, *, exec_ids: Sequence[str] = (), sizes: tuple[int, int] | None = None
+    container: Container, *, exec_ids: Sequence[str] = (), sizes: tuple[int, int] | None = None,
+    version: ApiVersion = NEWEST,
 ) -> dict[str, Any]:
     """sizes: (own bytes, image's bytes), None if not asked for."""
     shown: dict[str, Any] = {
@@ -80,7 +85,7 @@ def container_inspect(
         "GraphDriver": {"Data": None, "Name": container.driver},
         "Mounts": mount_points(container.mounts, container.host.tmpfs),
         "Config": config(container.config),
-        "NetworkSettings": network_settings(container),
+        "NetworkSettings": network_settings(container, version),
     }
     if sizes is not None:
         shown["SizeRw"], shown["SizeRootFs"] = sizes[0], sum(sizes)
@@ -161,11 +166,11 @@ def _paths(given: tuple[str, ...] | None, default: tuple[str, ...], privileged: 
     return None if privileged else list(default)
 
 
-def network_settings(container: Container) -> dict[str, Any]:
+def network_settings(container: Container, version: ApiVersion = NEWEST) -> dict[str, Any]:
     """Engine API NetworkSettings, with the fields of the default bridge that older clients read."""
     bridge = container.endpoints.get("bridge")
     legacy = endpoint(bridge) if bridge is not None else {}
-    shown = {
+    shown: dict[str, Any] = {
         "Bridge": "",
         "SandboxID": container.sandbox_id,
         "SandboxKey": container.netns_path,
@@ -181,4 +186,9 @@ def network_settings(container: Container) -> dict[str, Any]:
     for name in ("GlobalIPv6PrefixLen", "IPPrefixLen"):
         shown[name] = legacy.get(name, 0)
     shown["Networks"] = {name: endpoint(each) for name, each in container.endpoints.items()}
+    if version < _ALIASES_ARE_ALL_NAMES:
+        for name, place in shown["Networks"].items():
+            if name not in ("bridge", "host", "none"):
+                names = [*(place["Aliases"] or ()), short_id(container.id), container.config.hostname]
+                place["Aliases"] = [*dict.fromkeys(filter(None, names))]
     return shown
