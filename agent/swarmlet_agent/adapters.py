@@ -88,6 +88,10 @@ def publish_volume_event(events: EventBus, action: str, name: str, attributes: d
     events.publish("volume", action, name, attributes)
 
 
+def publish_prune(events: EventBus, kind: str, freed_bytes: int) -> None:
+    events.publish(kind, "prune", "", {"reclaimed": str(freed_bytes)})
+
+
 def publish_network_event(
     events: EventBus, action: str, network: NetworkRecord, attributes: Mapping[str, str]
 ) -> None:

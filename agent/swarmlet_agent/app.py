@@ -141,7 +141,10 @@ async def started_parts(settings: AgentSettings, open_files: tuple[int, int] | N
         )
         images.users = engine
         networks.bind(engine, functools.partial(adapters.publish_network_event, events))
-        builder = Builder(images, images.workshop, engine, journal, data_dir=data_dir)
+        builder = Builder(
+            images, images.workshop, engine, journal, data_dir=data_dir,
+            on_prune=lambda freed: adapters.publish_prune(events, "builder", freed),
+        )
         builder.load()  # before the images, which ask it for the layers it needs
         # Networks before the runtime, which takes a copy of the mount namespace; containers last.
         await images.start()

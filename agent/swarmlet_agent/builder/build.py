@@ -6,7 +6,7 @@ import asyncio
 import secrets
 import time
 from collections.abc import AsyncIterator
-from contextlib import ExitStack
+from contextlib import AbstractAsyncContextManager, ExitStack
 from pathlib import Path
 from typing import Protocol
 
@@ -23,6 +23,7 @@ from swarmlet_agent.images.layers import Layer
 from swarmlet_agent.images.manifests import Platform, matches, parse_platform
 from swarmlet_agent.images.progress import Listener
 from swarmlet_agent.images.reference import is_image_id, parse_reference
+from swarmlet_agent.images.registry import Download
 from swarmlet_agent.images.types import Image, RegistryAuth
 from swarmlet_agent.images.workshop import Workshop
 
@@ -55,6 +56,7 @@ class ImageSource(Protocol):
         self, ref: str, *, auth: RegistryAuth | None = None, platform: str = "", progress: Listener | None = None
     ) -> Image: ...
     def fetch_url(self, url: str) -> AsyncIterator[bytes]: ...
+    def open_url(self, url: str) -> AbstractAsyncContextManager[Download]: ...
 
 
 class Build:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -38,8 +38,11 @@ class Builder:
     """One per agent. `load` before the image store starts, `start` once the engine has."""
 
     def __init__(
-        self, images: ImageSource, workshop: Workshop, containers: Containers, journal: Journal, *, data_dir: Path
+        self, images: ImageSource, workshop: Workshop, containers: Containers, journal: Journal, *, data_dir: Path,
+        on_prune: Callable[[int], None] | None = None,
     ) -> None:
+        """on_prune: told how many bytes a pruning has freed."""
+        self._on_prune = on_prune
         self._images, self._workshop, self._containers = images, workshop, containers
         self._cache = BuildCache(journal, workshop)
         self._folders = WorkFolders(workshop.tmp)
@@ -115,7 +118,10 @@ class Builder:
     async def prune(self, filters: Filters, *, everything: bool, keep_bytes: int) -> tuple[list[str], int]:
         """The cache entries that went, and the bytes that freed. everything: also those that images have layers of."""
         in_use = frozenset[str]() if everything else self._workshop.in_images()
-        return await self._cache.prune(filters, in_use=in_use, keep_bytes=keep_bytes, now=time.time_ns())
+        gone, freed = await self._cache.prune(filters, in_use=in_use, keep_bytes=keep_bytes, now=time.time_ns())
+        if self._on_prune is not None:
+            self._on_prune(freed)
+        return gone, freed
 
     def disk_usage(self) -> list[dict[str, Any]]:
         """BuildCache of GET /system/df."""

@@ -40,7 +40,10 @@ class How:
 def owner_of(root: Root, chown: str) -> tuple[int, int]:
     """--chown=user[:group], names looked up in the image; without a group the user's number is the group's too."""
     passwd, group = read_accounts(root.path)
-    identity = resolve_user(chown, (), passwd, group)
+    try:
+        identity = resolve_user(chown, (), passwd, group)
+    except InvalidArgument as err:
+        raise InvalidArgument(f"unable to convert uid/gid chown string to host mapping: {err}") from err
     return identity.uid, identity.gid if ":" in chown else identity.uid
 
 

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import os
-import posixpath
 from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import unquote, urlsplit
 
 from swarmlet.errors import InvalidArgument, NotSupported
 from swarmlet_agent.builder import instructions as kinds
 from swarmlet_agent.builder.build import Build
 from swarmlet_agent.builder.cache import key_of
 from swarmlet_agent.builder.copying import How, copy_sources, mode_of, owner_of, resolve_target
+from swarmlet_agent.builder.downloads import download
 from swarmlet_agent.builder.patterns import NOTHING, Ignore, parse_ignore
 from swarmlet_agent.builder.plan import find_stage
 from swarmlet_agent.builder.rooted import Root
@@ -57,7 +55,7 @@ async def do_copy(run: StageRun, step: kinds.Copy) -> None:
     chown, chmod, target = scope.text(step.chown), scope.text(step.chmod), scope.text(step.target)
     mode = mode_of(chmod)
     asked = _Asked(
-        what, tuple(scope.text(source) for source in step.sources),
+        what, tuple(scope.text(source) for source in step.sources), target,
         _exclude([scope.text(word) for word in step.exclude]), step.parents, step.unpack, step.checksum,
         tuple((doc.name, expand_content(doc.content, scope.variables, scope.escape) if doc.expands else doc.content)
               for doc in step.heredocs),
@@ -76,9 +74,9 @@ async def do_copy(run: StageRun, step: kinds.Copy) -> None:
         count, _, digest = known.partition(" ")
         place, as_folder = resolve_target(target, run.config.working_dir, several=int(count) > 1, what=what)
         unpack = "" if step.unpack is None else str(step.unpack).lower()
-        given = (("chown", chown), ("chmod", chmod), ("unpack", unpack))
-        flags = "".join(f"--{name}={value} " for name, value in given if value)
-        created_by = f"{NOTE}{what} {flags}{digest} in {place}{'/' if as_folder and place != '/' else ''} "
+        flags = "".join(f"--{name}={value} " for name, value in (("chmod", chmod), ("unpack", unpack)) if value)
+        # Nothing parts the owner from the digest: so Docker's histories have it, and --cache-from compares them.
+        created_by = f"{NOTE}{what} {flags}{f'--chown={chown}' if chown else ''}{digest} in {target} "
         key = key_of(run.state, created_by)
         if await run.cached(key, run.config, created_by):
             return
@@ -93,6 +91,7 @@ class _Asked:
 
     what: str
     sources: tuple[str, ...]
+    target: str
     exclude: Ignore
     parents: bool
     unpack: bool | None
@@ -153,15 +152,19 @@ async def _gather(build: Build, asked: _Asked, state: State | None, stack: Async
     found: list[tuple[Found, bool]] = []
     add = asked.what == "ADD"
     for source in asked.sources:
-        if add and source.startswith(_SCHEMES):
-            one = await _download(build, source, asked.checksum, stack)
+        if source.startswith(_SCHEMES):
+            if not add:
+                raise InvalidArgument("COPY failed: source can't be a URL for COPY")
+            one = await _download(build, source, asked, stack)
             found.append((one, bool(asked.unpack)))
             continue
         if add and (source.startswith(("git@", "git://", "ssh://"))):
             raise NotSupported(f"ADD of git repositories is not supported: {source}")
         if asked.checksum:
             raise InvalidArgument("checksum requires exactly one remote source")
-        local = await asyncio.to_thread(find_sources, root, [source], what=asked.what, parents=asked.parents)
+        local = await asyncio.to_thread(
+            find_sources, root, [source], what=asked.what, parents=asked.parents, of_context=state is None
+        )
         found += [(one, add and asked.unpack is not False) for one in local]
     for name, content in asked.inline:
         found.append((await _inline(build, name, content, stack), False))
@@ -188,24 +191,9 @@ def _write(folder: Path, name: str, content: str) -> None:
     os.utime(place, (0, 0))
 
 
-async def _download(build: Build, url: str, checksum: str, stack: AsyncExitStack) -> Found:
-    """ADD of a URL: into the build's folder, 0600 as Docker has it."""
+async def _download(build: Build, url: str, asked: _Asked, stack: AsyncExitStack) -> Found:
     if url.partition("#")[0].endswith(".git"):
         raise NotSupported(f"ADD of git repositories is not supported: {url}")
-    if checksum and not checksum.startswith("sha256:"):
-        raise InvalidArgument(f"invalid checksum {checksum!r}: only sha256 is supported")
-    name = posixpath.basename(unquote(urlsplit(url).path))
-    if not name or name in (".", ".."):
-        raise InvalidArgument(f"cannot determine filename from url: {url}")
     folder = build.folder / f"download-{build.serial()}"
-    await asyncio.to_thread(folder.mkdir)
-    digest = hashlib.sha256()
-    place = folder / name
-    with await asyncio.to_thread(place.open, "xb") as file:
-        async for piece in build.images.fetch_url(url):
-            digest.update(piece)
-            await asyncio.to_thread(file.write, piece)
-    await asyncio.to_thread(place.chmod, 0o600)
-    if checksum and checksum != f"sha256:{digest.hexdigest()}":
-        raise InvalidArgument(f"digest mismatch sha256:{digest.hexdigest()}: {checksum}")
+    name = await download(build.images.open_url, url, asked.target, asked.checksum, folder)
     return Found(stack.enter_context(Root(folder)), name, name, False)

@@ -331,7 +331,7 @@ def _run(line: Line) -> Run:
     network, security = flags.text("network"), flags.text("security")
     flags.end()
     if network not in ("", "default", "none", "host"):
-        raise ValueError(f"invalid network mode {network!r}: RUN --network takes default, none or host")
+        raise ValueError(f'invalid network mode "{network}": RUN --network takes default, none or host')
     if security not in ("", "sandbox"):
         raise ValueError("RUN --security=insecure is not supported: builds run without extended privileges")
     words, shell = _command(line)
@@ -436,7 +436,7 @@ def _time(text: str, name: str) -> int:
         return 0
     value = parse_duration(text)
     if value < 0 or (value and value < 1_000_000):
-        raise ValueError(f"Interval {name!r} cannot be less than 1ms")
+        raise ValueError(f'Interval "{name}" cannot be less than 1ms')
     return value
 
 

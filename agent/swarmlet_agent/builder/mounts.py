@@ -55,10 +55,12 @@ def parse_mount(text: str) -> RunMount:
         if name not in _KEYS[kind]:
             raise ValueError(f"unexpected key {name!r} for mount type {kind!r}")
     required = _flag(values.get("required", "false"), "required")
-    if kind in ("secret", "ssh"):
+    if kind == "ssh":
+        raise ValueError("RUN --mount=type=ssh is not supported: the classic build protocol forwards no SSH agent")
+    if kind == "secret":
         if required:
             raise ValueError(
-                f"RUN --mount=type={kind} with required=true is not supported: "
+                "RUN --mount=type=secret with required=true is not supported: "
                 "the classic build protocol has no way to hand over a secret"
             )
         return RunMount(kind, id=values.get("id", ""))

@@ -6,7 +6,7 @@ import base64
 import binascii
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol, TypeVar
+from typing import Protocol, TypeVar
 
 import msgspec
 
@@ -85,6 +85,8 @@ def _refuse(query: Query) -> None:
         raise NotSupported("BuildKit is not supported by this engine: use the classic builder (DOCKER_BUILDKIT=0)")
     if query.flag("squash"):
         raise NotSupported("squash is only supported with experimental mode, which this engine does not have")
+    if any(query.texts("securityopt")):
+        raise InvalidArgument("The daemon on this platform does not support setting security options on build")
     if query.text("outputs"):
         raise NotSupported("outputs are not supported: the result of a build is an image of this engine")
     if query.text("isolation", "default").lower() not in ("", "default"):
@@ -130,14 +132,13 @@ def _host(query: Query) -> HostConfig:
             extra_hosts += tuple(_json(query, "extrahosts", list[str]) or ())
         else:
             extra_hosts += tuple(word for word in text.split(",") if word)
-    security: Any = _json(query, "securityopt", list[str]) or []
     network = query.text("networkmode")
     return HostConfig(
         memory=query.number("memory") or 0, memory_swap=query.number("memswap") or 0,
         cpu_shares=query.number("cpushares") or 0, cpu_period=query.number("cpuperiod") or 0,
         cpu_quota=query.number("cpuquota") or 0, cpuset_cpus=query.text("cpusetcpus"),
         cpuset_mems=query.text("cpusetmems"), cgroup_parent=query.text("cgroupparent"),
-        shm_size=query.number("shmsize") or 0, extra_hosts=extra_hosts, security_opt=tuple(security),
+        shm_size=query.number("shmsize") or 0, extra_hosts=extra_hosts,
         ulimits=tuple(Ulimit(name=limit.Name, soft=limit.Soft, hard=limit.Hard) for limit in ulimits),
         network_mode="" if network == "default" else network,
     )

@@ -71,12 +71,13 @@ def plan_build(
     stages = _stages(groups, {**(builtin or {}), **args}, file.escape)
     wanted = _find(stages, target) if target else len(stages) - 1
     if wanted is None:
-        raise BadDockerfile(f"target stage {target!r} could not be found")
+        raise BadDockerfile(f'target stage "{target}" could not be found')
     if labels:
-        pairs = tuple(sorted(labels.items()))
-        shown = " ".join(f"{name}={value}" for name, value in pairs)
-        label = Label(stages[wanted].begin.line, f"LABEL {shown}", pairs, literal=True)
-        stages[wanted] = replace(stages[wanted], steps=(*stages[wanted].steps, label))
+        more = [
+            Label(stages[wanted].begin.line, f"LABEL {name}={value}", ((name, value),), literal=True)
+            for name, value in sorted(labels.items())
+        ]
+        stages[wanted] = replace(stages[wanted], steps=(*stages[wanted].steps, *more))
     chosen = tuple(stage for stage in stages if stage.number in _closure(stages, wanted))
     first, count = {}, len(meta)
     for stage in chosen:

@@ -131,7 +131,7 @@ async def _in_container(run: StageRun, request: ContainerCreate, targets: Sequen
         finally:
             removed = await to_the_end(_clear(run, making, name, keep=keep))
     if removed:
-        await run.lane.say(f" ---> Removed intermediate container {short_id(removed)}\n")
+        await run.lane.say(f"Removing intermediate container {short_id(removed)}\n")
     return layer
 
 
@@ -192,7 +192,7 @@ def _wishes(run: StageRun, step: kinds.Run) -> list[RunMount]:
         fields_replaced(
             wish, target=posixpath.join("/", working_dir, text(wish.target)), source=text(wish.source), id=text(wish.id)
         )
-        for wish in step.mounts if wish.type not in ("secret", "ssh")
+        for wish in step.mounts if wish.type != "secret"
     ]
 
 
@@ -214,7 +214,9 @@ async def _bind(run: StageRun, wish: RunMount, stack: AsyncExitStack) -> tuple[M
         state = await source_state(run, wish.stage)
         folder = (await stack.enter_async_context(run.build.workshop.bench(state.chains))).path
     root = stack.enter_context(Root(folder))
-    found = await asyncio.to_thread(find_sources, root, [wish.source.replace("*", "\\*") or "."], what="RUN --mount")
+    found = await asyncio.to_thread(
+        find_sources, root, [wish.source.replace("*", "\\*") or "."], what="RUN --mount", of_context=not wish.stage
+    )
     digest = await stoppable(lambda stopped: digest_of_sources(found, owners=True, stopped=stopped))
     source = folder / found[0].path
     return Mount(type="bind", source=str(source), target=wish.target, read_only=True), digest

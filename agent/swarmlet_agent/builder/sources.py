@@ -36,18 +36,23 @@ class Found:
     within: str = ""
 
 
-def find_sources(root: Root, sources: Sequence[str], *, what: str, parents: bool = False) -> list[Found]:
-    """What the arguments mean, wildcards resolved, in order. InvalidArgument in the builder's words."""
+def find_sources(
+    root: Root, sources: Sequence[str], *, what: str, parents: bool = False, of_context: bool = True
+) -> list[Found]:
+    """What the arguments mean, wildcards resolved, in order. InvalidArgument in the builder's words.
+
+    of_context: the root is the build context, no stage or image.
+    """
     found: list[Found] = []
     for source in sources:
         inner = source.partition("/./")[2] if parents and "/./" in source else ""
         path = _checked(source, what)
         if has_wildcards(path):
-            matches = [_found(root, match, what) for match in _matches(root, path)]
+            matches = [_found(root, match, what, of_context) for match in _matches(root, path)]
             if not matches:
                 raise InvalidArgument(f"{what} failed: no source files were specified")
         else:
-            matches = [_found(root, path.replace("\\", ""), what)]
+            matches = [_found(root, path.replace("\\", ""), what, of_context)]
         for match in matches:
             if not parents:
                 found.append(match)
@@ -69,14 +74,12 @@ def _checked(source: str, what: str) -> str:
     return "" if path == "." else path
 
 
-def _found(root: Root, path: str, what: str) -> Found:
+def _found(root: Root, path: str, what: str, of_context: bool) -> Found:
     real = root.real_path(path)
     info = root.stat(path) if real is not None else None
     if real is None or info is None:
-        raise InvalidArgument(
-            f"{what} failed: file not found in build context or excluded by .dockerignore: "
-            f"stat {path}: file does not exist"
-        )
+        where = "file not found in build context or excluded by .dockerignore: " if of_context else ""
+        raise InvalidArgument(f"{what} failed: {where}stat {path}: file does not exist")
     return Found(root, real, posixpath.basename(path), stat.S_ISDIR(info.st_mode))
 
 

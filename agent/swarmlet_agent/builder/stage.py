@@ -102,6 +102,8 @@ class StageRun:
         change = change_of(step, self.scope, own_cmd=self._own_cmd)
         if change is None:
             raise InvalidArgument(f"{step.code} cannot be built")
+        if change.note:
+            await self.lane.say(change.note)
         self._own_cmd = self._own_cmd or isinstance(step, kinds.Cmd)
         key = key_of(self.state, change.created_by, encode_config(change.config))
         if not await self.cached(key, change.config, change.created_by):

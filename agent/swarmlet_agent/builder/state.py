@@ -13,17 +13,21 @@ from msgspec.structs import replace
 
 from swarmlet.errors import InvalidArgument
 from swarmlet.model.base import to_api
+from swarmlet.model.common import HealthConfig
 from swarmlet.model.container import ImageConfig
 from swarmlet.model.times import rfc3339
 from swarmlet_agent.builder import instructions as kinds
 from swarmlet_agent.builder.words import expand, expand_words
 from swarmlet_agent.decide.signals import parse_signal
+from swarmlet_agent.images.durations import show_duration
 from swarmlet_agent.images.layers import Layer
 from swarmlet_agent.images.manifests import Configuration, HistoryEntry, Platform, parse_config
 
 DEFAULT_SHELL = ("/bin/sh", "-c")
 DEFAULT_PATH = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 NOTE = "/bin/sh -c #(nop) "
+#: Numbers that Go's %q prints in a way of its own.
+_RUNES = {7: "\\a", 8: "\\b", 9: "\\t", 10: "\\n", 11: "\\v", 12: "\\f", 13: "\\r", 39: "\\'", 92: "\\\\"}
 _PORT = re.compile(r"(\d+)(?:-(\d+))?(?:/(tcp|udp|sctp))?", re.IGNORECASE)
 
 
@@ -133,6 +137,8 @@ class Change:
     config: ImageConfig
     created_by: str
     author: str | None = None
+    #: Said before.
+    note: str = ""
 
 
 def change_of(step: kinds.Instruction, scope: Scope, *, own_cmd: bool) -> Change | None:
@@ -182,12 +188,15 @@ def _expose(step: Any, scope: Scope) -> Change:
     for word in [word for text in step.ports for word in scope.words(text)]:
         match = _PORT.fullmatch(word)
         first, last = (int(match[1]), int(match[2] or match[1])) if match else (0, 0)
+        _, slash, protocol = word.partition("/")
+        if slash and protocol.lower() not in ("tcp", "udp", "sctp"):
+            raise InvalidArgument(f"invalid proto: {protocol}")
         if match is None or not 0 < first <= last <= 65535:
             raise InvalidArgument(f"invalid containerPort: {word}")
         for number in range(first, last + 1):
             ports[f"{number}/{(match[3] or 'tcp').lower()}"] = {}
-        shown.append(word if "/" in word else f"{word}/tcp")
-    return Change(replace(scope.config, exposed_ports=ports), f"{NOTE} EXPOSE {' '.join(sorted(shown))}")
+        shown.append(word)
+    return Change(replace(scope.config, exposed_ports=ports), f"{NOTE} EXPOSE {' '.join(shown)}")
 
 
 def _volume(step: Any, scope: Scope) -> Change:
@@ -219,8 +228,23 @@ def _onbuild(step: Any, scope: Scope) -> Change:
 
 
 def _healthcheck(step: Any, scope: Scope) -> Change:
-    shown = msgspec.json.encode(to_api(step.health)).decode()
-    return Change(replace(scope.config, healthcheck=step.health), f"{NOTE} HEALTHCHECK {shown}")
+    before = scope.config.healthcheck
+    note = ""
+    if before is not None and before.test and before.test[0] != "NONE":
+        note = f"Note: overriding previous HEALTHCHECK: [{' '.join(before.test)}]\n"
+    config = replace(scope.config, healthcheck=step.health)
+    return Change(config, f"{NOTE} HEALTHCHECK {_shown_health(step.health)}", note=note)
+
+
+def _shown_health(health: HealthConfig) -> str:
+    """As Go prints it with %q, which is what Docker's histories have."""
+    times = (health.interval, health.timeout, health.start_period, health.start_interval)
+    shown = " ".join(f'"{show_duration(time)}"' for time in times)
+    return f"&{{{_quoted(health.test)} {shown} '{_RUNES.get(health.retries) or _rune(health.retries)}'}}"
+
+
+def _rune(number: int) -> str:
+    return chr(number) if 32 <= number < 127 else f"\\x{number:02x}" if number < 128 else f"\\u{number:04x}"
 
 
 def _maintainer(step: Any, scope: Scope) -> Change:

@@ -24,3 +24,21 @@ def parse_duration(text: str) -> int:
     if not rest or at != len(rest):
         raise ValueError(f"time: invalid duration {text!r}")
     return sign * int(total)
+
+
+def show_duration(nanoseconds: int) -> str:
+    """As Go prints it: "1h30m0s", "1.5s", "250ms", "0s"."""
+    if nanoseconds < 10**9:
+        unit, size = next((pair for pair in (("ms", 10**6), ("µs", 10**3)) if nanoseconds >= pair[1]), ("ns", 1))
+        return f"{_decimal(nanoseconds, size)}{unit}" if nanoseconds else "0s"
+    minutes, rest = divmod(nanoseconds, 60 * 10**9)
+    hours, minutes_left = divmod(minutes, 60)
+    shown = f"{hours}h" if hours else ""
+    shown += f"{minutes_left}m" if minutes else ""
+    return f"{shown}{_decimal(rest, 10**9)}s"
+
+
+def _decimal(value: int, unit: int) -> str:
+    whole, part = divmod(value, unit)
+    digits = f"{part:0{len(str(unit)) - 1}d}".rstrip("0") if part else ""
+    return f"{whole}.{digits}" if digits else str(whole)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
 from urllib.parse import urlsplit
 
 import aiohttp
@@ -30,6 +31,15 @@ CONNECT_TIMEOUT_S = 15.0
 #: A registry that sends nothing for this long is given up (and, for blobs, asked again).
 READ_TIMEOUT_S = 60.0
 _MAX_TAG_PAGES = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class Download:
+    """What a URL leads to. file_name: Content-Disposition's, "" = not given; modified_at: in s, 0 = not given."""
+
+    file_name: str
+    modified_at: int
+    pieces: AsyncIterator[bytes]
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,18 +104,30 @@ class Registries:
         endpoint = (await endpoints_of(domain, self._insecure, ()))[-1]
         return Door(self.http, endpoint, auth, scopes)
 
-    async def fetch_url(self, url: str) -> AsyncIterator[bytes]:
-        """The body behind a plain URL (docker import URL). InvalidArgument, RegistryUnreachable."""
+    @asynccontextmanager
+    async def open_url(self, url: str) -> AsyncIterator[Download]:
+        """What is behind a plain URL. InvalidArgument, RegistryUnreachable."""
         if urlsplit(url).scheme not in ("http", "https") or not urlsplit(url).hostname:
             raise InvalidArgument(f"invalid URL {url!r}: expected http://… or https://…")
         try:
             async with self.http.get(url) as answer:
                 if answer.status >= 400:
                     raise RegistryUnreachable(f'Get "{url}": got HTTP status code >= 400: {answer.status}')
-                async for piece in answer.content.iter_any():
-                    yield piece
+                disposition = answer.content_disposition
+                yield Download(
+                    (disposition.filename or "") if disposition is not None else "",
+                    _seconds(answer.headers.get("Last-Modified", "")), answer.content.iter_any(),
+                )
         except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as err:
             raise unreachable("Get", url, err) from err
+
+
+def _seconds(http_date: str) -> int:
+    """Since the epoch; 0 for what is no date."""
+    try:
+        return max(0, int(parsedate_to_datetime(http_date).timestamp()))
+    except ValueError:
+        return 0
 
 
 class Repository:

@@ -36,7 +36,7 @@ from swarmlet_agent.images.progress import Hub, Listener, SingleFlight
 from swarmlet_agent.images.pull import Puller
 from swarmlet_agent.images.push import Pusher
 from swarmlet_agent.images.reference import Reference, is_image_id, parse_reference
-from swarmlet_agent.images.registry import Registries
+from swarmlet_agent.images.registry import Download, Registries
 from swarmlet_agent.images.removal import Removal, User, plan_removal
 from swarmlet_agent.images.rootfs import RootStore
 from swarmlet_agent.images.save import Saved, archive_chunks
@@ -210,10 +210,15 @@ class ImageStore:
             source=source, created=time.time_ns() if created is None else created,
         )
 
+    def open_url(self, url: str) -> AbstractAsyncContextManager[Download]:
+        """What is behind a URL. InvalidArgument, RegistryUnreachable."""
+        return self._registries.open_url(url)
+
     async def fetch_url(self, url: str) -> AsyncIterator[bytes]:
         """The bytes behind a URL (docker import URL). InvalidArgument, RegistryUnreachable."""
-        async for piece in self._registries.fetch_url(url):
-            yield piece
+        async with self.open_url(url) as answer:
+            async for piece in answer.pieces:
+                yield piece
 
     # going out
 

@@ -87,7 +87,8 @@ def test_commands_have_a_shell_form_and_a_json_form() -> None:
     ("RUN --mount=type=x,target=/y z", "unsupported mount type"),
     ("RUN --mount=type=bind,target=/x,rw y", "rw is not supported"),
     ("RUN --mount=target=/x,frob=1 y", "unexpected key"),
-    ("RUN --mount=type=ssh,required=true x", "no way to hand over"), ("RUN --mount=type=cache x", "target is missing"),
+    ("RUN --mount=type=secret,id=a,required=true x", "no way to hand over"),
+    ("RUN --mount=type=ssh x", "forwards no SSH agent"), ("RUN --mount=type=cache x", "target is missing"),
     ("ADD --keep-git-dir a b", "not supported"), ("USER", "exactly one argument"), ("STOPSIGNAL a b", "exactly one"),
 ])
 def test_mistakes_tell_their_line(text: str, why: str) -> None:
