@@ -76,7 +76,13 @@ async def _clone(url: str, folder: Path) -> Path:
         raise InvalidArgument(f"invalid git reference {ref!r}")
     place = folder / "repository"
     await _git(git, "init", "-q", str(place))
-    await _git(git, "-C", str(place), "fetch", "-q", "--depth", "1", "--", repository, ref or "HEAD")
+    fetch = (git, "-C", str(place), "fetch", "-q")
+    try:
+        await _git(*fetch, "--depth", "1", "--", repository, ref or "HEAD")
+    except InvalidArgument as err:
+        if "shallow" not in str(err):
+            raise
+        await _git(*fetch, "--", repository, ref or "HEAD")  # a plain file server has whole histories only
     await _git(git, "-C", str(place), "checkout", "-q", "FETCH_HEAD")
     await _git(git, "-C", str(place), "submodule", "update", "-q", "--init", "--recursive", "--depth", "1")
     await asyncio.to_thread(remove_tree, place / ".git")
@@ -89,7 +95,10 @@ async def _clone(url: str, folder: Path) -> Path:
 
 
 async def _git(*argv: str) -> None:
-    environment = {**os.environ, "GIT_TERMINAL_PROMPT": "0", "GIT_CONFIG_NOSYSTEM": "1", "HOME": "/nonexistent"}
+    environment = {
+        **os.environ, "GIT_TERMINAL_PROMPT": "0", "GIT_CONFIG_NOSYSTEM": "1", "HOME": "/nonexistent",
+        "GIT_ALLOW_PROTOCOL": "git:http:https:ssh",  # also for submodules
+    }
     process = await asyncio.create_subprocess_exec(
         *argv, stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.PIPE,
         env=environment,

@@ -176,7 +176,7 @@ def _cmd(step: Any, scope: Scope) -> Change:
 
 def _entrypoint(step: kinds.Entrypoint, scope: Scope, own_cmd: bool) -> Change:
     words = argv_of(step, scope.config)
-    config = replace(scope.config, entrypoint=words or None)
+    config = replace(scope.config, entrypoint=words)
     if not own_cmd:
         config = replace(config, cmd=None)
     return Change(config, f"{NOTE} ENTRYPOINT {_quoted(words)}")
