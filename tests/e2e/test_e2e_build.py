@@ -74,7 +74,7 @@ def test_the_talks_dockerfile_builds_and_runs(view: View, tmp_path: Path) -> Non
 
     assert "Step 1/8 : FROM busybox\n ---> " in said
     assert "Step 6/8 : WORKDIR /srv/app" in said and " ---> Running in " in said
-    assert "Removed intermediate container" in said
+    assert "Removing intermediate container" in said
     assert "Successfully built " in said
     assert said.endswith("Successfully tagged talk:1\nSuccessfully tagged talk:latest\n")
     image = view.json("image", "inspect", "talk")[0]
