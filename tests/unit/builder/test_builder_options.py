@@ -103,7 +103,7 @@ def test_variables_of_one_instruction_are_those_from_before_it() -> None:
 
 def test_an_entrypoint_drops_the_arguments_that_the_base_had() -> None:
     base = ImageConfig(cmd=("old",), entrypoint=("e",))
-    assert after('ENTRYPOINT ["new"]', base).cmd is None and after("ENTRYPOINT []", base).entrypoint is None
+    assert after('ENTRYPOINT ["new"]', base).cmd is None and after("ENTRYPOINT []", base).entrypoint == ()
     own = change_of(parse_instruction(parse_one("ENTRYPOINT x")), Scope(base, {}, "\\"), own_cmd=True)
     assert own is not None and own.config.cmd == ("old",) and own.config.entrypoint == ("/bin/sh", "-c", "x")
 
