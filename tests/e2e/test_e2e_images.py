@@ -57,7 +57,8 @@ def nothing_left(whole_cluster: Cluster) -> Iterator[None]:
         eventually(clean)
     assert [_layers(whole_cluster, number) for number in (1, 2, 3)] == before
     for number in (1, 2, 3):
-        assert not [*_image_folder(whole_cluster, number).joinpath("tmp").iterdir()]
+        for name in ("tmp", "partial"):
+            assert not [*_image_folder(whole_cluster, number).joinpath(name).iterdir()]
 
 
 # --- pull

@@ -43,4 +43,4 @@ class Node:
         return {path.name for path in (self.data / "images" / "layers").iterdir()}
 
     def leftovers(self) -> list[Path]:
-        return list((self.data / "images" / "tmp").iterdir())
+        return [file for name in ("tmp", "partial") for file in (self.data / "images" / name).iterdir()]

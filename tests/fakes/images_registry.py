@@ -88,7 +88,9 @@ class FakeRegistry:
     """Speaks enough of the v2 API to pull from, and misbehaves on request.
 
     break_after: digest -> bytes after which the connection breaks, once. lies: digest -> what is sent instead.
-    user: "name:password" that is asked for, by "basic" or "bearer". gate: blobs (those of `gated`, or all) wait for it.
+    user: "name:password" that is asked for, by "basic" or "bearer". gate: blobs (those of `gated`, or all) wait for it,
+    after their first bytes if `stall_after` says how many. busy: digest -> requests that are answered with 429, to be
+    asked again after `retry_after` seconds. elsewhere: another host that blobs are redirected to.
     """
 
     def __init__(self) -> None:
@@ -103,6 +105,11 @@ class FakeRegistry:
         self.scheme = "basic"
         self.gate: asyncio.Event | None = None
         self.gated: set[str] = set()
+        self.stall_after: dict[str, int] = {}
+        self.busy: dict[str, int] = {}
+        self.retry_after = ""
+        self.elsewhere = ""
+        self.authorizations: list[str] = []
         self.denied = False
 
     def push(self, repository: str, tag: str, image: MadeImage) -> None:
@@ -182,12 +189,20 @@ class FakeRegistry:
     async def _blob(self, request: web.Request) -> web.StreamResponse:
         ref = request.match_info["ref"]
         self.requests[f"blob {ref}"] += 1
+        self.authorizations.append(request.headers.get("Authorization", ""))
         if (refused := self._refuse(request)) is not None:
             return refused
         content = self.lies.get(ref, self.blobs.get(ref))
         if content is None:
             return web.json_response({"errors": [{"code": "BLOB_UNKNOWN", "message": "blob unknown"}]}, status=404)
-        if self.gate is not None and (not self.gated or ref in self.gated):
+        if self.busy.get(ref, 0):
+            self.busy[ref] -= 1
+            return web.Response(status=429, headers={"Retry-After": self.retry_after})
+        if self.elsewhere:
+            raise web.HTTPTemporaryRedirect(f"http://{self.elsewhere}{request.rel_url}")
+        gated = self.gate is not None and (not self.gated or ref in self.gated)
+        if gated and ref not in self.stall_after:
+            assert self.gate is not None
             await self.gate.wait()
         start = 0
         if wanted := request.headers.get("Range"):
@@ -196,6 +211,11 @@ class FakeRegistry:
         response = web.StreamResponse(status=206 if start else 200)
         response.content_length = len(content) - start
         await response.prepare(request)
+        if gated and start < (stall := self.stall_after.get(ref, 0)):
+            assert self.gate is not None
+            await response.write(content[start:stall])
+            start = stall
+            await self.gate.wait()
         broken = self.break_after.pop(ref, None)
         await response.write(content[start:] if broken is None else content[start:broken])
         if broken is not None:

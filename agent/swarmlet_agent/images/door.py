@@ -9,6 +9,7 @@ import asyncio
 import ssl
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -19,6 +20,7 @@ from yarl import URL
 from swarmlet.errors import SwarmletError
 from swarmlet_agent.images.auth import Challenge, basic, parse_challenges
 from swarmlet_agent.images.endpoints import Endpoint
+from swarmlet_agent.images.patience import retry_after
 from swarmlet_agent.images.refusals import (
     Entries,
     RegistryDenied,
@@ -126,7 +128,11 @@ class Door:
                         continue
                     if answer.status >= 300:
                         entries = await _errors(answer)
-                        raise (refuse or self._refuse)(method, str(url), answer.status, entries, challenges)
+                        refused = (refuse or self._refuse)(method, str(url), answer.status, entries, challenges)
+                        if isinstance(refused, RegistryUnreachable):
+                            wait = answer.headers.get("Retry-After", "")
+                            refused.retry_after_s = retry_after(wait, datetime.now(UTC))
+                        raise refused
                     yield answer
                     return
             except (aiohttp.ClientError, TimeoutError, OSError) as err:

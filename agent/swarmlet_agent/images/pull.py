@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import hashlib
-import secrets
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -30,6 +28,8 @@ from swarmlet_agent.images.manifests import (
     parse_config,
     parse_manifest,
 )
+from swarmlet_agent.images.partial import PartialBlobs
+from swarmlet_agent.images.patience import patiently, retrying
 from swarmlet_agent.images.progress import Hub, Throttle
 from swarmlet_agent.images.reference import Reference
 from swarmlet_agent.images.registry import Fetched, Registries, Repository
@@ -51,8 +51,10 @@ class Chosen:
 
 
 class Puller:
-    def __init__(self, registries: Registries, layers: LayerStore, catalogue: Catalogue) -> None:
-        self._registries, self._layers, self._catalogue = registries, layers, catalogue
+    def __init__(
+        self, registries: Registries, layers: LayerStore, catalogue: Catalogue, partials: PartialBlobs
+    ) -> None:
+        self._registries, self._layers, self._catalogue, self._partials = registries, layers, catalogue, partials
         self._downloads = asyncio.Semaphore(MAX_DOWNLOADS)
 
     async def resolve(
@@ -69,7 +71,7 @@ class Puller:
                 await repository.connect()
                 if known_digest and await repository.manifest_digest(ref.version) == known_digest:
                     return repository, None
-                return repository, await repository.manifest(ref.version)
+                return repository, await patiently(lambda: repository.manifest(ref.version))  # noqa: B023 - run at once
             except SwarmletError as err:
                 if repository is not repositories[-1]:
                     log.warning("mirror is passed over", reason=str(err))
@@ -91,7 +93,7 @@ class Puller:
         found = parse_manifest(top.raw, top.media_type)
         if isinstance(found, Index):
             entry = choose(found.manifests, wanted, ref.familiar)
-            fetched = await repository.manifest(entry.digest)
+            fetched = await patiently(lambda: repository.manifest(entry.digest))
             found = parse_manifest(fetched.raw, fetched.media_type or entry.media_type)
             if isinstance(found, Index):
                 raise InvalidArgument(f"the manifest list of {ref.familiar} lists a list where an image should be")
@@ -103,6 +105,10 @@ class Puller:
         """The image's configuration, verified; from the catalogue if it is there."""
         if blob.digest in self._catalogue:
             return self._catalogue.configuration(blob.digest)
+        return parse_config(await patiently(lambda: self._small(repository, blob)))
+
+    async def _small(self, repository: Repository, blob: Descriptor) -> bytes:
+        """A blob in memory, verified."""
         raw = b""
         async with repository.blob(blob.digest, 0) as (answer, _start):
             async for piece in answer.content.iter_any():
@@ -111,7 +117,7 @@ class Puller:
                     break
         if f"sha256:{hashlib.sha256(raw).hexdigest()}" != blob.digest:
             raise InvalidArgument(f"image config verification failed for digest {blob.digest}")
-        return parse_config(raw)
+        return raw
 
     def check_platform(self, have: Platform, wanted: Platform | None, ref: Reference) -> None:
         """A single manifest may be for another platform; only a platform asked for by name must match (dockerd)."""
@@ -131,10 +137,11 @@ class Puller:
             raise InvalidArgument(
                 f"the image has {len(manifest.layers)} layers but its configuration names {len(config.diff_ids)}"
             )
-        parts = _FromRegistry(repository, manifest.layers, self._layers, self._downloads, hub)
+        parts = _FromRegistry(repository, manifest.layers, self._partials, self._downloads, hub)
         for layer in manifest.layers:
             hub.emit(_layer("Pulling fs layer", layer))
-        await self._layers.install(config.diff_ids, parts)
+        async with self._partials.wanted([layer.digest for layer in manifest.layers]):
+            await self._layers.install(config.diff_ids, parts)
 
     async def distribution(self, ref: Reference, auth: RegistryAuth | None) -> dict[str, Any]:
         """What GET /distribution/{name}/json answers (Engine API: DistributionInspect)."""
@@ -168,36 +175,33 @@ class _FromRegistry:
     """Installation (see layers.py) of a manifest's layers."""
 
     def __init__(
-        self, repository: Repository, layers: Sequence[Descriptor], store: LayerStore,
+        self, repository: Repository, layers: Sequence[Descriptor], partials: PartialBlobs,
         downloads: asyncio.Semaphore, hub: Hub,
     ) -> None:
-        self._repository, self._layers, self._store, self._downloads = repository, layers, store, downloads
+        self._repository, self._layers, self._partials, self._downloads = repository, layers, partials, downloads
         self._hub = hub
         self._throttles = [Throttle() for _ in layers]
 
     @asynccontextmanager
     async def blob(self, number: int) -> AsyncIterator[Blob]:
         layer = self._layers[number]
-        target = self._store.tmp / f"blob-{secrets.token_hex(8)}"
-        try:
+        async with self._partials.alone(layer.digest) as target:
             if self._downloads.locked():
                 self._hub.emit(_layer("Waiting", layer))
             async with self._downloads:
                 await self._fetch(number, layer, target)
-            yield Blob(target, 0, layer.size)
-        finally:
-            with contextlib.suppress(FileNotFoundError):
-                target.unlink()
+        # It stays until the pull is over: were the agent killed now, this layer would have to be unpacked again.
+        yield Blob(target, 0, layer.size)
 
     async def _fetch(self, number: int, layer: Descriptor, target: Path) -> None:
         async def progress(size: int) -> None:
             self._bytes("Downloading", number, size, layer.size)
 
-        async def retrying(seconds: float) -> None:
-            self._hub.emit(_layer(f"Retrying in {max(1, round(seconds))} seconds", layer))
+        async def later(seconds: float) -> None:
+            self._hub.emit(_layer(retrying(seconds), layer))
 
         try:
-            await fetch_blob(self._repository, layer, target, progress=progress, retrying=retrying)
+            await fetch_blob(self._repository, layer, target, progress=progress, retrying=later)
         except OSError as err:
             raise Internal(f"blob {layer.digest} cannot be stored: {err.strerror}") from err
         self._hub.emit(_layer("Verifying Checksum", layer))

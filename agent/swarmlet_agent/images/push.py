@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import random
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from yarl import URL
 
@@ -18,6 +17,7 @@ from swarmlet_agent.images.blobs import BlobBook, KnownBlob
 from swarmlet_agent.images.layers import Layer, together
 from swarmlet_agent.images.manifests import DOCKER_LAYER, Configuration, Descriptor, digest_of
 from swarmlet_agent.images.packing import PackedLayer, Packer
+from swarmlet_agent.images.patience import MAX_ATTEMPTS, pause, persistently, retrying
 from swarmlet_agent.images.progress import Hub, Throttle
 from swarmlet_agent.images.pushplan import CameAs, Candidates, candidates, manifest_for
 from swarmlet_agent.images.reference import Reference
@@ -27,17 +27,12 @@ from swarmlet_agent.images.target import Target
 from swarmlet_agent.images.types import RegistryAuth
 
 log = get_logger(__name__)
-T = TypeVar("T")
 
 #: Layers on their way at once over all pushes (dockerd: max-concurrent-uploads).
 MAX_UPLOADS = 5
-#: Attempts in a row that fail before a push is given up (dockerd: max-upload-attempts).
-MAX_ATTEMPTS = 5
 #: A registry that takes no byte for this long is given up, and tried again.
 STALL_S = 60.0
 _CANCEL_S = 3.0
-_BACKOFF_S = 0.5
-_BACKOFF_MAX_S = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,9 +77,9 @@ class Pusher:
             hub.emit(_line("Preparing", layer))
         await together(one(layer, folder) for layer, folder in reversed(parts.values()))
         config = image.configuration
-        await _persistently(lambda: _put_small(target, config.id, config.raw))
+        await persistently(lambda: _put_small(target, config.id, config.raw))
         raw, media_type = manifest_for(image.came, config, blobs)
-        await _persistently(lambda: target.put_manifest(ref.tag, raw, media_type))
+        await persistently(lambda: target.put_manifest(ref.tag, raw, media_type))
         await self._book.note(blobs.items(), ref.name)
         digest = digest_of(raw)
         hub.emit({"status": f"{ref.tag}: digest: {digest} size: {len(raw)}"})
@@ -116,7 +111,7 @@ class _LayerPush:
                     return found
             place: URL | None = None
             for blob, source in wanted.mounts:
-                place = await _persistently(lambda: self._target.begin(blob.digest, source))  # noqa: B023 - run at once
+                place = await persistently(lambda: self._target.begin(blob.digest, source))  # noqa: B023 - run at once
                 if place is None:
                     self._say(f"Mounted from {source}")
                     return _descriptor(blob)
@@ -126,7 +121,7 @@ class _LayerPush:
             return await self._upload(place)
 
     async def _there(self, blob: KnownBlob) -> Descriptor | None:
-        size = await _persistently(lambda: self._target.has(blob.digest))
+        size = await persistently(lambda: self._target.has(blob.digest))
         if size is None:
             return None
         self._say("Layer already exists")
@@ -151,7 +146,7 @@ class _LayerPush:
                     failures += 1
                     if failures >= MAX_ATTEMPTS or (isinstance(err, RegistryRefused) and failures > 1):
                         raise
-                    await self._pause(failures)
+                    await self._pause(pause(failures, err) if isinstance(err, RegistryUnreachable) else 0.0)
                     place, offset = await self._resume(place)
         except BaseException:
             if place is not None:
@@ -202,9 +197,8 @@ class _LayerPush:
             log.debug("an upload starts over", reason=str(err))
             return None, 0
 
-    async def _pause(self, failures: int) -> None:
-        seconds = _backoff(failures)
-        self._say(f"Retrying in {max(1, round(seconds))} seconds")
+    async def _pause(self, seconds: float) -> None:
+        self._say(retrying(seconds))
         await asyncio.sleep(seconds)
 
     def _say(self, status: str, current: int | None = None) -> None:
@@ -222,23 +216,6 @@ async def _put_small(target: Target, digest: str, raw: bytes) -> None:
         if place is None:
             raise Internal("the registry mounted what nobody asked it to")
         await target.finish(place, digest, raw)
-
-
-async def _persistently(ask: Callable[[], Awaitable[T]]) -> T:
-    """Again, a little later each time, while the registry cannot be reached."""
-    failures = 0
-    while True:
-        try:
-            return await ask()
-        except RegistryUnreachable:
-            failures += 1
-            if failures >= MAX_ATTEMPTS:
-                raise
-            await asyncio.sleep(_backoff(failures))
-
-
-def _backoff(failures: int) -> float:
-    return min(_BACKOFF_MAX_S, _BACKOFF_S * 2.0 ** (failures - 1)) * random.uniform(0.5, 1.0)
 
 
 def _descriptor(blob: KnownBlob) -> Descriptor:

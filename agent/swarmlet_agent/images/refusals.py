@@ -17,9 +17,13 @@ Entries = Sequence[tuple[str, str]]
 
 
 class RegistryUnreachable(Unavailable):
-    """No answer, or none that makes sense. Trying again later may help. Engine API: 500, as dockerd answers."""
+    """No answer, or none that makes sense. Trying again later may help. Engine API: 500, as dockerd answers.
+
+    retry_after_s: when the registry wants to be asked again; 0 if it has not said.
+    """
 
     status = 500
+    retry_after_s = 0.0
 
 
 class RegistryDenied(Unauthorized):

@@ -32,6 +32,7 @@ from swarmlet_agent.images.manifests import (
     parse_platform,
 )
 from swarmlet_agent.images.outlet import Outlet
+from swarmlet_agent.images.partial import PartialBlobs
 from swarmlet_agent.images.progress import Hub, Listener, SingleFlight
 from swarmlet_agent.images.pull import Puller
 from swarmlet_agent.images.push import Pusher
@@ -87,7 +88,8 @@ class ImageStore:
         self._shelf = Shelf(self._catalogue, self._layers, self._roots)
         #: For the builder.
         self.workshop = Workshop(self._shelf, self._host, self._event)
-        self._puller = Puller(self._registries, self._layers, self._catalogue)
+        self._partials = PartialBlobs(data_dir / "images" / "partial")
+        self._puller = Puller(self._registries, self._layers, self._catalogue, self._partials)
         self._book = BlobBook(journal)
         self._pusher = Pusher(self._registries, self._book)
         self._intake = Intake(self._shelf, self._puller, self._book, self._host, self._event)
@@ -98,6 +100,7 @@ class ImageStore:
     async def start(self) -> None:
         """Recover what the journal and the disk have."""
         await self._shelf.recover()
+        await self._partials.recover(time.time())
         await self.workshop.recover()
         await self._book.load({layer.diff_id for layer in self._layers.all()})
 
@@ -293,6 +296,7 @@ class ImageStore:
                 continue
             deleted += self._told(await self._shelf.remove(image.id, self._plan_pruning))
         freed = sum(before.get(entry.get("Deleted", ""), 0) for entry in deleted)
+        freed += await self._partials.prune()
         if self.on_event is not None:
             self.on_event("prune", "", {"reclaimed": str(freed)})
         return deleted, freed

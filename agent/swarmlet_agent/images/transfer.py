@@ -1,25 +1,23 @@
-"""Fetching one blob: streamed to a file, hashed on the way, resumed after a broken connection."""
+"""Fetching one blob: streamed to a file, hashed on the way, resumed after a broken connection or an agent's death."""
 
 from __future__ import annotations
 
 import asyncio
 import hashlib
-import random
+import os
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
 from swarmlet.errors import Internal, InvalidArgument
+from swarmlet_agent.images.layers import stoppable
 from swarmlet_agent.images.manifests import Descriptor
+from swarmlet_agent.images.patience import MAX_ATTEMPTS, pause
 from swarmlet_agent.images.registry import RegistryUnreachable
 
-#: Attempts in a row that bring no byte before a blob is given up (Docker: 5).
-MAX_ATTEMPTS = 5
-#: And in all: a server that drips a byte per connection must not keep a pull for ever.
+#: Connections that may break though each brings something: a server that drips must not keep a pull for ever.
 _MAX_BREAKS = 100
-_BACKOFF_S = 0.5
-_BACKOFF_MAX_S = 10.0
 #: Bytes gathered before a thread hashes and writes them.
 _GATHER = 1 << 20
 
@@ -43,32 +41,37 @@ async def fetch_blob(
     source: BlobSource, blob: Descriptor, target: Path, *,
     progress: Callable[[int], Awaitable[None]], retrying: Callable[[float], Awaitable[None]],
 ) -> None:
-    """The blob's bytes into the new file `target`, exactly those its digest names.
+    """The blob's bytes into the file `target`, exactly those its digest names; what is there already is not fetched.
 
     progress is told the bytes so far, retrying the seconds until the next attempt. RegistryUnreachable once attempts
     are used up; InvalidArgument if the content is not what the manifest promised; Internal for the disk's errors.
     """
-    download = _Download(blob, await asyncio.to_thread(target.open, "xb"))
+    download = _Download(blob, await asyncio.to_thread(_open, target))
     try:
+        await stoppable(download.take_up)
         failures = breaks = 0
         while True:
             before = download.size
             try:
                 await download.attempt(source, progress)
-            except RegistryUnreachable:
+            except RegistryUnreachable as err:
                 failures = 1 if download.size > before else failures + 1
                 breaks += 1
                 if failures >= MAX_ATTEMPTS or breaks >= _MAX_BREAKS:
                     raise
+                delay = pause(failures, err)
             else:
                 if await download.verify():
                     return
                 continue
-            delay = min(_BACKOFF_MAX_S, _BACKOFF_S * 2 ** (failures - 1)) * random.uniform(0.5, 1.0)
             await retrying(delay)
             await asyncio.sleep(delay)
     finally:
         await asyncio.to_thread(download.file.close)
+
+
+def _open(target: Path) -> BinaryIO:
+    return open(os.open(target, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600), "r+b")
 
 
 class _Download:
@@ -78,6 +81,15 @@ class _Download:
         self.size = 0
         self._hash = hashlib.sha256()
         self._resumed = False
+
+    def take_up(self, stopped: Callable[[], bool]) -> None:
+        """What an earlier pull has left, hashed. Blocking."""
+        while not stopped() and (piece := self.file.read(_GATHER)):
+            self._hash.update(piece)
+            self.size += len(piece)
+        self._resumed = self.size > 0
+        if self.size > self._blob.size:
+            self._forget()
 
     async def attempt(self, source: BlobSource, progress: Callable[[int], Awaitable[None]]) -> None:
         """From where the last attempt ended. Returns once all bytes are there."""
@@ -112,7 +124,6 @@ class _Download:
     async def verify(self) -> bool:
         """False if it must be fetched anew: a wrong digest after a resumed transfer may be a mixture's."""
         if f"sha256:{self._hash.hexdigest()}" == self._blob.digest:
-            await asyncio.to_thread(self.file.flush)
             return True
         if self._resumed:
             await self._start_over()
@@ -120,12 +131,12 @@ class _Download:
         raise InvalidArgument(f"filesystem layer verification failed for digest {self._blob.digest}")
 
     async def _start_over(self) -> None:
-        await asyncio.to_thread(self._truncate)
-        self.size, self._hash, self._resumed = 0, hashlib.sha256(), False
+        await asyncio.to_thread(self._forget)
 
-    def _truncate(self) -> None:
+    def _forget(self) -> None:
         self.file.seek(0)
         self.file.truncate()
+        self.size, self._hash, self._resumed = 0, hashlib.sha256(), False
 
     async def _write(self, pieces: list[bytes]) -> None:
         data = b"".join(pieces)
@@ -138,3 +149,4 @@ class _Download:
     def _hash_and_write(self, data: bytes) -> None:
         self._hash.update(data)
         self.file.write(data)
+        self.file.flush()

@@ -17,6 +17,7 @@ from fakes.images_made import OCI, OCI_INDEX, SCHEMA2_LIST, MadeImage, digest, f
 from fakes.images_node import Node
 from fakes.images_registry import FakeRegistry, RealRegistry
 
+from swarmlet.engine_api.filters import Filters
 from swarmlet.errors import InvalidArgument, NotFound, SwarmletError
 from swarmlet_agent.images import layers
 from swarmlet_agent.images.registry import RegistryDenied, RegistryUnreachable
@@ -284,46 +285,104 @@ async def test_all_tags_come_one_after_another(node: Node, registry: FakeRegistr
     assert [image.id for image in images] == [one.id, two.id, one.id]
 
 
-async def test_an_agent_killed_in_the_middle_of_a_pull_leaves_nothing_half_made(
+async def test_a_pull_whose_agent_is_killed_leaves_no_image_and_goes_on_where_it_was(
     tmp_path: Path, registry: FakeRegistry
 ) -> None:
     registry.push("x", "1", MadeImage(_LAYERS))
-    slow = MadeImage([*_LAYERS, files({"last": b"x"})])
+    more = [files({"done": b"x" * 1000}), files({"half": os.urandom(4 << 20)}), files({"no": b"x"})]
+    slow = MadeImage([*_LAYERS, *more])
+    done, half, waiting = (digest(blob) for blob in slow.blobs[2:])
     registry.push("x", "2", slow)
-    registry.gate, registry.gated = asyncio.Event(), {digest(slow.blobs[2])}
+    registry.gate, registry.gated, registry.stall_after = asyncio.Event(), {half, waiting}, {half: 2 << 20}
     data = tmp_path / "killed"
-    program = textwrap.dedent("""
-        import asyncio, sys
-        from pathlib import Path
-        from swarmlet_agent.images.store import ImageStore
-        from swarmlet_agent.journal import Journal
-        async def main():
-            store = ImageStore(Path(sys.argv[1]), Journal(Path(sys.argv[1]) / "journal.db"))
-            await store.start()
-            await store.pull(sys.argv[2] + "/x:1")
-            print("first", flush=True)
-            await store.pull(sys.argv[2] + "/x:2")
-        asyncio.run(main())
-    """)
     agent = await asyncio.create_subprocess_exec(
-        sys.executable, "-c", program, str(data), registry.host, stdout=subprocess.PIPE
+        sys.executable, "-c", _PULL_TWICE, str(data), registry.host, stdout=subprocess.PIPE
     )
     assert agent.stdout is not None
     assert await agent.stdout.readline() == b"first\n"
-    while not registry.requests[f"blob {digest(slow.blobs[2])}"]:
+    partial = data / "images" / "partial"
+    while not (registry.requests[f"blob {waiting}"] and _size(partial / half[7:]) and _unpacked(data) == 3):
         await asyncio.sleep(0.01)
     (data / "images/layers" / ("e" * 64) / "diff").mkdir(parents=True)
     agent.send_signal(signal.SIGKILL)
     await agent.wait()
     registry.gate.set()
+    have = _size(partial / half[7:])
 
     node = Node(data)
     await node.start()
     try:
-        assert len(node.store.all()) == 1 and node.leftovers() == [] and len(node.layer_folders()) == 2
+        assert len(node.store.all()) == 1 and len(node.layer_folders()) == 2
+        assert {file.name for file in node.leftovers()} == {one[7:] for one in (done, half, waiting)}
         assert (await node.store.pull(f"{registry.host}/x:2")).id == slow.id
+        assert registry.requests[f"blob {done}"] == 1 and registry.ranges == [f"bytes={have}-"]
+        assert node.leftovers() == []
     finally:
         await node.stop()
+
+
+_PULL_TWICE = textwrap.dedent("""
+    import asyncio, sys
+    from pathlib import Path
+    from swarmlet_agent.images.store import ImageStore
+    from swarmlet_agent.journal import Journal
+    async def main():
+        store = ImageStore(Path(sys.argv[1]), Journal(Path(sys.argv[1]) / "journal.db"))
+        await store.start()
+        await store.pull(sys.argv[2] + "/x:1")
+        print("first", flush=True)
+        await store.pull(sys.argv[2] + "/x:2")
+    asyncio.run(main())
+""")
+
+
+def _size(file: Path) -> int:
+    return file.stat().st_size if file.exists() else 0
+
+
+def _unpacked(data: Path) -> int:
+    return len(list((data / "images" / "layers").iterdir()))
+
+
+async def test_what_is_left_of_a_pull_is_not_believed_and_not_kept_for_ever(
+    node: Node, registry: FakeRegistry
+) -> None:
+    image = MadeImage(_LAYERS)
+    registry.push("x", "1", image)
+    partial = node.data / "images" / "partial"
+    wrong, long = (partial / digest(blob)[7:] for blob in image.blobs)
+    wrong.write_bytes(bytes(len(image.blobs[0])))
+    long.write_bytes(image.blobs[1] + b"more")
+    assert (await node.store.pull(f"{registry.host}/x:1")).id == image.id
+
+    old, fresh = partial / ("a" * 64), partial / ("b" * 64)
+    for file in (old, fresh):
+        file.write_bytes(b"x" * 100)
+    os.utime(old, (0, 0))
+    await node.restart()
+    assert node.leftovers() == [fresh]
+    assert await node.store.prune(Filters({})) == ([], 100) and node.leftovers() == []
+
+
+async def test_a_registry_that_says_when_to_ask_again_is_asked_then(node: Node, registry: FakeRegistry) -> None:
+    image = MadeImage(_LAYERS[:1])
+    registry.push("x", "1", image)
+    registry.busy, registry.retry_after = {image.id: 1, digest(image.blobs[0]): 1}, "1"
+    began = asyncio.get_running_loop().time()
+    _, seen = await pull(node, f"{registry.host}/x:1")
+    assert asyncio.get_running_loop().time() - began >= 2
+    assert "Retrying in 1 second" in [message["status"] for message in seen]
+
+
+async def test_blobs_may_lie_on_another_host_which_is_not_told_who_asks(node: Node, registry: FakeRegistry) -> None:
+    image = MadeImage(_LAYERS[:1])
+    async with FakeRegistry().running() as store:
+        store.blobs.update(image.contents())
+        registry.push("x", "1", image)
+        registry.user, registry.elsewhere = "me:secret", store.host.replace("127.0.0.1", "localhost")
+        await node.store.pull(f"{registry.host}/x:1", auth=RegistryAuth("me", "secret"))
+        assert len(store.authorizations) == 2 and not any(store.authorizations)
+    assert all(registry.authorizations)
 
 
 async def test_a_layer_that_is_moved_into_place_while_its_pull_fails_goes_with_the_others(

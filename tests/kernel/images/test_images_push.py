@@ -19,6 +19,7 @@ from fakes.images_registry import RealRegistry, real_registry
 
 from swarmlet.engine_api.filters import Filters
 from swarmlet.errors import InvalidArgument, NotFound, SwarmletError
+from swarmlet_agent.images import patience
 from swarmlet_agent.images import push as push_module
 from swarmlet_agent.images import search as search_module
 from swarmlet_agent.images.refusals import RegistryDenied, RegistryUnreachable
@@ -51,7 +52,7 @@ def guarded_registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RealR
 
 @pytest.fixture(autouse=True)
 def _in_a_hurry(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(push_module, "_BACKOFF_S", 0.02)
+    monkeypatch.setattr(patience, "_BACKOFF_S", 0.02)
 
 
 async def push(node: Node, ref: str, **options: Any) -> list[dict[str, Any]]:
