@@ -48,6 +48,8 @@ class AgentSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     registry_mirrors: tuple[str, ...] = ()  # base URLs tried before Docker Hub
     runtime: str = "auto"  # auto, crun or runc
     seccomp_profile: str = "/usr/share/containers/seccomp.json"
+    userns_remap: str = ""  # default, or user[:group] with ranges in subuid and subgid; "" = off
+    subid_dir: str = "/etc"  # where subuid and subgid are
     labels: dict[str, str] = {}  # engine labels, for constraints
     log_level: str = "info"
     etcd: EtcdSettings = EtcdSettings()

@@ -12,11 +12,14 @@ from swarmlet.engine_api.filters import Filters
 from swarmlet.engine_api.versions import NEWEST
 from swarmlet_agent.api.routes.volumes import volume_json
 from swarmlet_agent.builder.builder import Builder
+from swarmlet_agent.decide.remap import Remap
+from swarmlet_agent.engine.core import HostTraits
 from swarmlet_agent.engine.engine import Engine
 from swarmlet_agent.engine.events import EventBus
 from swarmlet_agent.images.store import ImageStore
 from swarmlet_agent.membership import Member
 from swarmlet_agent.net.records import NetworkRecord
+from swarmlet_agent.runtime.host import RuntimeInfo
 from swarmlet_agent.volumes.store import VolumeStore
 
 
@@ -78,6 +81,16 @@ class SwarmFacts:
             "Error": status.error,
             "RemoteManagers": [{"NodeID": "", "Addr": address} for address in status.managers] or None,
         }
+
+
+def host_traits(runtime: RuntimeInfo, remap: Remap | None) -> HostTraits:
+    return HostTraits(
+        runtime_name=runtime.name,
+        runtimes=runtime.runtimes,
+        cgroupns_mode="private" if runtime.cgroup_version == "2" else "host",
+        apparmor=runtime.apparmor,
+        remap=remap,
+    )
 
 
 def publish_image_event(events: EventBus, action: str, image: str, attributes: dict[str, str]) -> None:

@@ -58,6 +58,7 @@ from swarmlet_agent.manager_process import ManagerProcess
 from swarmlet_agent.membership import Member
 from swarmlet_agent.net.bridge import BridgeNetworks
 from swarmlet_agent.runtime.conmon_runtime import ConmonRuntime
+from swarmlet_agent.runtime.userns import read_remap
 from swarmlet_agent.volumes.store import VolumeStore
 
 log = get_logger(__name__)
@@ -117,6 +118,7 @@ class Parts:
 async def started_parts(settings: AgentSettings, open_files: tuple[int, int] | None) -> AsyncIterator[Parts]:
     """Taken up as the last agent left them; let go of, not ended, behind the block."""
     data_dir, run_dir = Path(settings.data_dir), Path(settings.run_dir)
+    remap = await asyncio.to_thread(read_remap, settings.userns_remap, Path(settings.subid_dir))
     async with contextlib.AsyncExitStack() as stack:
         journal = Journal(data_dir / "journal.db")
         stack.callback(journal.close)
@@ -126,7 +128,10 @@ async def started_parts(settings: AgentSettings, open_files: tuple[int, int] | N
             registry_mirrors=settings.registry_mirrors,
             on_event=functools.partial(adapters.publish_image_event, events),
         )
-        volumes = VolumeStore(data_dir, journal, on_event=functools.partial(adapters.publish_volume_event, events))
+        volumes = VolumeStore(
+            data_dir, journal, owner=remap.root if remap is not None else (0, 0),
+            on_event=functools.partial(adapters.publish_volume_event, events),
+        )
         networks = BridgeNetworks(
             run_dir, data_dir, journal, bridge_name=settings.bridge_name, default_subnet=settings.bridge_subnet,
         )
@@ -155,7 +160,7 @@ async def started_parts(settings: AgentSettings, open_files: tuple[int, int] | N
         stack.push_async_callback(networks.close)
         await runtime.open()
         stack.push_async_callback(runtime.close)
-        await engine.start()
+        await engine.start(adapters.host_traits(runtime.supports(), remap))
         stack.push_async_callback(engine.close)
         stack.push_async_callback(builder.close)
         await builder.start({container.name: container.id for container in engine.list()})
@@ -219,7 +224,8 @@ async def _system_routes(settings: AgentSettings, parts: Parts, swarm: adapters.
         adapters.DiskUsage(parts.images, parts.volumes, parts.engine, parts.builder), swarm,
         host=await asyncio.to_thread(read_host_facts),
         node=NodeFacts(
-            await _engine_id(parts.journal), Path(settings.data_dir), RELEASE, time.time_ns(), labels
+            await _engine_id(parts.journal), Path(settings.data_dir), RELEASE, time.time_ns(), labels,
+            userns_remap=bool(settings.userns_remap),
         ),
     )
 

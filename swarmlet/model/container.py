@@ -153,6 +153,13 @@ class HostConfig(ApiStruct, frozen=True, kw_only=True):
     isolation: str = ""
     masked_paths: tuple[str, ...] | None = None
     readonly_paths: tuple[str, ...] | None = None
+    # Of older clients and of Windows: told about, and never kept (decide/kernel.py).
+    kernel_memory: int = 0
+    kernel_memory_tcp: int = field(name="KernelMemoryTCP", default=0)
+    cpu_count: int = 0
+    cpu_percent: int = 0
+    io_maximum_iops: int = field(name="IOMaximumIOps", default=0)
+    io_maximum_bandwidth: int = field(name="IOMaximumBandwidth", default=0)
 
 
 class EndpointIPAMConfig(ApiStruct, frozen=True, kw_only=True):

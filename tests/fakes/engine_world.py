@@ -18,6 +18,7 @@ from swarmlet.errors import Conflict, InvalidArgument, NotFound
 from swarmlet.model.common import Driver
 from swarmlet.model.container import EndpointSettings, ImageConfig, PortBinding
 from swarmlet.model.ids import new_hex_id
+from swarmlet_agent.decide.remap import MappedIds, Remap
 from swarmlet_agent.images.types import Image
 from swarmlet_agent.journal import Write
 from swarmlet_agent.net.types import Attachment, InterfaceCounters, NetworkWish
@@ -221,7 +222,7 @@ class FakeImages(_Port):
                 return image
         raise NotFound("image", ref if ":" in ref else f"{ref}:latest")
 
-    async def ensure_rootfs(self, container_id: str, image_id: str) -> Path:
+    async def ensure_rootfs(self, container_id: str, image_id: str, ids: MappedIds | None = None) -> Path:
         await self.enter("images.ensure_rootfs")
         root = self.world.root / "roots" / container_id
         (root / "etc").mkdir(parents=True, exist_ok=True)
@@ -250,6 +251,9 @@ class FakeImages(_Port):
 class FakeRuntime(_Port):
     #: Programs that cannot be started, with the exit code of that.
     REFUSED: Mapping[str, int] = {"nosuch": 127, "/etc": 126, "broken": 128}
+
+    async def user_namespace(self, remap: Remap) -> str:
+        return f"/run/userns/{remap.uids[0][0]}"
 
     async def create(self, plan: ContainerPlan, *, log_path: Path) -> int:
         await self.enter("runtime.create")

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 
 from swarmlet.errors import InvalidArgument
 from swarmlet_agent.archive.paths import entry_path
+from swarmlet_agent.decide.remap import Remap
 from swarmlet_agent.engine.inside import open_in_root
 from swarmlet_agent.images import tarstream
 from swarmlet_agent.images.tarstream import Entry, TarReader
@@ -33,11 +34,17 @@ _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NONBLOCK
 class Rules:
     """no_change_of_kind: a folder never takes the place of something else, nor the other way round.
 
-    owner: uid and gid for everything; None: the archive's.
+    owner: uid and gid for everything; None: the archive's. remap: the container's ids, which all of these are.
     """
 
     no_change_of_kind: bool = False
     owner: tuple[int, int] | None = None
+    remap: Remap | None = None
+
+    def owner_of(self, entry: Entry) -> tuple[int, int]:
+        """On the host. InvalidArgument for an id that the container has not."""
+        uid, gid = self.owner or (entry.uid, entry.gid)
+        return (uid, gid) if self.remap is None else self.remap.on_host(uid, gid)
 
 
 def extract(root: int, where: str, pieces: Iterator[bytes], rules: Rules) -> None:
@@ -200,7 +207,7 @@ class _Extractor:
             os.close(source)
 
     def _make_special(self, parent: int, base: bytes, entry: Entry) -> None:
-        uid, gid = self._rules.owner or (entry.uid, entry.gid)
+        uid, gid = self._rules.owner_of(entry)
         if entry.kind == tarstream.SYMLINK:
             os.symlink(entry.link, base, dir_fd=parent)
             os.chown(base, uid, gid, dir_fd=parent, follow_symlinks=False)
@@ -218,7 +225,7 @@ class _Extractor:
         os.utime(base, ns=(entry.mtime, entry.mtime), dir_fd=parent, follow_symlinks=False)
 
     def _attributes(self, handle: int, entry: Entry) -> None:
-        os.fchown(handle, *(self._rules.owner or (entry.uid, entry.gid)))
+        os.fchown(handle, *self._rules.owner_of(entry))
         for key, value in entry.xattrs.items():
             if key.startswith(_PRIVATE_XATTRS):
                 continue

@@ -13,6 +13,7 @@ from collections.abc import Callable, Generator
 from pathlib import Path
 
 from swarmlet.errors import Conflict
+from swarmlet_agent.decide.remap import Remap
 from swarmlet_agent.engine.inside import open_in_root
 from swarmlet_agent.images.capture import BLOCK, header
 
@@ -27,20 +28,22 @@ _KINDS = {
 }
 _XATTRS_KEPT = ("user.", "security.capability")
 _READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
-_Links = dict[tuple[int, int], bytes]
 _Pieces = Generator[bytes | memoryview, None, None]
 
 
-def tree(root: int, path: str, name: str) -> TarStream:
-    """The folder at `path` (links followed) and all below; entries begin with `name`, or are relative if that is ""."""
+def tree(root: int, path: str, name: str, remap: Remap | None = None) -> TarStream:
+    """The folder at `path` (links followed) and all below; entries begin with `name`, or are relative if that is "".
+
+    remap: the container's ids, which its files have in the archive.
+    """
     folder = open_in_root(root, path, os.O_RDONLY | os.O_DIRECTORY | os.O_NONBLOCK)
-    return TarStream(_tree(folder, os.fsencode(name)), folder)
+    return TarStream(_tree(folder, os.fsencode(name), _Writer(remap)), folder)
 
 
-def single(root: int, folder: str, base: str, name: str) -> TarStream:
+def single(root: int, folder: str, base: str, name: str, remap: Remap | None = None) -> TarStream:
     """What lies at `base` of a folder, if that is no folder itself: a link stays a link."""
     handle = open_in_root(root, folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NONBLOCK)
-    return TarStream(_one(handle, os.fsencode(base), os.fsencode(name), {}), handle)
+    return TarStream(_one(handle, os.fsencode(base), os.fsencode(name), _Writer(remap)), handle)
 
 
 class TarStream:
@@ -80,15 +83,32 @@ def layer(upper: Path, skipped: Callable[[bytes], bool]) -> TarStream:
     skipped: whether a path is no change. Unlike a sealed folder's (`images.capture`), these files may be changing.
     """
     folder = os.open(upper, _READ | os.O_DIRECTORY)
-    return TarStream(_tree(folder, b"", skipped), folder)
+    return TarStream(_tree(folder, b"", _Writer(None), skipped), folder)
 
 
-def _tree(folder: int, name: bytes, skipped: Callable[[bytes], bool] | None = None) -> _Pieces:
+class _Writer:
+    """Headers of one archive, and which files have gone into it under another name."""
+
+    def __init__(self, remap: Remap | None) -> None:
+        self._remap = remap
+        self.links: dict[tuple[int, int], bytes] = {}
+
+    def header(
+        self, name: bytes, found: os.stat_result, kind: bytes, *, link: bytes = b"", size: int | None = None,
+        xattrs: dict[str, bytes] | None = None,
+    ) -> bytes:
+        if self._remap is not None:
+            fields = list(found)
+            fields[stat.ST_UID], fields[stat.ST_GID] = self._remap.inside(found.st_uid, found.st_gid)
+            found = os.stat_result(fields, {"st_mtime_ns": found.st_mtime_ns, "st_rdev": found.st_rdev})
+        return header(name, found, kind, link=link, size=size, xattrs=xattrs)
+
+
+def _tree(folder: int, name: bytes, out: _Writer, skipped: Callable[[bytes], bool] | None = None) -> _Pieces:
     """Folders are held open by depth, so that renaming one of them leads nowhere else. skipped: this is a layer."""
-    links: _Links = {}
     prefix = name.rstrip(b"/") + b"/" if name else b""
     if name:
-        yield header(prefix, os.fstat(folder), b"5", xattrs=_xattrs(folder))
+        yield out.header(prefix, os.fstat(folder), b"5", xattrs=_xattrs(folder))
     below = [(os.dup(folder), prefix, iter(_names(folder)))]
     try:
         while below:
@@ -102,29 +122,29 @@ def _tree(folder: int, name: bytes, skipped: Callable[[bytes], bool] | None = No
                 continue
             inner = _open_folder(handle, base)
             if inner is None:
-                yield from _one(handle, base, path, links) if skipped is None else _changed(handle, base, path, links)
+                yield from _one(handle, base, path, out) if skipped is None else _changed(handle, base, path, out)
                 continue
             below.append((inner, path + b"/", iter(_names(inner))))
-            yield header(path + b"/", os.fstat(inner), b"5", xattrs=_xattrs(inner))
+            yield out.header(path + b"/", os.fstat(inner), b"5", xattrs=_xattrs(inner))
             if skipped is not None and is_opaque(inner):
-                yield header(path + b"/" + _OPAQUE, os.fstat(inner), b"0", size=0)
+                yield out.header(path + b"/" + _OPAQUE, os.fstat(inner), b"0", size=0)
     finally:
         for handle, _, _ in below:
             os.close(handle)
 
 
-def _changed(handle: int, base: bytes, path: bytes, links: _Links) -> _Pieces:
+def _changed(handle: int, base: bytes, path: bytes, out: _Writer) -> _Pieces:
     """As `_one`; a file that overlayfs hides what is below with becomes a whiteout."""
     try:
         found = os.stat(base, dir_fd=handle, follow_symlinks=False)
     except FileNotFoundError:
         return
     if is_whiteout(found):
-        yield header(path[: len(path) - len(base)] + _WHITEOUT + base, found, b"0", size=0)
+        yield out.header(path[: len(path) - len(base)] + _WHITEOUT + base, found, b"0", size=0)
         return
     if base.startswith(_WHITEOUT):
         raise Conflict(f"an image cannot hold a file with the reserved name {os.fsdecode(path)!r}")
-    yield from _one(handle, base, path, links)
+    yield from _one(handle, base, path, out)
 
 
 def is_whiteout(found: os.stat_result) -> bool:
@@ -157,7 +177,7 @@ def _open_folder(handle: int, base: bytes) -> int | None:
         raise
 
 
-def _one(handle: int, base: bytes, name: bytes, links: _Links) -> _Pieces:
+def _one(handle: int, base: bytes, name: bytes, out: _Writer) -> _Pieces:
     """Anything but a folder. Sockets are left out: tar has none."""
     try:
         found = os.stat(base, dir_fd=handle, follow_symlinks=False)
@@ -167,23 +187,23 @@ def _one(handle: int, base: bytes, name: bytes, links: _Links) -> _Pieces:
     if kind is None or kind == b"5":
         return
     if found.st_nlink > 1:
-        earlier = links.setdefault((found.st_dev, found.st_ino), name)
+        earlier = out.links.setdefault((found.st_dev, found.st_ino), name)
         if earlier != name:
-            yield header(name, found, b"1", link=earlier)
+            yield out.header(name, found, b"1", link=earlier)
             return
     if kind == b"0":
-        yield from _file(handle, base, name)
+        yield from _file(handle, base, name, out)
     elif kind == b"2":
         try:
-            yield header(name, found, kind, link=os.fsencode(os.readlink(base, dir_fd=handle)))
+            yield out.header(name, found, kind, link=os.fsencode(os.readlink(base, dir_fd=handle)))
         except OSError as err:
             if err.errno not in (*_GONE, errno.EINVAL):
                 raise
     else:
-        yield header(name, found, kind)
+        yield out.header(name, found, kind)
 
 
-def _file(handle: int, base: bytes, name: bytes) -> _Pieces:
+def _file(handle: int, base: bytes, name: bytes, out: _Writer) -> _Pieces:
     try:
         file = os.open(base, _READ, dir_fd=handle)
     except OSError as err:
@@ -194,7 +214,7 @@ def _file(handle: int, base: bytes, name: bytes) -> _Pieces:
         found = os.fstat(file)
         if not stat.S_ISREG(found.st_mode):
             return
-        yield header(name, found, b"0", xattrs=_xattrs(file))
+        yield out.header(name, found, b"0", xattrs=_xattrs(file))
         left = found.st_size
         while left and (piece := os.read(file, min(left, PIECE))):
             left -= len(piece)

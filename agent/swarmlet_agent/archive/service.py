@@ -19,6 +19,7 @@ from swarmlet_agent.archive.commit import committed_config
 from swarmlet_agent.archive.pack import TarStream
 from swarmlet_agent.archive.paths import PathStat
 from swarmlet_agent.archive.view import Bind, View, open_stacked, open_view
+from swarmlet_agent.decide.remap import Remap
 from swarmlet_agent.decide.users import resolve_user
 from swarmlet_agent.engine.container import Container
 from swarmlet_agent.engine.inside import read_accounts
@@ -27,6 +28,7 @@ from swarmlet_agent.images.committing import Commit, Spooled
 from swarmlet_agent.images.compression import decompressed
 from swarmlet_agent.images.reference import Reference
 from swarmlet_agent.images.types import Image
+from swarmlet_agent.runtime.linux import act_as
 
 #: Mounts of a running container that are never seen from outside.
 _UNSEEN = ("/proc", "/sys", "/dev")
@@ -73,7 +75,8 @@ class ContainerFiles:
         async with self._view(ref) as (record, view):
             where = paths.absolute(path)
             found = await asyncio.to_thread(looking.stat_path, view.root, where, ref, path)
-            pieces = await finished(asyncio.to_thread(_packed, view.root, where, found), undo=TarStream.close)
+            packing = asyncio.to_thread(_packed, view.root, where, found, record.remap)
+            pieces = await finished(packing, undo=TarStream.close)
             self._containers.note(record.id, "archive-path")
             async with _streamed(pieces) as stream:
                 yield found, stream
@@ -90,7 +93,7 @@ class ContainerFiles:
             await asyncio.to_thread(_check_target, view.root, where, ref, path)
             owner = await asyncio.to_thread(_owner, view.root, record) if own and record.request.user else None
             upload = Upload(chunks)
-            rules = extract.Rules(no_change_of_kind=no_change_of_kind, owner=owner)
+            rules = extract.Rules(no_change_of_kind=no_change_of_kind, owner=owner, remap=record.remap)
 
             work = asyncio.ensure_future(
                 own_thread(lambda: _extract(view, where, upload, rules), f"copy into {record.id[:12]}")
@@ -118,7 +121,7 @@ class ContainerFiles:
     async def export(self, ref: str) -> AsyncIterator[AsyncGenerator[bytes, None]]:
         """A tar of the whole root, without volumes, to be taken inside the block."""
         async with self._containers.lend_root(ref, "export") as root:
-            pieces = await finished(asyncio.to_thread(_exported, root.path), undo=TarStream.close)
+            pieces = await finished(asyncio.to_thread(_exported, root.path, root.record.remap), undo=TarStream.close)
             async with _streamed(pieces) as stream:
                 yield stream
             self._containers.note(root.record.id, "export")
@@ -175,6 +178,7 @@ class ContainerFiles:
             record = root.record
             opening = asyncio.to_thread(
                 open_view, root.path, binds(record), read_only=record.host.readonly_rootfs,
+                owner=record.remap.root if record.remap is not None else (0, 0),
                 guarded=[*_UNSEEN, *(point.destination for point in record.mounts if point.type == "tmpfs")],
             )
             view = await finished(opening, undo=View.close)
@@ -211,18 +215,18 @@ def binds(record: Container) -> list[Bind]:
     return found
 
 
-def _packed(root: int, where: str, found: PathStat) -> TarStream:
+def _packed(root: int, where: str, found: PathStat, remap: Remap | None) -> TarStream:
     name = paths.archive_name(where)
     if found.is_folder:
-        return pack.tree(root, where, name)
+        return pack.tree(root, where, name, remap)
     folder, _, base = where.rpartition("/")
-    return pack.single(root, folder or "/", base, name)
+    return pack.single(root, folder or "/", base, name, remap)
 
 
-def _exported(root: Path) -> TarStream:
+def _exported(root: Path, remap: Remap | None) -> TarStream:
     handle = os.open(root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        return pack.tree(handle, "/", "")
+        return pack.tree(handle, "/", "", remap)
     finally:
         os.close(handle)
 
@@ -240,6 +244,8 @@ def _check_target(root: int, where: str, container: str, given: str) -> None:
 
 def _extract(view: View, where: str, upload: Upload, rules: extract.Rules) -> None:
     view.enter()
+    if rules.remap is not None:
+        act_as(*rules.remap.root)  # this thread ends with the work
     extract.extract(view.root, where, decompressed(upload.read), rules)
 
 

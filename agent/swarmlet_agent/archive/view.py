@@ -21,6 +21,7 @@ from typing import TypeVar
 
 from swarmlet.errors import Internal
 from swarmlet_agent.engine.inside import make_folders, open_in_root
+from swarmlet_agent.runtime.linux import act_as
 
 T = TypeVar("T")
 
@@ -58,14 +59,20 @@ class View:
 
 
 def open_view(
-    root: Path, binds: Sequence[Bind] = (), *, read_only: bool = False, guarded: Sequence[str] = ()
+    root: Path, binds: Sequence[Bind] = (), *, read_only: bool = False, guarded: Sequence[str] = (),
+    owner: tuple[int, int] = (0, 0),
 ) -> View:
     """The mounted `root` with `binds` (parents first) over it. Internal if something cannot be mounted.
 
+    owner: the host's ids of its root, for mount points that must be made.
     guarded: where the container has mounts that the view does not show; those places must not be deleted.
     A thread of its own makes it: a namespace is entered for good, and threads of a pool are used again.
     """
-    return _outward(lambda: _build(root, binds, read_only=read_only, guarded=guarded))
+    def build() -> View:
+        act_as(*owner)
+        return _build(root, binds, read_only=read_only, guarded=guarded)
+
+    return _outward(build)
 
 
 def open_stacked(folders: Sequence[Path]) -> View:

@@ -150,7 +150,7 @@ def tmpfs_options(given: Sequence[str]) -> tuple[str, ...]:
         key = option.partition("=")[0]
         if "=" in option:
             if key not in _TMPFS_KEYS:
-                raise InvalidArgument(f'invalid tmpfs option "{option}"')
+                raise _bad_tmpfs_option(option)
             values[key] = option
         elif key in _TMPFS_FLAGS or key in opposites:
             for word in (key, _TMPFS_FLAGS.get(key, ""), opposites.get(key, "")):
@@ -159,8 +159,13 @@ def tmpfs_options(given: Sequence[str]) -> tuple[str, ...]:
         elif key in _TMPFS_WORDS or key in _PROPAGATIONS:
             values[key] = option
         elif key != "defaults":
-            raise InvalidArgument(f'invalid tmpfs option "{option}"')
+            raise _bad_tmpfs_option(option)
     return tuple(values.values())
+
+
+def _bad_tmpfs_option(option: str) -> InvalidArgument:
+    words = " ".join(f'"{word}"' for word in option.split("=", 1))
+    return InvalidArgument(f"invalid tmpfs option [{words}]")
 
 
 def _bind_mount(mount: Mount, destination: str, refuse: Callable[[str], InvalidArgument]) -> MountPoint:

@@ -9,8 +9,10 @@ from swarmlet.model.container import ContainerCreate, EndpointSettings, HostConf
 SHM_BYTES = 64 << 20
 
 
-def normalise(request: ContainerCreate, *, default_runtime: str) -> ContainerCreate:
-    """Network "default" is the bridge, an absent log driver json-file, an absent restart policy "no", and so on."""
+def normalise(request: ContainerCreate, *, default_runtime: str, cgroupns_mode: str = "host") -> ContainerCreate:
+    """cgroupns_mode: where none is asked for.
+
+    Network "default" is the bridge, an absent log driver json-file, an absent restart policy "no", and so on."""
     host = request.host_config
     log = host.log_config if host.log_config.type else LogConfig(type="json-file", config=host.log_config.config)
     host = replace(
@@ -21,7 +23,9 @@ def normalise(request: ContainerCreate, *, default_runtime: str) -> ContainerCre
         shm_size=host.shm_size or SHM_BYTES,
         ipc_mode=host.ipc_mode or "private",
         runtime=host.runtime or default_runtime,
+        cgroupns_mode=host.cgroupns_mode or cgroupns_mode,
         memory_swap=_swap(host),
+        memory_swappiness=None if host.memory_swappiness == -1 else host.memory_swappiness,
         # 0 and -1 both mean without limit.
         pids_limit=host.pids_limit if host.pids_limit and host.pids_limit > 0 else None,
     )

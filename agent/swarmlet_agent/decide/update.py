@@ -43,6 +43,8 @@ def apply_update(host: HostConfig, changes: HostConfig, *, cpus: int) -> HostCon
         raise Conflict(
             "Memory limit should be smaller than already set memoryswap limit, update the memoryswap at the same time"
         )
+    if given.get("pids_limit", 1) <= 0:
+        given["pids_limit"] = 0  # however it is said: without limit
     policy = changes.restart_policy
     if policy != RestartPolicy():
         check_policy(policy)

@@ -10,6 +10,7 @@ from swarmlet_agent.decide.health import check_config
 from swarmlet_agent.decide.links import check_links
 from swarmlet_agent.decide.log_options import check_log
 from swarmlet_agent.decide.ports import wanted_ports
+from swarmlet_agent.decide.sets import parse_set
 from swarmlet_agent.decide.signals import parse_signal
 
 _MINIMUM_MEMORY = 6 << 20
@@ -115,19 +116,6 @@ def _check_cpu(host: HostConfig, cpus: int) -> None:
             raise InvalidArgument(f"Requested CPUs are not available - requested {text}, available: {available}")
 
 
-def parse_set(text: str, name: str) -> frozenset[int]:
-    """Numbers of "0-2,5" (cpuset(7) list format); at most 8192 as the kernel."""
-    numbers: set[int] = set()
-    for part in text.split(",") if text else ():
-        first, dash, last = part.partition("-")
-        if not first.isdigit() or (dash and not last.isdigit()) or int(last or first) > 8192:
-            raise InvalidArgument(f"Invalid value {text} for cpuset {name}")
-        if int(last or first) < int(first):
-            raise InvalidArgument(f"Invalid value {text} for cpuset {name}")
-        numbers.update(range(int(first), int(last or first) + 1))
-    return frozenset(numbers)
-
-
 def check_restart(host: HostConfig) -> None:
     """The policy, and that a container does not both stay and go."""
     check_policy(host.restart_policy)
@@ -195,6 +183,8 @@ def _check_names(host: HostConfig) -> None:
     for text in host.group_add:
         if not text:
             raise InvalidArgument("unable to find group : no matching entries in group file")
+    if "" in host.annotations:
+        raise InvalidArgument("invalid Annotations: the empty string is not permitted as an annotation key")
     for target in host.tmpfs:
         if not target.startswith("/"):
             raise InvalidArgument(f"invalid mount path: '{target}' mount path must be absolute")

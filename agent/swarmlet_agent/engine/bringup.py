@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Iterable
 from pathlib import Path
 from typing import TypeVar
 
@@ -28,6 +28,7 @@ from swarmlet_agent.engine.plan import container_plan, mode_of, network_wish
 from swarmlet_agent.engine.propagation import check_propagation
 from swarmlet_agent.engine.subpaths import Subpaths
 from swarmlet_agent.net.types import Attachment
+from swarmlet_agent.runtime.linux import acting_as
 from swarmlet_agent.runtime.types import ContainerPlan
 
 log = get_logger(__name__)
@@ -85,20 +86,24 @@ class Bringup:
         )  # fmt: skip
         return container_plan(
             record,
-            rootfs=await self._core.images.ensure_rootfs(record.id, record.image_id),
+            rootfs=await self._core.root_of(record),
             identity=Identity(record.uid, record.gid, record.groups),
             attachment=attachment,
             joined={},
             cgroup_parent=self._core.settings.cgroup_parent,
+            ids=await self._core.ids_of(record),
         )
 
     async def _prepare(self, record: Container, subpaths: Subpaths) -> tuple[ContainerPlan, Container]:
         core = self._core
         share_with = self._sharing(record.host.network_mode, "network")
         joined = self._joined(record)
+        ids = await core.ids_of(record)
         (rootfs, identity, mounts, inner), attachment = await _both(
-            self._root(record, subpaths), core.networks.attach(network_wish(record, share_with))
+            self._root(record, subpaths), core.networks.attach(network_wish(record, share_with, ids))
         )
+        if ids is not None and not share_with:
+            await asyncio.to_thread(_give, attachment.files.values(), ids.remap.root)
         record = replace(
             record,
             mounts=mounts,
@@ -114,7 +119,7 @@ class Bringup:
         )
         plan = container_plan(
             record, rootfs=rootfs, identity=identity, attachment=attachment, joined=joined,
-            cgroup_parent=core.settings.cgroup_parent, subpaths=inner,
+            cgroup_parent=core.settings.cgroup_parent, subpaths=inner, ids=ids,
             read_only_below=await asyncio.to_thread(_deep, mounts, inner) if reaches_below(os.uname().release) else (),
         )  # fmt: skip
         return plan, record
@@ -123,7 +128,7 @@ class Bringup:
         self, record: Container, subpaths: Subpaths
     ) -> tuple[Path, Identity, tuple[MountPoint, ...], dict[str, str]]:
         core = self._core
-        rootfs = await core.images.ensure_rootfs(record.id, record.image_id)
+        rootfs = await core.root_of(record)
         mounts = tuple([await self._volume(point) for point in record.mounts])
         identity = await asyncio.to_thread(_look_inside, rootfs, record, mounts)
         inner = await asyncio.to_thread(subpaths.resolve, mounts) if _any_within(mounts) else {}
@@ -184,6 +189,11 @@ class Bringup:
         return unit.id
 
 
+def _give(files: Iterable[Path], owner: tuple[int, int]) -> None:
+    for file in files:
+        os.chown(file, *owner)
+
+
 def _look_inside(rootfs: Path, record: Container, mounts: tuple[MountPoint, ...]) -> Identity:
     """In a thread: whom it runs as, its working directory, and the host folders that binds need."""
     for point in mounts:
@@ -199,7 +209,8 @@ def _look_inside(rootfs: Path, record: Container, mounts: tuple[MountPoint, ...]
     check_propagation(mounts)
     working_dir = record.request.working_dir
     if working_dir and not any(_covers(point.destination, working_dir) for point in mounts):
-        ensure_folder(rootfs, working_dir)
+        with acting_as(record.remap.root if record.remap is not None else (0, 0)):
+            ensure_folder(rootfs, working_dir)
     passwd, group = read_accounts(rootfs)
     return resolve_user(record.request.user, record.host.group_add, passwd, group)
 

@@ -12,6 +12,7 @@ from swarmlet.model.base import ApiStruct, Record
 from swarmlet.model.container import ContainerConfig, ContainerCreate, EndpointSettings, HostConfig, PortBinding
 from swarmlet.model.ids import short_id
 from swarmlet_agent.decide.points import MountPoint
+from swarmlet_agent.decide.remap import Remap
 
 #: What a client may wait for (Engine API ContainerWait).
 WAIT_CONDITIONS = ("not-running", "next-exit", "removed")
@@ -84,6 +85,8 @@ class Container(Record, frozen=True, kw_only=True):
     gid: int = 0
     groups: tuple[int, ...] = ()
     linked_env: tuple[str, ...] = ()
+    #: The ids it has on the host, for its whole life; None: its own.
+    remap: Remap | None = None
     platform: str = "linux"
     driver: str = "overlay2"
     #: Set with status removing: whether its anonymous volumes go with it.

@@ -19,6 +19,7 @@ import msgspec
 from swarmlet.errors import NotFound, SwarmletError
 from swarmlet.log import get_logger
 from swarmlet_agent.decide.names import resolve
+from swarmlet_agent.decide.remap import MappedIds, Remap
 from swarmlet_agent.engine.container import Container
 from swarmlet_agent.engine.events import EventBus
 from swarmlet_agent.engine.ports import Images, Networks, Runtime, Volumes
@@ -42,8 +43,6 @@ class Settings:
     run_dir: Path
     cgroup_parent: str = "/swarmlet"
     cpus: int = 1
-    #: Docker's name of what is chosen with runtime "": what inspect shows.
-    runtime_name: str = "runc"
 
     def container_dir(self, ident: str) -> Path:
         return self.data_dir / "containers" / ident
@@ -51,6 +50,21 @@ class Settings:
     def marker(self, ident: str) -> Path:
         """Exists while the container may have kernel objects (mounts, namespaces, cgroup, conmon)."""
         return self.run_dir / "engine" / ident
+
+
+@dataclass(frozen=True, slots=True)
+class HostTraits:
+    """runtime_name and cgroupns_mode: what a container gets that asks for none, and what inspect shows then.
+
+    runtimes: names it may ask for.
+    """
+
+    runtime_name: str = "runc"
+    runtimes: tuple[str, ...] = ("runc",)
+    cgroupns_mode: str = "host"
+    apparmor: bool = False
+    #: For containers that do not ask for the host's user namespace.
+    remap: Remap | None = None
 
 
 class Unit:
@@ -105,6 +119,7 @@ class Core:
         self.volumes = volumes
         self.journal = journal
         self.settings = settings
+        self.traits = HostTraits()
         self.events = events or EventBus()
         self.now = now
         self.units: dict[str, Unit] = {}
@@ -148,6 +163,16 @@ class Core:
             record.id,
             {**record.request.labels, "image": record.image_ref, "name": record.name, **attributes},
         )
+
+    async def ids_of(self, record: Container) -> MappedIds | None:
+        """The user namespace a container lives in; None: the host's."""
+        if record.remap is None:
+            return None
+        return MappedIds(await self.runtime.user_namespace(record.remap), record.remap)
+
+    async def root_of(self, record: Container) -> Path:
+        """Its root, mounted with the ids it has on the host."""
+        return await self.images.ensure_rootfs(record.id, record.image_id, await self.ids_of(record))
 
     def mark(self, unit: Unit) -> None:
         """From here on kernel objects may exist."""

@@ -19,13 +19,14 @@ from swarmlet.log import get_logger
 from swarmlet.model.common import Driver, Mount
 from swarmlet.model.container import ContainerCreate
 from swarmlet.model.ids import new_hex_id, short_id
-from swarmlet_agent.decide.kernel import asks_much, fit_limits
+from swarmlet_agent.decide.kernel import asks_much, drop_foreign, fit_limits
 from swarmlet_agent.decide.links import check_links, link_text, parse_link
 from swarmlet_agent.decide.merge import argv, merge_image
 from swarmlet_agent.decide.mounts import reaches_below, resolve_mounts, volumes_from_names
 from swarmlet_agent.decide.names import check_name, random_name, taken_message
 from swarmlet_agent.decide.normalise import network_wishes, normalise
 from swarmlet_agent.decide.points import MountPoint
+from swarmlet_agent.decide.remap import check_remapped
 from swarmlet_agent.decide.validate import check_image_part, check_request
 from swarmlet_agent.engine.container import Container
 from swarmlet_agent.engine.core import TABLE, Core, Unit, encode
@@ -36,10 +37,9 @@ from swarmlet_agent.images.types import Image
 from swarmlet_agent.runtime import caps, security
 from swarmlet_agent.runtime.facts import kernel_limits
 from swarmlet_agent.runtime.resources import rlimits
+from swarmlet_agent.volumes.rules import check_driver
 
 log = get_logger(__name__)
-#: Names of runtimes a client may ask for; the one this node uses runs them all.
-RUNTIMES = ("runc", "crun", "io.containerd.runc.v2")
 
 
 class Creator:
@@ -55,19 +55,26 @@ class Creator:
         core = self._core
         if name:
             name = check_name(name)
-        warnings = check_request(request, cpus=core.settings.cpus)
-        _check_runtime_options(request)
-        if asks_much(request.host_config):
-            host, lacking = fit_limits(request.host_config, await asyncio.to_thread(kernel_limits))
-            request = replace(request, host_config=host)
+        host, warnings = drop_foreign(request.host_config)
+        if asks_much(host):
+            host, lacking = fit_limits(host, await asyncio.to_thread(kernel_limits))
             warnings += lacking
+        request = replace(request, host_config=host)
+        warnings += check_request(request, cpus=core.settings.cpus)
+        _check_runtime_options(request)
+        if host.runtime and host.runtime not in core.traits.runtimes:
+            raise InvalidArgument(f"unknown or invalid runtime name: {host.runtime}")
+        warnings += security.lacking(host.security_opt, apparmor=core.traits.apparmor)
         if not request.image:
             raise InvalidArgument("no image specified")
         image = core.images.get(request.image)
         warnings += _check_platform(image, request.image, platform)
-        normal = normalise(request, default_runtime=core.settings.runtime_name)
+        normal = normalise(
+            request, default_runtime=core.traits.runtime_name, cgroupns_mode=core.traits.cgroupns_mode
+        )
         merged = self._complete(merge_image(normal, image.config))
         check_image_part(merged)
+        remap = check_remapped(merged.host_config, core.traits.remap)
         points = resolve_mounts(merged, self._shared_points(merged))
         await asyncio.to_thread(_check_sources, merged.host_config.mounts)
         ident = new_hex_id()
@@ -86,6 +93,7 @@ class Creator:
                 wishes=(wishes := network_wishes(merged)),
                 endpoints=wishes,
                 mounts=points,
+                remap=remap,
                 log_path="" if merged.host_config.log_config.type == "none" else str(self._log_path(ident)),
             )
             unit = await self._make(record)
@@ -116,7 +124,7 @@ class Creator:
             made.append(point)
         filling = [point for point in made if point.type == "volume" and point.copy_up]
         if filling:
-            root = await self._core.images.ensure_rootfs(record.id, record.image_id)
+            root = await self._core.root_of(record)
             try:
                 for point in filling:
                     folder = await asyncio.to_thread(_folder_in, root, point.destination)
@@ -128,6 +136,10 @@ class Creator:
 
     async def _volume(self, record: Container, point: MountPoint) -> MountPoint:
         volumes = self._core.volumes
+        try:
+            check_driver(point.name or "volume", point.driver)
+        except NotFound as err:  # as in `_other`: not to be taken for a missing image
+            raise InvalidArgument(str(err).partition(": ")[2]) from err
         driver, labels = _volume_options(record.request.host_config.mounts, point)
         if point.name:
             path = await volumes.ensure(point.name, driver or Driver(name=point.driver), labels)
@@ -192,7 +204,7 @@ class Creator:
 def _check_runtime_options(request: ContainerCreate) -> None:
     """What the runtime refuses is refused now, not at the first start."""
     host = request.host_config
-    security.refuse_unsupported(host, RUNTIMES)
+    security.refuse_unsupported(host)
     security.read_options(host.security_opt)
     everything = frozenset(caps.NAMES)
     caps.normalise(host.cap_add, "CapAdd", everything)

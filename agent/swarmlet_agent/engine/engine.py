@@ -22,14 +22,14 @@ from swarmlet.engine_api.filters import Filters
 from swarmlet.errors import Conflict, InvalidArgument, NotFound, NotModified, SwarmletError
 from swarmlet.log import get_logger
 from swarmlet.model.container import ContainerCreate, EndpointSettings, HostConfig
-from swarmlet_agent.decide.kernel import asks_much, fit_limits
+from swarmlet_agent.decide.kernel import asks_much, drop_foreign, fit_limits
 from swarmlet_agent.decide.links import parse_link, renamed
 from swarmlet_agent.decide.names import check_name, taken_message
 from swarmlet_agent.decide.prune import to_prune
 from swarmlet_agent.decide.update import apply_update
 from swarmlet_agent.engine.bringup import Bringup
 from swarmlet_agent.engine.container import Container, ExecRecord, ExecRequest, PruneReport, WaitResult
-from swarmlet_agent.engine.core import TABLE, Core, Settings, Unit, decode
+from swarmlet_agent.engine.core import TABLE, Core, HostTraits, Settings, Unit, decode
 from swarmlet_agent.engine.create import Creator
 from swarmlet_agent.engine.events import EventBus
 from swarmlet_agent.engine.execs import Execs
@@ -100,9 +100,13 @@ class Engine:
 
     # Its own life
 
-    async def start(self) -> None:
-        """Take up every container where a previous engine left it, and finish what that one had begun."""
+    async def start(self, host: HostTraits | None = None) -> None:
+        """Take up every container where a previous engine left it, and finish what that one had begun.
+
+        host: known only once the runtime has looked.
+        """
         core = self._core
+        core.traits = host or HostTraits()
         markers = core.settings.run_dir / "engine"
         folders = core.settings.data_dir / "containers"
         for folder in (markers, folders):
@@ -421,9 +425,10 @@ class Engine:
             before = unit.record
             if unit.removing:
                 raise Conflict("container is marked for removal and cannot be updated")
-            warnings: Warnings = []
+            changes, warnings = drop_foreign(changes)
             if asks_much(changes):
-                changes, warnings = fit_limits(changes, await asyncio.to_thread(kernel_limits))
+                changes, lacking = fit_limits(changes, await asyncio.to_thread(kernel_limits))
+                warnings += lacking
             host = apply_update(before.host, changes, cpus=core.settings.cpus)
             after = replace(before, request=replace(before.request, host_config=host))
             if after.has_process:

@@ -127,7 +127,7 @@ class Execs:
     async def _identity(self, container: Container, user: str) -> Identity:
         if not user:
             return Identity(container.uid, container.gid, container.groups)
-        root = await self._core.images.ensure_rootfs(container.id, container.image_id)
+        root = await self._core.root_of(container)
         passwd, group = await asyncio.to_thread(read_accounts, Path(root))
         return resolve_user(user, container.host.group_add, passwd, group)
 

@@ -13,6 +13,7 @@ from swarmlet.model.container import EndpointSettings
 from swarmlet_agent.decide.merge import override_env, process_env
 from swarmlet_agent.decide.points import MountPoint
 from swarmlet_agent.decide.ports import wanted_ports
+from swarmlet_agent.decide.remap import MappedIds
 from swarmlet_agent.decide.users import Identity
 from swarmlet_agent.engine.container import Container, ExecRequest
 from swarmlet_agent.net.types import Attachment, NetworkWish
@@ -24,7 +25,7 @@ def mode_of(reference: str) -> str:
     return reference.removeprefix("container:") if reference.startswith("container:") else ""
 
 
-def network_wish(record: Container, share_with: str) -> NetworkWish:
+def network_wish(record: Container, share_with: str, ids: MappedIds | None = None) -> NetworkWish:
     """share_with: the id of the container whose network it shares, or ""."""
     host = record.host
     return NetworkWish(
@@ -42,6 +43,7 @@ def network_wish(record: Container, share_with: str) -> NetworkWish:
         dns_options=host.dns_options,
         links=host.links,
         share_with=share_with,
+        user_namespace=ids.namespace if ids is not None else "",
     )
 
 
@@ -77,6 +79,7 @@ def container_plan(
     cgroup_parent: str,
     subpaths: Mapping[str, str] = MappingProxyType({}),
     read_only_below: Collection[str] = (),
+    ids: MappedIds | None = None,
 ) -> ContainerPlan:
     """The whole OCI-to-be. joined: kind of namespace -> path, "" for the host's.
 
@@ -111,6 +114,7 @@ def container_plan(
         },
         joined=joined,
         annotations=record.host.annotations,
+        ids=ids,
     )
 
 
@@ -137,6 +141,7 @@ def exec_plan(record: Container, request: ExecRequest, identity: Identity, *, tt
         privileged=request.privileged,
         open_stdin=request.attach_stdin,
         console_size=request.console_size or (0, 0),
+        remap=record.remap,
     )
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Protocol
 
 from swarmlet.model.common import Driver
+from swarmlet_agent.decide.remap import MappedIds, Remap
 from swarmlet_agent.images.types import Image
 from swarmlet_agent.net.types import Attachment, InterfaceCounters, NetworkWish
 from swarmlet_agent.runtime.types import ContainerPlan, ExecPlan, Exit, Usage
@@ -21,8 +22,11 @@ class Images(Protocol):
         """By name[:tag], name@digest, id or id prefix. NotFound ("No such image: …")."""
         ...
 
-    async def ensure_rootfs(self, container_id: str, image_id: str) -> Path:
-        """The container's writable root: overlay of the image's layers and its own upper folder, mounted."""
+    async def ensure_rootfs(self, container_id: str, image_id: str, ids: MappedIds | None = None) -> Path:
+        """The container's writable root: overlay of the image's layers and its own upper folder, mounted.
+
+        ids: whose ids its files show, and are made with by the agent; None: as on disk.
+        """
         ...
 
     async def unmount_rootfs(self, container_id: str) -> None:
@@ -73,6 +77,10 @@ class ExecProcess(Protocol):
 
 
 class Runtime(Protocol):
+    async def user_namespace(self, remap: Remap) -> str:
+        """The file of a user namespace with this mapping, kept until the agent is taken down. Internal."""
+        ...
+
     """Containers' processes, by container id, under conmon: they outlive this agent."""
 
     async def create(self, plan: ContainerPlan, *, log_path: Path) -> int:

@@ -44,7 +44,7 @@ class Roots:
         try:
             self._check(unit, verb)
             if unit.record.has_process:
-                path = await self._core.images.ensure_rootfs(unit.id, unit.record.image_id)
+                path = await self._core.root_of(unit.record)
                 unit.lock.release()
                 held = False
                 yield LentRoot(unit.record, path)
@@ -86,7 +86,7 @@ class Roots:
         for point in unit.record.mounts:
             if point.type == "volume":  # its folder may be a mount of its own
                 await core.volumes.ensure(point.name, Driver(name=point.driver), {})
-        return await core.images.ensure_rootfs(unit.id, unit.record.image_id)
+        return await core.root_of(unit.record)
 
     async def _unmount(self, unit: Unit, *, unmark: bool) -> None:
         await self._core.images.unmount_rootfs(unit.id)

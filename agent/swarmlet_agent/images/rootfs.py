@@ -20,7 +20,9 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from swarmlet.errors import Internal, InvalidArgument, NotFound
+from swarmlet_agent.decide.remap import MappedIds
 from swarmlet_agent.images.unpack import remove_tree
+from swarmlet_agent.runtime import linux
 
 _MNT_DETACH = 2
 _UMOUNT_NOFOLLOW = 8
@@ -58,12 +60,15 @@ class RootStore:
     def knows(self, container_id: str) -> bool:
         return container_id in self._layers
 
-    async def ensure(self, container_id: str, layers: Sequence[str]) -> Path:
-        """Mounted root of a container over these layers (lowest first). Those of its first mount win."""
+    async def ensure(self, container_id: str, layers: Sequence[str], ids: MappedIds | None = None) -> Path:
+        """Mounted root of a container over these layers (lowest first). Those of its first mount win.
+
+        ids: on disk everything has the container's ids; the mounted root shows them as the host's.
+        """
         folder = self._place(container_id)
         chains = self._layers.setdefault(container_id, tuple(reversed(layers)))
         try:
-            return await asyncio.to_thread(_ensure, folder, chains, [self._diff_of(chain) for chain in chains])
+            return await asyncio.to_thread(_ensure, folder, chains, [self._diff_of(chain) for chain in chains], ids)
         except BaseException:
             if not (folder / "layers").exists():
                 self._layers.pop(container_id, None)
@@ -126,7 +131,7 @@ class RootStore:
         return self._folder / container_id
 
 
-def _ensure(folder: Path, chains: Sequence[str], diffs: Sequence[Path]) -> Path:
+def _ensure(folder: Path, chains: Sequence[str], diffs: Sequence[Path], ids: MappedIds | None) -> Path:
     merged = folder / "merged"
     if os.path.ismount(merged):
         return merged
@@ -134,16 +139,52 @@ def _ensure(folder: Path, chains: Sequence[str], diffs: Sequence[Path]) -> Path:
     missing = next((diff for diff in diffs if not diff.is_dir()), None)
     if missing is not None:
         raise Internal(f"container {folder.name} cannot be mounted: layer {missing.parent.name} is missing on disk")
-    _mount_overlay(diffs or [folder.parent / ".empty"], folder)
+    lower = diffs or [folder.parent / ".empty"]
+    with contextlib.ExitStack() as stack:
+        if ids is None:
+            _mount_overlay([_handle(path, stack) for path in lower], _handle(folder, stack), folder)
+            return merged
+        _open_to(folder, ids)
+        namespace = os.open(ids.namespace, os.O_RDONLY | os.O_CLOEXEC)
+        stack.callback(os.close, namespace)
+        try:
+            handles = [_mapped(path, namespace, stack) for path in (*lower, folder)]
+        except OSError as err:
+            raise Internal(
+                f"container {folder.name} cannot be mounted with mapped ids ({err}): userns_remap needs Linux 5.19 "
+                "and a data folder on a file system such as ext4, xfs or btrfs"
+            ) from err
+        # Overlayfs works in `work` as whoever mounts it, who must have ids there.
+        with linux.acting_as(ids.remap.root):
+            _mount_overlay(handles[:-1], handles[-1], folder)
     return merged
+
+
+def _handle(path: Path, stack: contextlib.ExitStack) -> str:
+    fd = os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    stack.callback(os.close, fd)
+    return f"/proc/self/fd/{fd}"
+
+
+def _mapped(path: Path, namespace: int, stack: contextlib.ExitStack) -> str:
+    fd = linux.idmapped_clone(path, namespace)
+    stack.callback(os.close, fd)
+    return f"/proc/self/fd/{fd}"
+
+
+def _open_to(folder: Path, ids: MappedIds) -> None:
+    """The container's root reaches its files by their path on the host; nobody else below root does."""
+    os.chown(folder, -1, ids.remap.root[1])
+    os.chmod(folder, 0o710)
 
 
 def _prepare(folder: Path, chains: Sequence[str], diffs: Sequence[Path]) -> None:
     """The container's folder, complete but not mounted."""
     if (folder / "layers").exists():
         return
+    folder.mkdir(parents=True, exist_ok=True, mode=0o710)  # programs in it may be setuid: not for the host's users
     for part in ("upper", "work", "merged"):
-        (folder / part).mkdir(parents=True, exist_ok=True)
+        (folder / part).mkdir(exist_ok=True)
     if diffs:
         _like(diffs[0], folder / "upper")
     # Written last and in one step: a folder with this file is complete.
@@ -168,28 +209,19 @@ def _like(source: Path, target: Path) -> None:
     os.chmod(target, stat.S_IMODE(found.st_mode))
 
 
-def _mount_overlay(lower: Sequence[Path], folder: Path) -> None:
-    with contextlib.ExitStack() as stack:
-
-        def handle(path: Path) -> str:
-            fd = os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-            stack.callback(os.close, fd)
-            return f"/proc/self/fd/{fd}"
-
-        options = (
-            f"lowerdir={':'.join(handle(path) for path in lower)}"
-            f",upperdir={handle(folder / 'upper')},workdir={handle(folder / 'work')}"
-        )
-        if os.path.exists("/sys/module/overlay/parameters/index"):
-            options += ",index=off"  # an index would tie upper to one set of lower layers, and costs at mount
-        for feature in ("redirect_dir", "metacopy"):
-            # They leave in upper what only overlayfs understands: it could not become a layer.
-            if os.path.exists(f"/sys/module/overlay/parameters/{feature}"):
-                options += f",{feature}=off"
-        result = _libc.mount(b"overlay", os.fsencode(folder / "merged"), b"overlay", 0, options.encode())
-        if result != 0:
-            code = ctypes.get_errno()
-            raise Internal(f"container {folder.name} cannot be mounted: overlay: {os.strerror(code)}")
+def _mount_overlay(lower: Sequence[str], changes: str, folder: Path) -> None:
+    """lower, and the folder of upper and work, as /proc/self/fd/N."""
+    options = f"lowerdir={':'.join(lower)},upperdir={changes}/upper,workdir={changes}/work"
+    if os.path.exists("/sys/module/overlay/parameters/index"):
+        options += ",index=off"  # an index would tie upper to one set of lower layers, and costs at mount
+    for feature in ("redirect_dir", "metacopy"):
+        # They leave in upper what only overlayfs understands: it could not become a layer.
+        if os.path.exists(f"/sys/module/overlay/parameters/{feature}"):
+            options += f",{feature}=off"
+    result = _libc.mount(b"overlay", os.fsencode(folder / "merged"), b"overlay", 0, options.encode())
+    if result != 0:
+        code = ctypes.get_errno()
+        raise Internal(f"container {folder.name} cannot be mounted: overlay: {os.strerror(code)}")
 
 
 def _unmount(merged: Path) -> None:

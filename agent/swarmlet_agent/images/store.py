@@ -17,6 +17,7 @@ from typing import Any, Protocol
 from swarmlet.engine_api.filters import Filters
 from swarmlet.errors import InvalidArgument, NotFound
 from swarmlet.log import get_logger
+from swarmlet_agent.decide.remap import MappedIds
 from swarmlet_agent.images import encode, listing
 from swarmlet_agent.images.blobs import BlobBook
 from swarmlet_agent.images.catalogue import Catalogue
@@ -303,11 +304,10 @@ class ImageStore:
 
     # containers' roots (engine/ports.py)
 
-    async def ensure_rootfs(self, container_id: str, image_id: str) -> Path:
+    async def ensure_rootfs(self, container_id: str, image_id: str, ids: MappedIds | None = None) -> Path:
         """The container's writable root: overlay of the image's layers and its own upper folder, mounted."""
-        if self._roots.knows(container_id):
-            return await self._roots.ensure(container_id, ())
-        return await self._roots.ensure(container_id, self.get(image_id).layers)
+        layers = () if self._roots.knows(container_id) else self.get(image_id).layers
+        return await self._roots.ensure(container_id, layers, ids)
 
     async def unmount_rootfs(self, container_id: str) -> None:
         """Unmount; the container's own changes stay. Nothing mounted is fine."""

@@ -107,7 +107,7 @@ class KernelNet:
         What an earlier try left is removed first; what a failing one leaves, the caller removes with `destroy`.
         """
         self.destroy(sandbox.container_id)
-        with netns.new_namespace(self.path(sandbox.container_id)) as descriptor:
+        with netns.new_namespace(self.path(sandbox.container_id), sandbox.user_namespace) as descriptor:
             inner = Netlink()
             try:
                 self._prepare(inner)

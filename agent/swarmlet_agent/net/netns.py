@@ -15,6 +15,7 @@ from pathlib import Path
 
 from swarmlet.errors import Internal
 from swarmlet_agent.runtime.shared import ensure_shared
+from swarmlet_agent.runtime.userns import stand_in
 
 _CLONE_NEWNET = 0x40000000
 _MS_BIND, _MNT_DETACH = 4096, 2
@@ -50,15 +51,26 @@ def _returning() -> Iterator[None]:
 
 
 @contextmanager
-def new_namespace(mount_at: Path) -> Iterator[int]:
+def new_namespace(mount_at: Path, owner: str = "") -> Iterator[int]:
     """Make a namespace, be in it for the block, and keep it by a bind mount. Yields an open fd of it.
 
-    OSError. If the block fails the mount is there still: the caller removes it.
+    owner: the file of a user namespace whose root may change it; "" for ours.
+    OSError, Internal. If the block fails the mount is there still: the caller removes it.
     """
     mount_at.touch()
     with _returning():
-        _check(_libc.unshare(_CLONE_NEWNET), "making a network namespace")
-        _mount(OWN, str(mount_at), _MS_BIND)
+        if owner:
+            # A thread cannot change its user namespace as long as there are others.
+            with stand_in("nsenter", f"--user={owner}", "unshare", "--net") as pid:
+                _mount(f"/proc/{pid}/ns/net", str(mount_at), _MS_BIND)
+            made = os.open(mount_at, os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                _check(_libc.setns(made, _CLONE_NEWNET), f"entering {mount_at}")
+            finally:
+                os.close(made)
+        else:
+            _check(_libc.unshare(_CLONE_NEWNET), "making a network namespace")
+            _mount(OWN, str(mount_at), _MS_BIND)
         descriptor = os.open(OWN, os.O_RDONLY | os.O_CLOEXEC)
         try:
             yield descriptor

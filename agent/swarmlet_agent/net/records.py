@@ -192,6 +192,7 @@ class SandboxRecord(Record, frozen=True, kw_only=True):
     extra_hosts: tuple[str, ...] = ()
     links: tuple[str, ...] = ()
     share_with: str = ""
+    user_namespace: str = ""
 
     def on(self, network_id: str) -> EndpointRecord | None:
         """The endpoint in a network, None if it has none there."""

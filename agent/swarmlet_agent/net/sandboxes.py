@@ -118,6 +118,7 @@ class Sandboxes:
             sandbox_id=new_hex_id(), kind=plan_attach.kind_of(wish.mode, wish.share_with), hostname=wish.hostname,
             domainname=wish.domainname, dns=wish.dns, dns_search=wish.dns_search, dns_options=wish.dns_options,
             extra_hosts=wish.extra_hosts, links=wish.links, port_wishes=dict(wish.ports), share_with=wish.share_with,
+            user_namespace=wish.user_namespace,
         )
         if base.kind == "shared":
             if wish.share_with not in ground.live:

@@ -33,6 +33,8 @@ class NetworkWish:
     links: tuple[str, ...] = ()
     #: For mode container:<id>: that container's namespace and files are shared.
     share_with: str = ""
+    #: The file of the user namespace that shall own its network; "" for the agent's own.
+    user_namespace: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,11 +27,15 @@ from swarmlet_agent.runtime.types import Exit
 
 
 class Meta(Record, frozen=True, kw_only=True):
-    """What cannot be read off the container itself. program: argv[0]; stdin_closes: with its first client."""
+    """What cannot be read off the container itself. program: argv[0]; stdin_closes: with its first client.
+
+    runtime: the OCI runtime that made it; "" the default one.
+    """
 
     cgroup_path: str
     program: str
     stdin_closes: bool = False
+    runtime: str = ""
 
 
 class _Linux(msgspec.Struct):
@@ -187,11 +191,12 @@ class Bundle:
             return None
         return Exit(code & 0xFF, at, (self.path / "persist" / "oom").exists())
 
-    def make_shm(self, size_bytes: int) -> Path:
+    def make_shm(self, size_bytes: int, owner: tuple[int, int] = (0, 0)) -> Path:
         """A /dev/shm on the host, for containers that share it. OSError."""
         folder = self.path / "shm"
         folder.mkdir()
-        linux.mount("shm", str(folder), "tmpfs", 2 | 4 | 8, f"mode=1777,size={size_bytes}")  # nosuid nodev noexec
+        data = f"mode=1777,size={size_bytes},uid={owner[0]},gid={owner[1]}"
+        linux.mount("shm", str(folder), "tmpfs", 2 | 4 | 8, data)  # nosuid nodev noexec
         return folder
 
     def remove(self) -> None:

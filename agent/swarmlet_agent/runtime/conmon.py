@@ -38,6 +38,10 @@ class Command:
     runtime: str
     runtime_args: tuple[str, ...]
 
+    @property
+    def is_crun(self) -> bool:
+        return os.path.basename(self.runtime) == "crun"
+
     def oci(self, *words: str) -> list[str]:
         """argv of the OCI runtime."""
         return [self.runtime, *self.runtime_args, *words]

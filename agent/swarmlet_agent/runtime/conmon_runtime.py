@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import stat
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -17,7 +18,8 @@ import msgspec
 
 from swarmlet.errors import Conflict, Internal
 from swarmlet.log import get_logger
-from swarmlet_agent.runtime import attach, cdi, devices, facts, failures, oci, resources
+from swarmlet_agent.decide.remap import Remap
+from swarmlet_agent.runtime import attach, cdi, devices, facts, failures, oci, resources, userns
 from swarmlet_agent.runtime.bundle import Bundle, Meta, write_control
 from swarmlet_agent.runtime.cgroups import Cgroups
 from swarmlet_agent.runtime.conmon import Command
@@ -85,21 +87,24 @@ class ConmonRuntime:
         for name in ("containers", "exits", "oci", "execs"):
             (self._run_dir / name).mkdir(parents=True, exist_ok=True, mode=0o700)
         self._facts = await asyncio.to_thread(facts.probe, self._profile, open_files=self._open_files)
-        program, self._info = await choose(self._wanted, self._facts, self._cgroups)
-        is_crun = self._info.name == "crun"
-        args = ("--cgroup-manager=cgroupfs",) if is_crun else ()
-        command = Command(self._info.conmon_path, program, (*args, "--root", str(self._run_dir / "oci")))
-        isolated = is_crun and self._facts.hybrid
+        programs, self._info = await choose(self._wanted, self._facts, self._cgroups)
+        commands = {name: self._command(program) for name, program in programs.items()}
+        commands[""] = commands[self._info.name]
+        isolated = self._facts.hybrid and any(command.is_crun for command in commands.values())
         folders = (self._run_dir, self._data_dir)
         if isolated:
             for folder in folders:
                 await asyncio.to_thread(ensure_shared, folder)
-        self._launcher = Launcher(command, self._cgroups, self._parent, isolated=isolated, shared=folders)
+        self._launcher = Launcher(commands, self._cgroups, self._parent, isolated=isolated, shared=folders)
         await self._launcher.start()
         self._filters = FilterCache(self._data_dir / "seccomp", f"{self._info.name} {self._info.version}")
         self._watch.open(self._run_dir / "exits", self._run_dir / "execs")
-        self._starter = ExecStarter(self._launcher, self._watch, self._run_dir / "execs", sends_terminal=is_crun)
+        self._starter = ExecStarter(self._launcher, self._watch, self._run_dir / "execs")
         self._opened = True
+
+    def _command(self, program: str) -> Command:
+        args = ("--cgroup-manager=cgroupfs",) if os.path.basename(program) == "crun" else ()
+        return Command(self._info.conmon_path, program, (*args, "--root", str(self._run_dir / "oci")))
 
     async def close(self) -> None:
         """Let go of everything; containers run on. May be repeated."""
@@ -119,6 +124,7 @@ class ConmonRuntime:
     async def teardown(self) -> None:
         """Close, and undo what `open` did to the host's mounts and cgroups. For `down`, with no containers left."""
         await self.close()
+        await asyncio.to_thread(userns.release, self._run_dir / "userns")
         for folder in (self._run_dir, self._data_dir):
             await asyncio.to_thread(release_shared, folder)
         await asyncio.to_thread(self._cgroups.remove_if_empty, f"{self._parent}/conmon")
@@ -127,6 +133,10 @@ class ConmonRuntime:
     def supports(self) -> RuntimeInfo:
         """What `info` tells of the runtime and the host."""
         return self._info
+
+    async def user_namespace(self, remap: Remap) -> str:
+        """See the engine's Runtime protocol."""
+        return str(await asyncio.to_thread(userns.ensure_namespace, self._run_dir / "userns", remap))
 
     def containers(self) -> list[str]:
         """Ids of every container with files here, whoever made it."""
@@ -152,9 +162,9 @@ class ConmonRuntime:
         """Run the user's program. StartFailed; NotFound if it was not created."""
         box = Bundle(self._run_dir, container_id)
         meta = box.meta()
-        if self._info.name == "crun" and box.open_gate():
+        if self._launcher.command(meta.runtime).is_crun and box.open_gate():
             return
-        code, text = await self._launcher.command_output("start", container_id)
+        code, text = await self._launcher.command_output(meta.runtime, "start", container_id)
         if code:
             raise failures.create_failed(text, meta.program)
 
@@ -194,7 +204,10 @@ class ConmonRuntime:
         if box.process("init") is None:
             raise Conflict(f"container {container_id} is not running")
         process = oci.exec_process(plan, box.process_config(), self._facts.available_caps)
-        running = await self._starter.start(container_id, plan, process)
+        owner = plan.remap.on_host(plan.uid, plan.gid) if plan.remap is not None else None
+        running = await self._starter.start(
+            container_id, plan, process, runtime=box.meta().runtime, owner=owner
+        )
         self._execs = {known for known in self._execs if not known.ended} | {running}
         return running
 
@@ -283,7 +296,8 @@ class ConmonRuntime:
     async def update(self, plan: ContainerPlan) -> None:
         """Apply plan.host's limits now. NotFound; Internal with the runtime's words if the kernel refuses."""
         box = Bundle(self._run_dir, plan.id)
-        path = box.meta().cgroup_path
+        meta = box.meta()
+        path = meta.cgroup_path
         found = await asyncio.to_thread(devices.resolve, plan.host)
         limits = resources.resources(
             plan.host,
@@ -297,7 +311,7 @@ class ConmonRuntime:
         file = box.path / "resources.json"
         file.write_bytes(msgspec.json.encode(limits))
         try:
-            code, text = await self._launcher.command_output("update", "--resources", str(file), plan.id)
+            code, text = await self._launcher.command_output(meta.runtime, "update", "--resources", str(file), plan.id)
         finally:
             file.unlink(missing_ok=True)
         if code:
@@ -309,16 +323,21 @@ class ConmonRuntime:
         config = oci.build(plan, self._facts, await self._look_for_devices(plan), shm_source=shm)
         if plan.host.device_requests:
             await asyncio.to_thread(cdi.inject, config, plan.host.device_requests)
-        key = self._filters.prepare(config)
+        command = self._launcher.command(plan.host.runtime)
+        key = self._filters.prepare(config, crun=command.is_crun and self._info.name == "crun")
         # Docker's StdinOnce means the pipe's end goes with its first client; a terminal outlives its clients.
         closes = plan.config.stdin_once and not plan.config.tty
-        meta = Meta(cgroup_path=plan.cgroup_path, program=plan.args[0], stdin_closes=closes)
+        meta = Meta(
+            cgroup_path=plan.cgroup_path, program=plan.args[0], stdin_closes=closes, runtime=plan.host.runtime
+        )
         box.write(msgspec.json.encode(config), meta)
         if shares_ipc:
-            box.make_shm(plan.host.shm_size or DEFAULT_SHM_BYTES)
+            box.make_shm(
+                plan.host.shm_size or DEFAULT_SHM_BYTES, plan.ids.remap.root if plan.ids is not None else (0, 0)
+            )
         await self._launcher.see([str(plan.rootfs), plan.netns_path or "", *(mount.source for mount in plan.mounts)])
         log_path.parent.mkdir(parents=True, exist_ok=True)
-        argv = self._launcher.command.conmon_argv(
+        argv = command.conmon_argv(
             box, log_path, tty=plan.config.tty, stdin=plan.config.open_stdin, leave_stdin_open=not closes
         )
         child, answer = await self._launcher.conmon(box, argv)
@@ -327,6 +346,8 @@ class ConmonRuntime:
         if answer.data < 0:
             raise failures.create_failed(answer.message, plan.args[0])
         box.remember("init", answer.data)
+        if plan.ids is not None and not plan.config.tty:
+            _give_streams(answer.data, plan.ids.remap.on_host(plan.uid, plan.gid))
         if key is not None:
             self._filters.keep(key, box.state / "seccomp.bpf")
         return answer.data
@@ -391,3 +412,11 @@ class ConmonRuntime:
         if path:
             self._cgroups.remove(path)
         box.remove()
+
+
+def _give_streams(pid: int, owner: tuple[int, int]) -> None:
+    """conmon's pipes belong to the host's root, so that a remapped program could not open /dev/stdout."""
+    for number in (0, 1, 2):
+        stream = f"/proc/{pid}/fd/{number}"
+        if stat.S_ISFIFO(os.stat(stream).st_mode):
+            os.chown(stream, *owner)

@@ -22,7 +22,7 @@ import msgspec
 
 from swarmlet.errors import Internal
 from swarmlet_agent.runtime import failures
-from swarmlet_agent.runtime.conmon import ENVIRONMENT
+from swarmlet_agent.runtime.conmon import ENVIRONMENT, Command
 from swarmlet_agent.runtime.launch import Launcher
 from swarmlet_agent.runtime.pipes import PipeStreams
 from swarmlet_agent.runtime.spawner import Child
@@ -114,31 +114,36 @@ class _Begun:
 class ExecStarter:
     """What starting an exec takes. folder: short-lived files, watched by `watch`.
 
-    sends_terminal: the runtime makes a terminal and sends it over a socket while it stays (crun); runc does that
-    only if it does not stay, so there it gets a terminal of ours and passes on what goes through it.
+    crun makes a terminal and sends it over a socket while it stays; runc does that only if it does not stay, so there
+    it gets a terminal of ours and passes on what goes through it.
     """
 
     launcher: Launcher
     watch: FolderWatch
     folder: Path
-    sends_terminal: bool
 
-    async def start(self, container_id: str, plan: ExecPlan, process: dict[str, Any]) -> RunningExec:
-        """StartFailed if the program cannot be run; Internal if the runtime does not answer in time."""
+    async def start(
+        self, container_id: str, plan: ExecPlan, process: dict[str, Any], *, runtime: str, owner: tuple[int, int] | None
+    ) -> RunningExec:
+        """runtime: that of the container. owner: of the program's pipes, where it could not open them otherwise.
+
+        StartFailed if the program cannot be run; Internal if the runtime does not answer in time.
+        """
+        command = self.launcher.command(runtime)
         name = os.urandom(8).hex()
         spec, pid_file = self.folder / f"{name}.json", self.folder / name
         spec.write_bytes(msgspec.json.encode(process))
         started = self.watch.expect(pid_file)
         words = ["exec", "--process", str(spec), "--pid-file", str(pid_file)]
         try:
-            if plan.tty and self.sends_terminal:
-                begun = await self._with_terminal(words, container_id, plan, self.folder / f"{name}.sock")
+            if plan.tty and command.is_crun:
+                begun = await self._with_terminal(command, words, container_id, plan, self.folder / f"{name}.sock")
             elif plan.tty:
-                begun = await self._with_own_terminal(words, container_id, plan)
+                begun = await self._with_own_terminal(command, words, container_id, plan)
             elif plan.detached:
-                begun = await self._detached(words, container_id, self.folder / f"{name}.log")
+                begun = await self._detached(command, words, container_id, self.folder / f"{name}.log")
             else:
-                begun = await self._with_pipes(words, container_id, plan)
+                begun = await self._with_pipes(command, words, container_id, plan, owner)
             try:
                 pid = await _first_sign(begun.child, started, pid_file)
                 if pid is None:
@@ -155,7 +160,9 @@ class ExecStarter:
             for file in (spec, pid_file, self.folder / f"{name}.log"):
                 file.unlink(missing_ok=True)
 
-    async def _with_pipes(self, words: list[str], container_id: str, plan: ExecPlan) -> _Begun:
+    async def _with_pipes(
+        self, command: Command, words: list[str], container_id: str, plan: ExecPlan, owner: tuple[int, int] | None
+    ) -> _Begun:
         with ExitStack() as theirs, ExitStack() as ours:
             fds: dict[int, int] = {}
             outputs: dict[int, int] = {}
@@ -166,13 +173,16 @@ class ExecStarter:
                 outputs[reading] = number
             if plan.open_stdin:
                 fds[0], stdin = _pipe(theirs, ours)
-            child = await self._spawn([*words, container_id], fds)
+            if owner is not None:
+                for descriptor in fds.values():
+                    os.fchown(descriptor, *owner)
+            child = await self._spawn(command.oci(*words, container_id), fds)
             ours.pop_all()
             return _Begun(child, PipeStreams(outputs, stdin, tty=False))
 
-    async def _detached(self, words: list[str], container_id: str, log: Path) -> _Begun:
+    async def _detached(self, command: Command, words: list[str], container_id: str, log: Path) -> _Begun:
         """Without any pipe of ours that could break; complaints come by the runtime's log instead."""
-        argv = ["--log", str(log), "--log-format", "json", *words, container_id]
+        argv = command.oci("--log", str(log), "--log-format", "json", *words, container_id)
         nowhere = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
         try:
             child = await self._spawn(argv, dict.fromkeys((0, 1, _STDERR), nowhere))
@@ -180,14 +190,16 @@ class ExecStarter:
             os.close(nowhere)
         return _Begun(child, PipeStreams({}, None, tty=False), log=log)
 
-    async def _with_terminal(self, words: list[str], container_id: str, plan: ExecPlan, path: Path) -> _Begun:
+    async def _with_terminal(
+        self, command: Command, words: list[str], container_id: str, plan: ExecPlan, path: Path
+    ) -> _Begun:
         with ExitStack() as theirs, ExitStack() as ours:
             listener = theirs.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM))
             _bind(listener, path)
             theirs.callback(path.unlink, missing_ok=True)
             reading, writing = _pipe(ours, theirs)
             words = [*words, "--tty", "--console-socket", str(path), container_id]
-            child = await self._spawn(words, {1: writing, _STDERR: writing})
+            child = await self._spawn(command.oci(*words), {1: writing, _STDERR: writing})
             ours.pop_all()
             complaints = PipeStreams({reading: _STDERR}, None, tty=False)
             try:
@@ -199,11 +211,14 @@ class ExecStarter:
                 return _Begun(child, complaints)
             return _Begun(child, _terminal_streams(terminal, plan), complaints)
 
-    async def _with_own_terminal(self, words: list[str], container_id: str, plan: ExecPlan) -> _Begun:
+    async def _with_own_terminal(
+        self, command: Command, words: list[str], container_id: str, plan: ExecPlan
+    ) -> _Begun:
         terminal, other = os.openpty()
         try:
             _set_size(terminal, *plan.console_size)
-            child = await self._spawn([*words, "--tty", container_id], {}, terminal=os.ttyname(other))
+            argv = command.oci(*words, "--tty", container_id)
+            child = await self._spawn(argv, {}, terminal=os.ttyname(other))
         except BaseException:
             os.close(terminal)
             raise
@@ -211,8 +226,7 @@ class ExecStarter:
             os.close(other)
         return _Begun(child, _terminal_streams(terminal, plan))
 
-    async def _spawn(self, words: list[str], fds: dict[int, int], *, terminal: str = "") -> Child:
-        argv = self.launcher.command.oci(*words)
+    async def _spawn(self, argv: list[str], fds: dict[int, int], *, terminal: str = "") -> Child:
         return await self.launcher.spawner.spawn(argv, _ENV, fds, terminal=terminal)
 
 

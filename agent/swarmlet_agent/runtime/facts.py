@@ -18,6 +18,7 @@ from swarmlet_agent.runtime.seccomp_default import DEFAULT_PROFILE, held_to_dock
 
 #: The host's folders and files these facts come from.
 CGROUP_ROOT = Path("/sys/fs/cgroup")
+_MEMORY_NODES = Path("/sys/devices/system/node/online")
 _APPARMOR = Path("/sys/module/apparmor/parameters/enabled")
 _APPARMOR_PROFILES = Path("/sys/kernel/security/apparmor/profiles")
 #: AppArmor profiles that confine a container by default, where someone has loaded them.
@@ -55,6 +56,8 @@ class HostFacts:
     oom_score_adj: int = 0
     open_files: tuple[int, int] | None = None
     cpus: int = 1
+    #: Message queues are mounted at /dev/mqueue.
+    queues: bool = False
 
     @property
     def seccomp_host(self) -> profiles.Host:
@@ -87,6 +90,7 @@ def probe(
         swap_accounting=_swap_accounting(is_v2, cgroup_root),
         oom_score_adj=int(Path("/proc/self/oom_score_adj").read_text()),
         cpus=os.cpu_count() or 1,
+        queues=os.path.ismount("/dev/mqueue"),
     )
 
 
@@ -101,11 +105,25 @@ def kernel_limits(cgroup_root: Path = CGROUP_ROOT) -> KernelLimits:
     if (cgroup_root / "cgroup.controllers").exists():
         children = [path.parent for path in cgroup_root.glob("*/io.stat")]
         weights = ("io.weight", "io.bfq.weight")
-        return KernelLimits(realtime=False, **_weights(children, weights, weights))
+        return KernelLimits(
+            realtime=False, swappiness=False, oom_kill_disable=False, memory_nodes=_memory_nodes(),
+            **_weights(children, weights, weights),
+        )  # fmt: skip
     children = [path.parent for path in (cgroup_root / "blkio").glob("*/cgroup.procs")]
     realtime = (cgroup_root / "cpu" / "cpu.rt_runtime_us").exists()
     # Not BFQ's own files, which crun does not write to here.
-    return KernelLimits(realtime=realtime, **_weights(children, ("blkio.weight",), ("blkio.weight_device",)))
+    return KernelLimits(
+        realtime=realtime, memory_nodes=_memory_nodes(),
+        **_weights(children, ("blkio.weight",), ("blkio.weight_device",)),
+    )  # fmt: skip
+
+
+def _memory_nodes() -> str:
+    """As the kernel lists them; "" where it has no notion of nodes."""
+    try:
+        return _MEMORY_NODES.read_text().strip()
+    except FileNotFoundError:
+        return ""
 
 
 def _weights(children: list[Path], every: tuple[str, ...], single: tuple[str, ...]) -> dict[str, bool]:

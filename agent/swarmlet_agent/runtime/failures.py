@@ -14,6 +14,8 @@ _UNABLE = "unable to start container process: "
 
 #: crun's words for a program that is not there; the errno's own text may follow.
 _CRUN_NOT_FOUND = re.compile(r"executable file [`'](?P<name>.*?)['`] not found(?: in \$PATH)?")
+_CRUN_CHDIR = re.compile(r"chdir [`'](?P<path>.*)['`]: (?P<why>.*)")
+_CRUN_MOUNT = re.compile(r"mount [`'](?P<source>.*)['`] to [`'](?P<target>.*)['`]: Not a directory")
 #: On a terminal both decorate: colours, and in front a time (crun) or a level (runc).
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 _DECORATION = re.compile(r"^(?:\d{4}-\d\d-\d\dT[0-9:.]+Z: |[A-Z]{4}\[\d+\] )")
@@ -75,6 +77,14 @@ def _reason(text: str, program: str) -> str:
         return f'exec: "{program}": is a directory'
     if text.startswith("open executable:") or re.match(r"exec [`'].*[`']: Permission denied", text):
         return f'exec: "{program}": permission denied'
+    if (match := _CRUN_CHDIR.fullmatch(text)) is not None:
+        return f'chdir to cwd ("{match["path"]}") set in config.json failed: {match["why"].lower()}'
+    if (match := _CRUN_MOUNT.fullmatch(text)) is not None:
+        return (
+            f'error mounting "{match["source"]}" to rootfs at "/{match["target"]}": not a directory: Are you trying to '
+            "mount a directory onto a file (or vice-versa)? Check if the specified host path exists and is the "
+            "expected type"
+        )
     if text.startswith("exec:") or not text:
         return text or "the runtime gave no reason"
     return _lowered_errno(text)

@@ -30,14 +30,13 @@ class FilterCache:
     def __init__(self, folder: Path, runtime: str) -> None:
         self._folder = folder
         self._runtime = runtime
-        self._enabled = runtime.startswith("crun ")
         self._held: OrderedDict[str, str] = OrderedDict()
 
-    def prepare(self, config: dict[str, Any]) -> str | None:
+    def prepare(self, config: dict[str, Any], *, crun: bool) -> str | None:
         """Add a kept filter to the configuration. Otherwise the key under which to `keep` what crun compiles."""
         profile = config["linux"].get("seccomp")
         # A listener's socket makes the filter specific to one container.
-        if profile is None or not self._enabled or "listenerPath" in profile:
+        if profile is None or not crun or "listenerPath" in profile:
             return None
         key = seccomp.cache_key(profile, self._runtime)
         data = self._find(key)

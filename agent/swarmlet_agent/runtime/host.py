@@ -18,6 +18,7 @@ from swarmlet_agent.runtime.facts import CGROUP_ROOT, HostFacts
 from swarmlet_agent.runtime.spawner import isolate
 
 RUNTIMES = ("crun", "runc")
+SHIM = "io.containerd.runc.v2"
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin:/usr/libexec/podman"
 
 
@@ -25,10 +26,13 @@ PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin:/usr/libexe
 class RuntimeInfo:
     """What `docker info` tells. cgroup_version "1" or "2"; init_path "" where `--init` is refused.
 
+    name: the default runtime's; runtimes: every name that a container may ask for.
+
     seccomp: containers get a filter by default. The flags say which limits this host can apply.
     """
 
     name: str = ""
+    runtimes: tuple[str, ...] = ()
     version: str = ""
     commit: str = ""
     conmon_path: str = ""
@@ -47,23 +51,25 @@ class RuntimeInfo:
     oom_kill_disable: bool = False
 
 
-async def choose(wanted: str, facts: HostFacts, cgroups: Cgroups) -> tuple[str, RuntimeInfo]:
-    """(program, what to tell). InvalidArgument for an unknown name, Internal if a program is not installed."""
+async def choose(wanted: str, facts: HostFacts, cgroups: Cgroups) -> tuple[dict[str, str], RuntimeInfo]:
+    """(programs by name, what to tell). InvalidArgument for an unknown name, Internal if one is not installed."""
     if wanted not in ("auto", *RUNTIMES):
         raise InvalidArgument(f'runtime "{wanted}" is not known: use auto, crun or runc')
     conmon = shutil.which("conmon", path=PATH)
     if conmon is None:
         raise Internal("conmon is not installed: install the package conmon")
-    for name in RUNTIMES if wanted == "auto" else (wanted,):
-        if (program := shutil.which(name, path=PATH)) is not None:
-            (version, commit), (conmon_version, _) = await asyncio.gather(_version(program), _version(conmon))
-            break
-    else:
+    found = {name: program for name in RUNTIMES if (program := shutil.which(name, path=PATH)) is not None}
+    name = next((name for name in found if wanted in ("auto", name)), None)
+    if name is None:
         raise Internal("no OCI runtime is installed: install the package crun or runc")
+    (version, commit), (conmon_version, _) = await asyncio.gather(_version(found[name]), _version(conmon))
+    # containerd's name for Docker's own.
+    found[SHIM] = found.get("runc", found[name])
     is_v1 = facts.cgroup_version == 1
     has_cpu = cgroups.has_controller("cpu")
     info = RuntimeInfo(
         name=name,
+        runtimes=tuple(found),
         version=version,
         commit=commit,
         conmon_path=conmon,
@@ -80,7 +86,7 @@ async def choose(wanted: str, facts: HostFacts, cgroups: Cgroups) -> tuple[str, 
         pids_limit=cgroups.has_controller("pids"),
         oom_kill_disable=is_v1 and cgroups.has_controller("memory"),
     )
-    return program, info
+    return found, info
 
 
 def prepare_thread(cgroups: Cgroups, parent: str, *, isolated: bool, folder: Path) -> Callable[[], None]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -24,17 +24,22 @@ _ENV = {"PATH": conmon.ENVIRONMENT["PATH"]}
 
 
 class Launcher:
-    """Owns the spawner. isolated: it lives in a mount namespace of its own (crun on hybrid hosts);
-    shared: folders whose mounts appear there by themselves."""
+    """Owns the spawner. commands: by the runtime's name, "" the default's. isolated: it lives in a mount namespace of
+    its own (crun on hybrid hosts); shared: folders whose mounts appear there by themselves."""
 
     def __init__(
-        self, command: Command, cgroups: Cgroups, parent: str, *, isolated: bool, shared: tuple[Path, ...]
+        self, commands: Mapping[str, Command], cgroups: Cgroups, parent: str, *, isolated: bool,
+        shared: tuple[Path, ...],
     ) -> None:
-        self.command = command
+        self._commands = commands
         self._cgroups, self._parent = cgroups, parent
         self._isolated, self._shared = isolated, shared
         self._conmon_procs: Path | None = None
         self.spawner = self._fresh()
+
+    def command(self, runtime: str) -> Command:
+        """Of a runtime by name; one that is not installed (any more) is stood in for by the default."""
+        return self._commands.get(runtime, self._commands[""])
 
     async def start(self) -> None:
         """OSError."""
@@ -87,12 +92,12 @@ class Launcher:
                 child.kill()
                 raise
 
-    async def command_output(self, *words: str) -> tuple[int, str]:
+    async def command_output(self, runtime: str, *words: str) -> tuple[int, str]:
         """Run one command of the OCI runtime: (exit code, what it complained). Internal if it lasts too long."""
         reading, writing = os.pipe2(os.O_CLOEXEC)
         try:
             try:
-                child = await self.spawner.spawn(self.command.oci(*words), _ENV, {1: writing, 2: writing})
+                child = await self.spawner.spawn(self.command(runtime).oci(*words), _ENV, {1: writing, 2: writing})
             finally:
                 os.close(writing)
             try:

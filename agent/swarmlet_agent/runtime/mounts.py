@@ -17,13 +17,17 @@ _WRITABLE = frozenset({"/proc", "/dev", "/dev/pts", "/dev/shm", "/dev/mqueue"})
 
 
 def oci_mounts(
-    plan: ContainerPlan, *, shm_source: str = "", init_path: str = "", writable_cgroups: bool = False
+    plan: ContainerPlan, *, shm_source: str = "", init_path: str = "", writable_cgroups: bool = False,
+    host_queues: bool = False,
 ) -> list[dict[str, Any]]:
-    """`mounts`, in order. shm_source: a host folder for /dev/shm that several containers share, or ""."""
+    """`mounts`, in order. shm_source: a host folder for /dev/shm that several containers share, or "".
+
+    host_queues: the host has its own mounted at /dev/mqueue.
+    """
     wished = {mount.target.rstrip("/") or "/" for mount in plan.mounts}
     result = [
         mount
-        for mount in _defaults(plan, shm_source)
+        for mount in _defaults(plan, shm_source, host_queues=host_queues)
         if mount["destination"] not in wished and not ("/dev" in wished and mount["destination"].startswith("/dev/"))
     ]
     for mount in result:
@@ -53,7 +57,7 @@ def _bind(source: str, target: str, options: list[str]) -> dict[str, Any]:
     return {"destination": target, "type": "bind", "source": source, "options": options}
 
 
-def _defaults(plan: ContainerPlan, shm_source: str) -> list[dict[str, Any]]:
+def _defaults(plan: ContainerPlan, shm_source: str, *, host_queues: bool) -> list[dict[str, Any]]:
     table = [
         ("/proc", "proc", "proc", "nosuid noexec nodev"),
         ("/dev", "tmpfs", "tmpfs", "nosuid strictatime mode=755 size=65536k"),
@@ -66,6 +70,10 @@ def _defaults(plan: ContainerPlan, shm_source: str) -> list[dict[str, Any]]:
         {"destination": target, "type": kind, "source": source, "options": options.split()}
         for target, kind, source, options in table
     ]
+    if plan.ids is not None and plan.joined.get("ipc") == "":
+        result.pop()  # the host's queues: only the root of the host's own namespace may mount them
+        if host_queues:
+            result.append(_bind("/dev/mqueue", "/dev/mqueue", ["rbind", "nosuid", "noexec", "nodev", "rprivate"]))
     if shm_source:
         result.append(_bind(shm_source, "/dev/shm", ["rbind", "nosuid", "noexec", "nodev", "rprivate"]))
     elif plan.host.ipc_mode != "none":

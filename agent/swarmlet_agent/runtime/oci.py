@@ -15,8 +15,6 @@ from swarmlet_agent.runtime.types import ContainerPlan, ExecPlan
 OCI_VERSION = "1.0.2"
 #: crun takes the compiled filter from here instead of compiling the profile again.
 BPF_ANNOTATION = "run.oci.seccomp_bpf_data"
-#: Names accepted for HostConfig.Runtime; all mean the one runtime this agent uses.
-RUNTIME_NAMES = ("crun", "runc", "io.containerd.runc.v2")
 _IPC_SYSCTLS = ("kernel.sem", "kernel.msg", "kernel.shm", "fs.mqueue.")
 
 
@@ -27,7 +25,7 @@ def build(plan: ContainerPlan, facts: HostFacts, found: Devices, *, shm_source: 
     InvalidArgument and NotSupported in Docker's words; nothing of the plan is silently left out.
     """
     host = plan.host
-    security.refuse_unsupported(host, RUNTIME_NAMES)
+    security.refuse_unsupported(host)
     options = security.read_options(host.security_opt)
     given = caps.granted(host.cap_add, host.cap_drop, privileged=host.privileged, available=facts.available_caps)
     init_path = _init_path(plan, facts)
@@ -36,7 +34,8 @@ def build(plan: ContainerPlan, facts: HostFacts, found: Devices, *, shm_source: 
         "process": _process(plan, facts, options, given, init=bool(init_path)),
         "root": {"path": str(plan.rootfs), "readonly": host.readonly_rootfs},
         "mounts": oci_mounts(
-            plan, shm_source=shm_source, init_path=init_path, writable_cgroups=options.writable_cgroups
+            plan, shm_source=shm_source, init_path=init_path, writable_cgroups=options.writable_cgroups,
+            host_queues=facts.queues,
         ),
         "annotations": {**host.annotations, **plan.annotations},
         "linux": _linux(plan, facts, options, given, found),
@@ -147,6 +146,8 @@ def _linux(
 
 def _namespaces(plan: ContainerPlan, facts: HostFacts) -> list[dict[str, str]]:
     result = [{"type": "mount"}]
+    if plan.ids is not None:
+        result.append({"type": "user", "path": plan.ids.namespace})
     if plan.netns_path is not None:
         result.append({"type": "network", "path": plan.netns_path})
     for kind in ("pid", "ipc", "uts"):
@@ -155,7 +156,7 @@ def _namespaces(plan: ContainerPlan, facts: HostFacts) -> list[dict[str, str]]:
             result.append({"type": kind})
         elif path:
             result.append({"type": kind, "path": path})
-    mode = plan.host.cgroupns_mode or ("private" if facts.cgroup_version == 2 and not plan.host.privileged else "host")
+    mode = plan.host.cgroupns_mode or ("private" if facts.cgroup_version == 2 else "host")
     if mode == "private":
         result.append({"type": "cgroup"})
     return result
@@ -164,7 +165,7 @@ def _namespaces(plan: ContainerPlan, facts: HostFacts) -> list[dict[str, str]]:
 def _sysctls(plan: ContainerPlan) -> dict[str, str]:
     own_network = plan.netns_path is not None and not plan.host.network_mode.startswith("container:")
     result: dict[str, str] = {}
-    if own_network:
+    if own_network and plan.ids is None:  # else these were set when the namespace was made
         # Docker 20.10 and later: without these, programs that are not root need capabilities for ports and ping.
         result["net.ipv4.ip_unprivileged_port_start"] = "0"
         result["net.ipv4.ping_group_range"] = "0 2147483647"

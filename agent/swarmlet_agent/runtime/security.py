@@ -43,7 +43,7 @@ class SecurityOptions:
 
 
 def read_options(words: Sequence[str]) -> SecurityOptions:
-    """InvalidArgument for a word Docker does not know, NotSupported for SELinux labels and system paths."""
+    """InvalidArgument for a word Docker does not know. SELinux labels have no effect here (`lacking` tells)."""
     no_new_privileges, profile, apparmor, writable_cgroups = False, None, None, False
     for word in words:
         # Old clients separate by a colon. A profile's JSON is full of both, so the first one counts.
@@ -57,13 +57,23 @@ def read_options(words: Sequence[str]) -> SecurityOptions:
             profile = value
         elif key == "apparmor" and value:
             apparmor = value
-        elif key == "label" and value == "disable":
-            continue  # asks for what is the case: there are no labels here
-        elif key == "label":
-            raise NotSupported(f'security option "{word}" is not supported: SELinux labels are not set by this engine')
+        elif key == "label" and value:
+            continue
         else:
             raise InvalidArgument(f"invalid --security-opt 2: {word!r}".replace("'", '"'))
     return SecurityOptions(no_new_privileges, profile, apparmor, writable_cgroups)
+
+
+def lacking(words: Sequence[str], *, apparmor: bool) -> list[str]:
+    """Warnings about labels and profiles that have no effect on this host. apparmor: whether it has that."""
+    warnings = []
+    for word in words:
+        key, _, value = word.replace(":", "=", 1).partition("=")
+        if key == "label" and value != "disable":
+            warnings.append(f'SELinux labels are not used on this host. Security option "{word}" discarded.')
+        if key == "apparmor" and value != _UNCONFINED and not apparmor:
+            warnings.append(f'AppArmor is not enabled on this host. Security option "{word}" discarded.')
+    return warnings
 
 
 def _flag(word: str, value: str) -> bool:
@@ -90,14 +100,10 @@ def seccomp_profile(
 
 
 def apparmor_profile(host: HostConfig, options: SecurityOptions, facts: HostFacts) -> str:
-    """`process.apparmorProfile`, or "". NotSupported for a profile on a host without AppArmor."""
+    """`process.apparmorProfile`, or "", as always on a host without AppArmor."""
     if options.apparmor is None:
         return "" if host.privileged else facts.apparmor_profile
-    if options.apparmor == _UNCONFINED:
-        return _UNCONFINED if facts.apparmor else ""
-    if not facts.apparmor:
-        raise NotSupported(f'apparmor is not enabled on this host: cannot apply the profile "{options.apparmor}"')
-    return options.apparmor
+    return options.apparmor if facts.apparmor else ""
 
 
 def paths(host: HostConfig, cpus: int) -> tuple[list[str], list[str]]:
@@ -109,20 +115,18 @@ def paths(host: HostConfig, cpus: int) -> tuple[list[str], list[str]]:
     return masked, list(READONLY_PATHS if host.readonly_paths is None else host.readonly_paths)
 
 
-def refuse_unsupported(host: HostConfig, runtimes: Sequence[str]) -> None:
-    """NotSupported or InvalidArgument for options that would otherwise be ignored. runtimes: names accepted."""
+def refuse_unsupported(host: HostConfig) -> None:
+    """NotSupported or InvalidArgument for options that would otherwise be ignored."""
     if host.userns_mode not in ("", "host"):
-        raise NotSupported(f'userns mode "{host.userns_mode}" is not supported: user namespaces are not used')
+        raise InvalidArgument(f"invalid userns mode: {host.userns_mode}")
     if host.isolation not in ("", "default"):
-        raise NotSupported(f'isolation "{host.isolation}" is not supported on Linux')
+        raise InvalidArgument(f'Invalid isolation: "{host.isolation}" - linux only supports \'default\'')
     if host.storage_opt:
-        raise NotSupported("--storage-opt is not supported: the overlay storage has no size limit")
+        raise NotSupported("--storage-opt is supported only for overlay over xfs with 'pquota' mount option")
     check_requests(host.device_requests)
     if host.cgroup:
         raise NotSupported(f'cgroup "{host.cgroup}" is not supported: every container has a cgroup of its own')
     if host.cgroupns_mode not in ("", "private", "host"):
         raise InvalidArgument(f"invalid cgroup namespace mode: {host.cgroupns_mode}")
-    if host.runtime and host.runtime not in runtimes:
-        raise InvalidArgument(f"unknown or invalid runtime name: {host.runtime}")
     if not -1000 <= host.oom_score_adj <= 1000:
         raise InvalidArgument(f"Invalid value {host.oom_score_adj}, range for oom score adj is [-1000, 1000]")

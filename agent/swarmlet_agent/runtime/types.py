@@ -8,6 +8,7 @@ from pathlib import Path
 
 from swarmlet.errors import SwarmletError
 from swarmlet.model.container import ContainerConfig, HostConfig
+from swarmlet_agent.decide.remap import MappedIds, Remap
 
 
 class StartFailed(SwarmletError):
@@ -61,6 +62,8 @@ class ContainerPlan:
     #: Namespaces joined instead of made: kind (pid, ipc, uts) -> path, or "" for the host's.
     joined: Mapping[str, str] = field(default_factory=dict)
     annotations: Mapping[str, str] = field(default_factory=dict)
+    #: The user namespace it joins, and whose ids it has there; None: the host's.
+    ids: MappedIds | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +93,8 @@ class ExecPlan:
     open_stdin: bool = False
     console_size: tuple[int, int] = (0, 0)  # rows, columns
     detached: bool = False
+    #: The container's ids on the host.
+    remap: Remap | None = None
 
 
 @dataclass(frozen=True, slots=True)

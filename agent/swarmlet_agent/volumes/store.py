@@ -45,12 +45,16 @@ def _ignore(action: str, name: str, attributes: dict[str, str]) -> None:
 class VolumeStore:
     """The volumes of one node. `start` before anything else."""
 
-    def __init__(self, data_dir: Path, journal: Journal, *, on_event: OnEvent = _ignore) -> None:
+    def __init__(
+        self, data_dir: Path, journal: Journal, *, owner: tuple[int, int] = (0, 0), on_event: OnEvent = _ignore
+    ) -> None:
+        """owner: uid and gid of new volumes."""
         self._folder = data_dir / "volumes"
         self._journal = journal
         self._volumes: dict[str, Volume] = {}
         # One per name, for as long as someone holds it or waits for it.
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+        self._owner = owner
         self.on_event = on_event
 
     async def start(self) -> None:
@@ -225,7 +229,12 @@ class VolumeStore:
 
     def _make_folder(self, name: str) -> None:
         self._folder.mkdir(parents=True, exist_ok=True, mode=0o701)
-        self.path(name).mkdir(parents=True, exist_ok=True)
+        (self._folder / name).mkdir(exist_ok=True)
+        try:
+            self.path(name).mkdir()
+        except FileExistsError:
+            return
+        os.chown(self.path(name), *self._owner)
 
     def _make_ready(self, volume: Volume) -> None:
         self._make_folder(volume.name)

@@ -49,7 +49,7 @@ class FakeImages:
     def count(self) -> int:
         return 1
 
-    async def ensure_rootfs(self, container_id: str, image_id: str) -> Path:
+    async def ensure_rootfs(self, container_id: str, image_id: str, ids: object = None) -> Path:
         folder = self._root / container_id
         (folder / "etc").mkdir(parents=True, exist_ok=True)
         return folder
@@ -219,8 +219,13 @@ class FakeRuntime:
         self.processes: dict[str, FakeProcess] = {}
         self._execs: dict[str, list[FakeProcess]] = {}
 
+    async def user_namespace(self, remap: object) -> str:
+        raise NotImplementedError("nothing is remapped here")
+
     def supports(self) -> RuntimeInfo:
-        return RuntimeInfo(name="crun", version="1.8.1", conmon_version="2.1.6", memory_limit=True)
+        return RuntimeInfo(
+            name="crun", runtimes=("crun", "runc"), version="1.8.1", conmon_version="2.1.6", memory_limit=True
+        )
 
     async def create(self, plan: ContainerPlan, *, log_path: Path) -> int:
         if plan.args[0] == "missing":

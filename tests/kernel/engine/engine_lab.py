@@ -23,6 +23,7 @@ from typing import Any
 
 from swarmlet.demo_image import busybox_archive
 from swarmlet.model.container import ContainerCreate, HostConfig
+from swarmlet_agent.adapters import host_traits
 from swarmlet_agent.engine.container import ExecRequest
 from swarmlet_agent.engine.engine import Engine
 from swarmlet_agent.images.store import ImageStore
@@ -100,7 +101,7 @@ class Lab:
             stack.push_async_callback(self.networks.close)
             await self.runtime.open()
             stack.push_async_callback(self.runtime.close)
-            await self.engine.start()
+            await self.engine.start(host_traits(self.runtime.supports(), None))
             stack.push_async_callback(self.engine.close)
             yield self.engine
 

@@ -8,7 +8,7 @@ import pytest
 from fakes.engine_world import image
 from msgspec.structs import replace
 
-from swarmlet.errors import Conflict, Internal, InvalidArgument, NotFound, NotModified, NotSupported
+from swarmlet.errors import Conflict, Internal, InvalidArgument, NotFound, NotModified
 from swarmlet.model.common import Mount
 from swarmlet.model.container import (
     ContainerCreate,
@@ -80,7 +80,7 @@ async def test_a_failed_creation_leaves_nothing_and_frees_the_name(node):
     with pytest.raises(InvalidArgument):
         await node.engine.create("web", request(mounts=(mount, bad), volume_driver="", binds=("x:/y:bogus",)))
     other = replace(request(binds=("vol:/v",), volume_driver="nosuch"))
-    with pytest.raises(InvalidArgument, match="could not find plugin"):
+    with pytest.raises(InvalidArgument, match="error looking up volume plugin nosuch"):
         await node.engine.create("web", other)
 
     assert node.engine.list() == []
@@ -461,12 +461,14 @@ async def test_a_containers_network_can_be_shared_while_it_runs(node):
 
 async def test_options_that_are_not_honoured_are_refused_by_name(node):
     for option, name in (
-        ({"userns_mode": "private"}, "userns"),
+        ({"userns_mode": "private"}, "invalid userns mode: private"),
         ({"storage_opt": {"size": "1g"}}, "storage-opt"),
-        ({"isolation": "hyperv"}, "isolation"),
+        ({"isolation": "hyperv"}, "Invalid isolation"),
+        ({"runtime": "kata"}, "unknown or invalid runtime name: kata"),
+        ({"annotations": {"": "x"}}, "annotation key"),
         ({"log_config": LogConfig(type="fluentd")}, "log driver"),
     ):
-        with pytest.raises(NotSupported, match=name):
+        with pytest.raises(InvalidArgument, match=name):
             await node.engine.create("", request(**option))
 
 

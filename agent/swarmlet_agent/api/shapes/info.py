@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import socket
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -50,6 +50,8 @@ class RuntimeFacts(Protocol):
     def pids_limit(self) -> bool: ...
     @property
     def oom_kill_disable(self) -> bool: ...
+    @property
+    def runtimes(self) -> Sequence[str]: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +75,7 @@ class NodeFacts:
     release: str
     started_at: int
     labels: tuple[str, ...] = ()
+    userns_remap: bool = False
 
 
 def read_host_facts() -> HostFacts:
@@ -138,6 +141,8 @@ def system_info(
     security = ["name=seccomp,profile=builtin"] if runtime.seccomp else []
     if runtime.apparmor:
         security.insert(0, "name=apparmor")
+    if node.userns_remap:
+        security.append("name=userns")
     if runtime.cgroup_version == "2":
         security.append("name=cgroupns")
     return {
@@ -194,7 +199,7 @@ def system_info(
         "Labels": list(node.labels),
         "ExperimentalBuild": False,
         "ServerVersion": node.release,
-        "Runtimes": {runtime.name: {"path": runtime.name}},
+        "Runtimes": {name: {"path": name} for name in runtime.runtimes},
         "DefaultRuntime": runtime.name,
         "Swarm": dict(swarm),
         "LiveRestoreEnabled": True,
