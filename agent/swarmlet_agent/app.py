@@ -125,7 +125,7 @@ async def started_parts(settings: AgentSettings, open_files: tuple[int, int] | N
         events = EventBus()
         images = ImageStore(
             data_dir, journal, insecure_registries=settings.insecure_registries,
-            registry_mirrors=settings.registry_mirrors,
+            registry_mirrors=settings.registry_mirrors, registry_certificates=Path(settings.registry_certificates),
             on_event=functools.partial(adapters.publish_image_event, events),
         )
         volumes = VolumeStore(

@@ -8,17 +8,12 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from datetime import UTC, datetime, timedelta
-from ipaddress import ip_address
 from pathlib import Path
 
 import pytest
 from conftest import NAME, Cluster, eventually, swarmlet
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import NameOID
 from e2e_traces import traces
+from fakes.pki_made import make_pki
 
 from swarmlet.local import cluster as clusters
 from swarmlet.local import hosts
@@ -26,41 +21,6 @@ from swarmlet.local import hosts
 OWN = f"{NAME}-xe"
 PORT = 23790
 URL = f"https://127.0.0.1:{PORT}"
-
-
-def _make_pki(folder: Path) -> None:
-    """ca.pem; server.pem for 127.0.0.1 and client.pem, each with its key; stranger.pem of another CA."""
-    now = datetime.now(UTC)
-
-    def write(name: str, certificate: x509.Certificate, key: ec.EllipticCurvePrivateKey) -> None:
-        (folder / f"{name}.pem").write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
-        encoded = key.private_bytes(
-            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-        )
-        (folder / f"{name}.key").write_bytes(encoded)
-
-    def issue(ca: str, ca_key: ec.EllipticCurvePrivateKey, name: str) -> None:
-        own = name == ca
-        key = ca_key if own else ec.generate_private_key(ec.SECP256R1())
-        builder = (
-            x509.CertificateBuilder()
-            .subject_name(x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)]))
-            .issuer_name(x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, ca)]))
-            .public_key(key.public_key())
-            .serial_number(x509.random_serial_number())
-            .not_valid_before(now - timedelta(hours=1))
-            .not_valid_after(now + timedelta(hours=1))
-            .add_extension(x509.BasicConstraints(ca=own, path_length=None), critical=True)
-        )
-        if name == "server":
-            names = x509.SubjectAlternativeName([x509.IPAddress(ip_address("127.0.0.1"))])
-            builder = builder.add_extension(names, critical=False)
-        write(name, builder.sign(ca_key, hashes.SHA256()), key)
-
-    for ca, names in (("ca", ("ca", "server", "client")), ("other-ca", ("other-ca", "stranger"))):
-        ca_key = ec.generate_private_key(ec.SECP256R1())
-        for name in names:
-            issue(ca, ca_key, name)
 
 
 class OwnEtcd:
@@ -104,7 +64,7 @@ class OwnEtcd:
 @pytest.fixture(scope="module")
 def own_etcd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OwnEtcd]:
     folder = tmp_path_factory.mktemp("own-etcd")
-    _make_pki(folder)
+    make_pki(folder)
     etcd = OwnEtcd(folder)
     yield etcd
     etcd.kill()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import socket
+import ssl
 import subprocess
 import time
 import urllib.error
@@ -120,7 +121,7 @@ class FakeRegistry:
         self.manifests[repository, tag] = self.manifests[repository, digest(raw)] = (raw, media_type)
 
     @asynccontextmanager
-    async def running(self) -> AsyncIterator[FakeRegistry]:
+    async def running(self, tls: ssl.SSLContext | None = None) -> AsyncIterator[FakeRegistry]:
         app = web.Application()
         self.add_routes(app)
         app.router.add_get("/token", self._token)
@@ -130,7 +131,7 @@ class FakeRegistry:
         app.router.add_get(r"/v2/{name:.+}/tags/list", self._tags)
         runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
         await runner.setup()
-        site = web.TCPSite(runner, "127.0.0.1", 0)
+        site = web.TCPSite(runner, "127.0.0.1", 0, ssl_context=tls)
         await site.start()
         self.host = f"127.0.0.1:{runner.addresses[0][1]}"
         try:

@@ -10,6 +10,7 @@ import ssl
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -19,6 +20,7 @@ from yarl import URL
 
 from swarmlet.errors import SwarmletError
 from swarmlet_agent.images.auth import Challenge, basic, parse_challenges
+from swarmlet_agent.images.certificates import tls_of
 from swarmlet_agent.images.endpoints import Endpoint
 from swarmlet_agent.images.patience import retry_after
 from swarmlet_agent.images.refusals import (
@@ -43,10 +45,13 @@ class Door:
 
     def __init__(
         self, http: aiohttp.ClientSession, endpoint: Endpoint, auth: RegistryAuth | None,
-        scopes: Sequence[str] = (), *, refuse: Refuse = push_refusal, asking_for: str = "",
+        scopes: Sequence[str] = (), *, certificates: Path, refuse: Refuse = push_refusal, asking_for: str = "",
     ) -> None:
-        """scopes: what tokens are asked for. asking_for: a path to name when credentials are missing."""
-        self._http, self._endpoint, self._auth = http, endpoint, auth
+        """scopes: what tokens are asked for. asking_for: a path to name when credentials are missing.
+
+        certificates: the folder of registries' certificates (see certificates.py).
+        """
+        self._http, self._endpoint, self._auth, self._certificates = http, endpoint, auth, certificates
         self._scopes, self._refuse, self._asking_for = tuple(scopes), refuse, asking_for
         self.base = ""
         #: The OAuth2 refresh token that came along with a token, if `offline` was asked for.
@@ -62,7 +67,9 @@ class Door:
         error: SwarmletError | None = None
         for scheme in ("https", "http") if self._endpoint.insecure else (self._endpoint.scheme,):
             base = f"{scheme}://{self._endpoint.host}{self._endpoint.prefix}"
-            self._tls = _unverified() if self._endpoint.insecure and scheme == "https" else True
+            self._tls = scheme == "http" or await tls_of(
+                self._certificates, self._endpoint.host, insecure=self._endpoint.insecure
+            )
             try:
                 async with self._http.get(f"{base}/v2/", ssl=self._tls) as answer:
                     await read_some(answer, _MAX_ERROR_BYTES)
@@ -226,14 +233,6 @@ def _challenges(answer: aiohttp.ClientResponse) -> list[Challenge]:
 def _pick(challenges: Sequence[Challenge]) -> Challenge | None:
     """Bearer before Basic, as Docker has it."""
     return min(challenges, key=lambda challenge: challenge.scheme != "bearer", default=None)
-
-
-def _unverified() -> ssl.SSLContext:
-    """TLS to a registry that the operator listed as insecure."""
-    context = ssl.create_default_context()
-    context.check_hostname = False
-    context.verify_mode = ssl.CERT_NONE
-    return context
 
 
 async def read_some(answer: aiohttp.ClientResponse, limit: int) -> bytes:

@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
+from pathlib import Path
 from urllib.parse import urlsplit
 
 import aiohttp
@@ -54,8 +55,8 @@ class Fetched:
 class Registries:
     """Opens repositories; one HTTP connection pool for all."""
 
-    def __init__(self, insecure: Sequence[str], mirrors: Sequence[str]) -> None:
-        self._insecure, self._mirrors = tuple(insecure), tuple(mirrors)
+    def __init__(self, insecure: Sequence[str], mirrors: Sequence[str], certificates: Path) -> None:
+        self._insecure, self._mirrors, self._certificates = tuple(insecure), tuple(mirrors), certificates
         self._http: aiohttp.ClientSession | None = None
 
     async def close(self) -> None:
@@ -89,7 +90,7 @@ class Registries:
         return [
             Repository(ref, Door(
                 self.http, endpoint, None if endpoint.is_mirror else auth, [f"repository:{ref.path}:pull"],
-                refuse=refuse, asking_for=asking_for,
+                certificates=self._certificates, refuse=refuse, asking_for=asking_for,
             ))
             for endpoint in await endpoints_of(ref.domain, self._insecure, self._mirrors)
         ]
@@ -102,7 +103,7 @@ class Registries:
     async def door(self, domain: str, auth: RegistryAuth | None, scopes: Sequence[str] = ()) -> Door:
         """The way into a registry itself, past mirrors; not yet asked."""
         endpoint = (await endpoints_of(domain, self._insecure, ()))[-1]
-        return Door(self.http, endpoint, auth, scopes)
+        return Door(self.http, endpoint, auth, scopes, certificates=self._certificates)
 
     @asynccontextmanager
     async def open_url(self, url: str) -> AsyncIterator[Download]:

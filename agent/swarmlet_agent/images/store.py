@@ -75,14 +75,14 @@ class ImageStore:
 
     def __init__(
         self, data_dir: Path, journal: Journal, *, insecure_registries: Sequence[str] = ("127.0.0.0/8",),
-        registry_mirrors: Sequence[str] = (), users: ImageUsers | None = None, on_event: OnEvent | None = None,
-        limits: Limits | None = None,
+        registry_mirrors: Sequence[str] = (), registry_certificates: Path = Path("/etc/docker/certs.d"),
+        users: ImageUsers | None = None, on_event: OnEvent | None = None, limits: Limits | None = None,
     ) -> None:
         check_registries(insecure_registries, registry_mirrors)
         self.users = users
         self.on_event = on_event
         self._host = Platform(normal_architecture(uname.machine()), "linux")
-        self._registries = Registries(insecure_registries, registry_mirrors)
+        self._registries = Registries(insecure_registries, registry_mirrors, registry_certificates)
         self._layers = LayerStore(data_dir / "images", UnpackPool(limits))
         self._roots = RootStore(data_dir / "containers-rootfs", self._layers.diff)
         self._catalogue = Catalogue(journal)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 import signal
+import ssl
 import subprocess
 import sys
 import textwrap
@@ -16,6 +18,7 @@ import pytest
 from fakes.images_made import OCI, OCI_INDEX, SCHEMA2_LIST, MadeImage, digest, files, index_of, member, symlink, tar_of
 from fakes.images_node import Node
 from fakes.images_registry import FakeRegistry, RealRegistry
+from fakes.pki_made import make_pki
 
 from swarmlet.engine_api.filters import Filters
 from swarmlet.errors import InvalidArgument, NotFound, SwarmletError
@@ -407,3 +410,37 @@ async def test_a_layer_that_is_moved_into_place_while_its_pull_fails_goes_with_t
     await asyncio.wait([pulling, closing])
 
     assert node.layer_folders() == set()
+
+
+async def test_a_registry_is_held_to_the_certificates_in_its_folder(tmp_path: Path) -> None:
+    pki, certificates = tmp_path / "pki", tmp_path / "certs.d"
+    pki.mkdir()
+    make_pki(pki)
+    tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=str(pki / "ca.pem"))
+    tls.load_cert_chain(pki / "server.pem", pki / "server.key")
+    tls.verify_mode = ssl.CERT_REQUIRED
+    node = Node(tmp_path / "node", insecure_registries=(), registry_certificates=certificates)
+    await node.start()
+    try:
+        async with FakeRegistry().running(tls) as registry:
+            image = MadeImage(_LAYERS[:1])
+            registry.push("x", "1", image)
+            own = certificates / registry.host
+            own.mkdir(parents=True)
+
+            async def refused() -> str:
+                with pytest.raises(SwarmletError) as caught:
+                    await node.store.pull(f"{registry.host}/x:1")
+                return str(caught.value)
+
+            assert "x509" in await refused()
+            shutil.copy(pki / "ca.pem", own / "ca.crt")
+            assert await refused()  # it wants to know who asks, and says so by hanging up
+            shutil.copy(pki / "client.pem", own / "client.cert")
+            assert "missing key client.key for client certificate client.cert" in await refused()
+            shutil.copy(pki / "client.key", own / "client.key")
+            assert (await node.store.pull(f"{registry.host}/x:1")).id == image.id
+            (own / "ca.crt").write_text("no certificate")
+            assert f"the registry's certificate {own / 'ca.crt'} cannot be used" in await refused()
+    finally:
+        await node.stop()
