@@ -22,7 +22,8 @@ def write_files(folder: Path, texts: Mapping[str, str]) -> None:
         flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW
         descriptor = os.open(f"{folder}/{name}", flags, 0o644)
         try:
-            os.fchmod(descriptor, 0o644)
+            if os.fstat(descriptor).st_mode & 0o777 != 0o644:  # a strict umask, or someone's change
+                os.fchmod(descriptor, 0o644)
             left = text.encode()
             while left:
                 left = left[os.write(descriptor, left) :]

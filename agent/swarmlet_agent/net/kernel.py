@@ -248,9 +248,6 @@ class KernelNet:
         netns.write_sysctl("net/ipv4/ping_group_range", "0 2147483647")
         with contextlib.suppress(Internal):
             netns.write_sysctl("net/ipv6/conf/default/disable_ipv6", "1")
-            # Addresses are given by us, who know that nobody else has them: no probing, no announcements heard.
-            netns.write_sysctl("net/ipv6/conf/default/accept_dad", "0")
-            netns.write_sysctl("net/ipv6/conf/default/accept_ra", "0")
         inner.send([netlink.set_up(1)])
 
     def _plug(
@@ -262,7 +259,9 @@ class KernelNet:
         if link is None:
             raise Internal(f"interface {endpoint.interface} did not appear in the container's namespace")
         if endpoint.ip6:
-            netns.write_sysctl(f"net/ipv6/conf/{endpoint.interface}/disable_ipv6", "0")
+            # Addresses are given by us, who know that nobody else has them: no probing, no announcements heard.
+            for switch, value in (("accept_dad", "0"), ("accept_ra", "0"), ("disable_ipv6", "0")):
+                netns.write_sysctl(f"net/ipv6/conf/{endpoint.interface}/{switch}", value)
         for name, value in plan_endpoint.sysctls(endpoint.wish.driver_opts, endpoint.interface):
             netns.write_sysctl(name, value)
         messages: list[Message] = [
