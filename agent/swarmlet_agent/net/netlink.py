@@ -285,7 +285,7 @@ class Netlink:
         failure: NetlinkError | None = None
         missing = len(messages)
         while missing:
-            for kind, _, sequence, body in _split(self._socket.recv(65536)):
+            for kind, _, sequence, body in split_messages(self._socket.recv(65536)):
                 if kind != NLMSG_ERROR or sequence < first:
                     continue
                 missing -= 1
@@ -331,7 +331,7 @@ class Netlink:
         bodies: list[bytes] = []
         self._socket.send(encode(message, wanted))
         while True:
-            for kind, _, sequence, body in _split(self._socket.recv(262144)):
+            for kind, _, sequence, body in split_messages(self._socket.recv(262144)):
                 if sequence != wanted:
                     continue
                 if kind == NLMSG_ERROR and (code := -struct.unpack_from("=i", body)[0]):
@@ -343,7 +343,7 @@ class Netlink:
                     return bodies
 
 
-def _split(data: bytes) -> Iterator[tuple[int, int, int, bytes]]:
+def split_messages(data: bytes) -> Iterator[tuple[int, int, int, bytes]]:
     """(type, flags, sequence, body) of each message in what was received."""
     offset = 0
     while offset + _HEADER.size <= len(data):

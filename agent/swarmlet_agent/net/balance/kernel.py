@@ -1,0 +1,113 @@
+"""VIPs in the kernel, one namespace at a time. Runs in the "net" thread only."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from ipaddress import ip_address
+from pathlib import Path
+
+from swarmlet.log import get_logger
+from swarmlet_agent.net import conntrack, netns
+from swarmlet_agent.net.balance.plan import NFPROTO, TABLE, Programmed, Services, difference, plan, replacement, ruleset
+from swarmlet_agent.net.dns_sockets import change_rules_here
+from swarmlet_agent.net.nftset import ElementsError, ElementSocket
+
+log = get_logger(__name__)
+
+
+class Balancer:
+    """The VIPs of one network namespace. Made by a thread that is inside it; usable from outside afterwards.
+
+    What an earlier agent left there is replaced by the first `apply`, whether it changes anything or not.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._socket = ElementSocket()
+        self._programmed: Programmed | None = None
+        self._families = {family for family, number in NFPROTO.items() if self._socket.has_table(number, TABLE)}
+
+    def close(self) -> None:
+        self._socket.close()
+
+    def apply(self, services: Services) -> None:
+        """Make these all the VIPs there are. ElementsError, NftError, OSError: try again, nothing is half done."""
+        before = self._programmed
+        after = plan(before or Programmed(), services)
+        if missing := sorted(after.families - self._families):
+            with netns.inside(self._path):
+                change_rules_here("".join(ruleset(family) for family in missing))
+            self._families.update(missing)
+        self._programmed = None
+        if before is None:
+            self._replace(after)
+        else:
+            try:
+                self._socket.apply(difference(before, after))
+            except ElementsError as err:
+                log.warning("VIP maps changed by someone else; loading them again", reason=str(err))
+                self._replace(after)
+        self._programmed = after
+
+    def cut(self, addresses: Iterable[str]) -> int:
+        """Forget UDP flows that are translated to these backends; how many."""
+        packed = frozenset(ip_address(address).packed for address in addresses)
+        return conntrack.cut_udp(self._socket.channel, packed) if packed else 0
+
+    def _replace(self, after: Programmed) -> None:
+        try:
+            self._socket.apply(replacement(after, self._families))
+        except ElementsError:
+            # The tables are not as we made them: from here on as in a new namespace.
+            broken, self._families = self._families, set()
+            with netns.inside(self._path):
+                change_rules_here("".join(_anew(family) for family in sorted(broken)))
+            self._families = broken
+            self._socket.apply(replacement(after, self._families))
+
+
+class Balancers:
+    """The balancers of this node's containers, by container id. folder: where their namespaces are mounted."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._open: dict[str, Balancer] = {}
+
+    def apply(self, container_id: str, services: Services) -> None:
+        """All VIPs of a container. FileNotFoundError if it has no namespace; else as `Balancer.apply`."""
+        balancer = self._open.get(container_id)
+        if balancer is None:
+            if not services and not self._had_any(container_id):
+                return  # most containers use no service: they pay nothing
+            path = self._folder / container_id
+            with netns.inside(path):
+                balancer = self._open[container_id] = Balancer(path)
+        balancer.apply(services)
+
+    def cut(self, container_ids: Iterable[str], addresses: Iterable[str]) -> None:
+        """These backends are gone: UDP flows of these containers that lead there are forgotten."""
+        gone = frozenset(addresses)
+        for container_id in container_ids:
+            if (balancer := self._open.get(container_id)) is not None:
+                balancer.cut(gone)
+
+    def forget(self, container_id: str) -> None:
+        """Before the namespace goes. Not known is fine."""
+        if (balancer := self._open.pop(container_id, None)) is not None:
+            balancer.close()
+
+    def close(self) -> None:
+        """At the agent's end: what is programmed stays, and goes on without us."""
+        for balancer in self._open.values():
+            balancer.close()
+        self._open.clear()
+
+    def _had_any(self, container_id: str) -> bool:
+        """Whether an earlier agent gave the container VIPs."""
+        with netns.inside(self._folder / container_id), ElementSocket() as channel:
+            return any(channel.has_table(number, TABLE) for number in NFPROTO.values())
+
+
+def _anew(family: int) -> str:
+    table = f"{'ip' if family == 4 else 'ip6'} {TABLE}"
+    return f"table {table} {{}}\ndelete table {table}\n{ruleset(family)}"

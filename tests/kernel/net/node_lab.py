@@ -1,0 +1,155 @@
+"""Namespaces that play hosts and containers, wired by `ip`, and traffic between them in both address families.
+
+For tests of one part of the data plane without the agent around it. Runs inside the child process of `net_lab`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import socket
+import subprocess
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+from swarmlet_agent.net import netns
+
+T = TypeVar("T")
+PATIENCE_S = 3.0
+
+
+class Spaces:
+    """Network namespaces by name, mounted in a folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        folder.mkdir()
+
+    def path(self, name: str) -> Path:
+        return self.folder / name
+
+    def add(self, name: str) -> Path:
+        with netns.new_namespace(self.path(name)):
+            pass
+        self.ip(name, "link set lo up")
+        return self.path(name)
+
+    def ip(self, where: str, *commands: str) -> None:
+        """Lines of `ip -batch`, in a namespace."""
+        self.command(where, "ip", "-batch", "-", text="\n".join(commands) + "\n")
+
+    def command(self, where: str, *words: str, text: str = "") -> str:
+        result = subprocess.run(
+            ["nsenter", f"--net={self.path(where)}", *words], input=text, capture_output=True, text=True, check=False
+        )
+        assert result.returncode == 0, f"{words} in {where}: {result.stderr}"
+        return result.stdout
+
+    def ask_ip(self, where: str, *words: str) -> list[dict[str, Any]]:
+        found = json.loads(self.command(where, "ip", "-j", *words) or "[]")
+        return [entry for entry in found if entry]
+
+    def wire(self, one: str, name: str, other: str, other_name: str) -> None:
+        """A veth pair between two namespaces, both ends down."""
+        descriptor = os.open(self.path(other), os.O_RDONLY)
+        try:
+            command = f"ip link add {name} type veth peer name {other_name} netns /proc/{os.getpid()}/fd/{descriptor}"
+            self.command(one, *command.split())
+        finally:
+            os.close(descriptor)
+
+    def host_on_bridge(self, host: str, bridge: str, name: str, *addresses: str, via: tuple[str, ...] = ()) -> None:
+        """A new namespace whose eth0 hangs on a bridge of another."""
+        self.add(name)
+        self.wire(host, f"v{name}"[:15], name, "eth0")
+        self.ip(host, f"link set v{name[:14]} master {bridge} up")
+        self.ip(
+            name, *(f"addr add {address} dev eth0 {'nodad' if ':' in address else ''}" for address in addresses),
+            "link set eth0 up", *(f"route add default via {gateway}" for gateway in via),
+        )
+
+    def inside(self, where: str, work: Callable[[], T]) -> T:
+        with netns.inside(self.path(where)):
+            return work()
+
+    def open(self, where: str, family: int, kind: int) -> socket.socket:
+        return self.inside(where, lambda: socket.socket(family, kind | socket.SOCK_NONBLOCK))
+
+    @asynccontextmanager
+    async def serve(self, where: str, port: int, tag: str) -> AsyncIterator[None]:
+        """TCP and UDP on a port of both families: every line or datagram is answered with "tag peer-address"."""
+
+        async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            peer = _plain(writer.get_extra_info("peername")[0])
+            try:
+                while await reader.readline():
+                    writer.write(f"{tag} {peer}\n".encode())
+                    await writer.drain()
+            except ConnectionError:
+                pass
+            finally:
+                writer.close()
+
+        async def answer() -> None:
+            while True:
+                _, source = await loop.sock_recvfrom(datagrams, 2048)
+                await loop.sock_sendto(datagrams, f"{tag} {_plain(source[0])}\n".encode(), source)
+
+        loop = asyncio.get_running_loop()
+        listener = self.open(where, socket.AF_INET6, socket.SOCK_STREAM)
+        datagrams = self.open(where, socket.AF_INET6, socket.SOCK_DGRAM)
+        for channel in (listener, datagrams):
+            channel.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+            channel.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            channel.bind(("::", port))
+        server = await asyncio.start_server(handle, sock=listener, backlog=128)
+        task = asyncio.create_task(answer())
+        try:
+            yield
+        finally:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+            datagrams.close()
+            server.close()
+
+    async def connect(self, where: str, host: str, port: int, kind: int = socket.SOCK_STREAM) -> Line:
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        channel = self.open(where, family, kind)
+        try:
+            async with asyncio.timeout(PATIENCE_S):
+                await asyncio.get_running_loop().sock_connect(channel, (host, port))
+        except BaseException:
+            channel.close()
+            raise
+        return Line(channel)
+
+    async def ask(self, where: str, host: str, port: int, kind: int = socket.SOCK_STREAM) -> str:
+        """One exchange with `serve`, on a connection of its own."""
+        with await self.connect(where, host, port, kind) as line:
+            return await line.ask()
+
+
+class Line:
+    """An open connection (or connected UDP socket) to `serve`."""
+
+    def __init__(self, channel: socket.socket) -> None:
+        self.channel = channel
+
+    def __enter__(self) -> Line:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.channel.close()
+
+    async def ask(self) -> str:
+        loop = asyncio.get_running_loop()
+        async with asyncio.timeout(PATIENCE_S):
+            await loop.sock_sendall(self.channel, b"?\n")
+            return (await loop.sock_recv(self.channel, 200)).decode().strip()
+
+
+def _plain(address: str) -> str:
+    return address.removeprefix("::ffff:") if "." in address else address

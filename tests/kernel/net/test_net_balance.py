@@ -1,0 +1,214 @@
+"""VIPs of services in containers' namespaces, with real traffic in both address families."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import socket
+import time
+from collections import Counter
+from contextlib import AsyncExitStack
+
+import pytest
+from net_lab import Lab, in_own_network
+from node_lab import Spaces
+
+from swarmlet_agent.net import netns
+from swarmlet_agent.net.balance.kernel import Balancers
+
+pytestmark = pytest.mark.kernel
+VIP, VIP6, PORT = "10.9.0.200", "fd09::200", 80
+BACKENDS = {"b1": ("10.9.0.11", "fd09::11"), "b2": ("10.9.0.12", "fd09::12"), "b3": ("10.9.0.13", "fd09::13")}
+TCP, UDP = socket.SOCK_STREAM, socket.SOCK_DGRAM
+
+
+def services(*names: str) -> dict[str, tuple[str, ...]]:
+    return {
+        VIP: tuple(BACKENDS[name][0] for name in names),
+        VIP6: tuple(BACKENDS[name][1] for name in names),
+    }
+
+
+async def world(lab: Lab, stack: AsyncExitStack) -> tuple[Spaces, Balancers]:
+    """A client `c` and three backends on one bridge; every backend serves."""
+    spaces = Spaces(lab.root / "spaces")
+    stack.callback(netns.remove_folder, spaces.folder)
+    spaces.add("host")
+    spaces.ip("host", "link add br0 type bridge", "link set br0 up")
+    spaces.host_on_bridge("host", "br0", "c", "10.9.0.2/24", "fd09::2/64")
+    for name, (v4, v6) in BACKENDS.items():
+        spaces.host_on_bridge("host", "br0", name, f"{v4}/24", f"{v6}/64")
+        await stack.enter_async_context(spaces.serve(name, PORT, name))
+    balancers = Balancers(spaces.folder)
+    stack.callback(balancers.close)
+    return spaces, balancers
+
+
+@in_own_network
+async def test_connections_to_a_vip_are_spread_evenly_over_all_backends(lab: Lab) -> None:
+    async with AsyncExitStack() as stack:
+        spaces, balancers = await world(lab, stack)
+        balancers.apply("c", services("b1", "b2", "b3"))
+
+        for vip, client in ((VIP, "10.9.0.2"), (VIP6, "fd09::2")):
+            for kind in (TCP, UDP):
+                answers = Counter([await spaces.ask("c", vip, PORT, kind) for _ in range(90)])
+                assert set(answers) == {f"{name} {client}" for name in BACKENDS}
+                assert min(answers.values()) > 10  # a third each: below 10 of 90 once in 10^6 runs
+
+
+@in_own_network
+async def test_a_backend_reaches_itself_through_its_own_service(lab: Lab) -> None:
+    async with AsyncExitStack() as stack:
+        spaces, balancers = await world(lab, stack)
+        balancers.apply("b1", services("b1"))
+
+        for vip, own in zip((VIP, VIP6), BACKENDS["b1"], strict=True):
+            for kind in (TCP, UDP):
+                assert await spaces.ask("b1", vip, PORT, kind) == f"b1 {own}"
+
+
+@in_own_network
+async def test_open_connections_of_a_removed_backend_go_on_and_new_ones_go_elsewhere(lab: Lab) -> None:
+    async with AsyncExitStack() as stack:
+        spaces, balancers = await world(lab, stack)
+        balancers.apply("c", services("b1"))
+        lines = [stack.enter_context(await spaces.connect("c", vip, PORT)) for vip in (VIP, VIP6) for _ in range(5)]
+        for line in lines:
+            assert (await line.ask()).startswith("b1 ")
+
+        balancers.apply("c", services("b2", "b3"))
+
+        for line in lines:
+            assert (await line.ask()).startswith("b1 ")
+        for vip in (VIP, VIP6):
+            assert {(await spaces.ask("c", vip, PORT)).split()[0] for _ in range(20)} <= {"b2", "b3"}
+
+        balancers.apply("c", services())
+
+        for line in lines:
+            assert (await line.ask()).startswith("b1 ")
+
+
+@in_own_network
+async def test_a_service_without_backends_refuses_at_once(lab: Lab) -> None:
+    async with AsyncExitStack() as stack:
+        spaces, balancers = await world(lab, stack)
+        balancers.apply("c", services())
+
+        for vip in (VIP, VIP6):
+            began = time.monotonic()
+            with pytest.raises(ConnectionRefusedError):
+                await spaces.ask("c", vip, PORT)
+            with pytest.raises(OSError) as caught:
+                await spaces.ask("c", vip, PORT, UDP)
+            assert caught.value.errno in (errno.ECONNREFUSED, errno.EPERM)
+            assert time.monotonic() - began < 0.5
+
+        balancers.apply("c", services("b2"))
+
+        for vip in (VIP, VIP6):
+            assert (await spaces.ask("c", vip, PORT)).startswith("b2 ")
+
+
+@in_own_network
+async def test_udp_flows_of_a_dead_backend_are_cut_and_others_are_not(lab: Lab) -> None:
+    async with AsyncExitStack() as stack:
+        spaces, balancers = await world(lab, stack)
+        balancers.apply("c", services("b1"))
+        lines = [stack.enter_context(await spaces.connect("c", vip, PORT, UDP)) for vip in (VIP, VIP6)]
+        direct = stack.enter_context(await spaces.connect("c", BACKENDS["b1"][0], PORT, UDP))
+        for line in (*lines, direct):
+            assert (await line.ask()).startswith("b1 ")
+        balancers.apply("c", services("b2"))
+        for line in lines:
+            assert (await line.ask()).startswith("b1 ")
+
+        balancers.cut(["c", "nobody"], BACKENDS["b1"])
+
+        for line in lines:
+            assert (await line.ask()).startswith("b2 ")
+        assert (await direct.ask()).startswith("b1 ")
+
+
+@in_own_network
+async def test_an_agent_that_comes_back_replaces_all_and_touches_no_connection(lab: Lab) -> None:
+    async with AsyncExitStack() as stack:
+        spaces, balancers = await world(lab, stack)
+        balancers.apply("c", {**services("b1", "b2"), "10.9.0.201": (BACKENDS["b1"][0],)})
+        line = stack.enter_context(await spaces.connect("c", "10.9.0.201", PORT))
+        await line.ask()
+        balancers.close()
+
+        again = Balancers(spaces.folder)
+        stack.callback(again.close)
+        again.apply("c", services("b3"))
+
+        assert (await line.ask()).startswith("b1 ")
+        for vip in (VIP, VIP6):
+            assert {(await spaces.ask("c", vip, PORT)).split()[0] for _ in range(10)} == {"b3"}
+        assert "10.9.0.201" not in spaces.command("c", "nft", "list", "ruleset")
+
+        other = Balancers(spaces.folder)
+        stack.callback(other.close)
+        other.apply("c", {})
+
+        assert VIP not in spaces.command("c", "nft", "list", "ruleset")
+
+
+@in_own_network
+async def test_rules_that_someone_removed_are_made_again_with_the_next_change(lab: Lab) -> None:
+    async with AsyncExitStack() as stack:
+        spaces, balancers = await world(lab, stack)
+        balancers.apply("c", services("b1"))
+
+        spaces.command("c", "nft", "flush", "ruleset")
+        balancers.apply("c", services("b2"))
+        assert (await spaces.ask("c", VIP, PORT)).startswith("b2 ")
+
+        spaces.command("c", "nft", "flush", "map", "ip", "swlbalance1", "s1")
+        balancers.apply("c", services("b3"))
+        assert (await spaces.ask("c", VIP, PORT)).startswith("b3 ")
+        assert (await spaces.ask("c", VIP6, PORT)).startswith("b3 ")
+
+
+@in_own_network
+async def test_no_connection_fails_while_backends_come_and_go(lab: Lab) -> None:
+    async with AsyncExitStack() as stack:
+        spaces, balancers = await world(lab, stack)
+        balancers.apply("c", services("b1", "b2"))
+        ended = asyncio.Event()
+
+        async def traffic(vip: str) -> int:
+            count = 0
+            while not ended.is_set():
+                assert (await spaces.ask("c", vip, PORT)).split()[0] in BACKENDS
+                count += 1
+            return count
+
+        running = [asyncio.create_task(traffic(vip)) for vip in (VIP, VIP6)]
+        for turn in range(200):
+            balancers.apply("c", services(*[("b1", "b2", "b3")[:2], ("b3",), ("b2", "b3"), tuple(BACKENDS)][turn % 4]))
+            await asyncio.sleep(0)
+        ended.set()
+        assert min(await asyncio.gather(*running)) > 10
+
+
+@in_own_network
+async def test_containers_without_services_get_no_rules_and_forgotten_ones_can_go(lab: Lab) -> None:
+    async with AsyncExitStack() as stack:
+        spaces, balancers = await world(lab, stack)
+        balancers.apply("c", {})
+        assert spaces.command("c", "nft", "list", "ruleset") == ""
+        balancers.apply("c", {VIP: (BACKENDS["b1"][0],)})
+        assert "ip6" not in spaces.command("c", "nft", "list", "tables")
+
+        balancers.forget("c")
+        balancers.forget("c")
+        netns.forget(spaces.path("c"))
+
+        async with asyncio.timeout(10):
+            while any(link["ifname"] == "vc" for link in spaces.ask_ip("host", "link")):
+                await asyncio.sleep(0.02)
+        with pytest.raises(FileNotFoundError):
+            balancers.apply("c", services("b1"))
