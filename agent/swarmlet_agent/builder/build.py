@@ -20,7 +20,7 @@ from swarmlet_agent.builder.state import State, empty_state, state_of
 from swarmlet_agent.engine.container import Container, WaitResult
 from swarmlet_agent.engine.ports import Streams
 from swarmlet_agent.images.layers import Layer
-from swarmlet_agent.images.manifests import Platform, matches, parse_platform
+from swarmlet_agent.images.platforms import Platform, matches, parse_platform
 from swarmlet_agent.images.progress import Listener
 from swarmlet_agent.images.reference import is_image_id, parse_reference
 from swarmlet_agent.images.registry import Download

@@ -25,7 +25,7 @@ from swarmlet_agent.builder.remote import fetch_remote
 from swarmlet_agent.builder.running import do_run
 from swarmlet_agent.builder.stage import PREDEFINED, StageRun, Steps
 from swarmlet_agent.builder.state import State
-from swarmlet_agent.images.manifests import Platform, parse_platform
+from swarmlet_agent.images.platforms import Platform, parse_platform
 from swarmlet_agent.images.progress import Listener
 from swarmlet_agent.images.workshop import Workshop, to_the_end
 from swarmlet_agent.journal import Journal

@@ -21,7 +21,8 @@ from swarmlet_agent.builder.words import expand, expand_words
 from swarmlet_agent.decide.signals import parse_signal
 from swarmlet_agent.images.durations import show_duration
 from swarmlet_agent.images.layers import Layer
-from swarmlet_agent.images.manifests import Configuration, HistoryEntry, Platform, parse_config
+from swarmlet_agent.images.manifests import Configuration, HistoryEntry, parse_config
+from swarmlet_agent.images.platforms import Platform
 
 DEFAULT_SHELL = ("/bin/sh", "-c")
 DEFAULT_PATH = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"

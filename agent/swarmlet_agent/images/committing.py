@@ -19,7 +19,8 @@ from swarmlet.model.base import to_api
 from swarmlet.model.container import ImageConfig
 from swarmlet.model.times import rfc3339
 from swarmlet_agent.images.layers import Blob, LayerStore, stoppable
-from swarmlet_agent.images.manifests import MAX_LAYERS, Configuration, Platform, parse_config
+from swarmlet_agent.images.manifests import MAX_LAYERS, Configuration, parse_config
+from swarmlet_agent.images.platforms import Platform
 from swarmlet_agent.images.reference import Reference
 from swarmlet_agent.images.shelf import Shelf
 from swarmlet_agent.images.types import Image
@@ -91,7 +92,7 @@ async def commit_image(
     if len(diff_ids) > MAX_LAYERS:
         raise Conflict(f"max depth exceeded: the image would have {len(diff_ids)} layers, {MAX_LAYERS} is the most")
     new = parse_config(_document(base, diff_ids, commit, host, empty=not layer.diff_id))
-    async with shelf.installing(new):
+    async with shelf.keeping(new.chain_ids):
         await shelf.layers.install(new.diff_ids, _OnTop(len(below), layer))
         return await shelf.add(new, [name] if name else [], comment=commit.comment, tagged=bool(name))
 

@@ -75,7 +75,7 @@ def inspect(
     image: Image, record: ImageRecord, configuration: Configuration, diffs: Sequence[Path], version: Version
 ) -> dict[str, Any]:
     """ImageInspect. diffs: the layers' folders on this host, lowest first."""
-    data = {"UpperDir": str(diffs[-1]), "LowerDir": ":".join(map(str, reversed(diffs[:-1])))} if diffs else {}
+    data = _folders(diffs) if diffs else {}
     shown: dict[str, Any] = {
         "Id": image.id, "RepoTags": list(image.repo_tags), "RepoDigests": list(image.repo_digests), "Parent": "",
         "Comment": image.comment, "Created": rfc3339(image.created) if image.created or version < (1, 44) else None,
@@ -96,6 +96,15 @@ def inspect(
     if version < (1, 45):
         shown["Container"] = ""
         shown["ContainerConfig"] = dict(_NO_CONFIG)
+    return shown
+
+
+def _folders(diffs: Sequence[Path]) -> dict[str, str]:
+    """As overlay2 shows them; an image is not mounted, so the last two are mere places."""
+    top = diffs[-1].parent
+    shown = {"MergedDir": str(top / "merged"), "UpperDir": str(diffs[-1]), "WorkDir": str(top / "work")}
+    if len(diffs) > 1:
+        shown["LowerDir"] = ":".join(str(diff) for diff in reversed(diffs[:-1]))
     return shown
 
 

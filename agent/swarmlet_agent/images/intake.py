@@ -13,7 +13,8 @@ from swarmlet_agent.images.blobs import BlobBook
 from swarmlet_agent.images.changes import apply_changes
 from swarmlet_agent.images.layers import Blob, Layer
 from swarmlet_agent.images.load import Found, FromArchive, find_images
-from swarmlet_agent.images.manifests import Platform, matches, parse_config
+from swarmlet_agent.images.manifests import parse_config
+from swarmlet_agent.images.platforms import Platform, matches
 from swarmlet_agent.images.progress import Hub
 from swarmlet_agent.images.pull import Puller
 from swarmlet_agent.images.reference import Reference, parse_reference
@@ -46,7 +47,7 @@ class Intake:
         hub.emit({"status": f"Pulling from {ref.path}", "id": ref.version})
         names = [ref.with_digest(top.digest)] if ref.digest else [ref, ref.with_digest(top.digest)]
         moved = catalogue.named(names[0].full) != config.id
-        async with self._shelf.installing(config):
+        async with self._shelf.keeping(config.chain_ids):
             await self._puller.install(repository, manifest.value, config, hub)
             image = await self._shelf.add(config, names, manifest=(manifest.raw, manifest.value.media_type))
         await self._book.note(zip(config.diff_ids, manifest.value.layers, strict=True), ref.name)
@@ -95,9 +96,11 @@ class Intake:
                 architecture=wanted.architecture, config=config, created=rfc3339(created),
                 diff_id=layer.diff_id, comment=comment, variant=wanted.variant,
             ))
-            async with self._shelf.installing(new):
+            async with self._shelf.keeping(new.chain_ids):
                 pins.close()  # the image's layers are pinned now
                 image = await self._shelf.add(new, [name] if name else [], comment=comment, tagged=bool(name))
+        if name is not None:
+            self._event("tag", image.id, name.familiar, image)
         self._event("import", image.id, image.id, image)
         return image
 
@@ -125,7 +128,7 @@ class Intake:
 
     async def _load_one(self, found: Found, hub: Hub, *, quiet: bool) -> Image:
         config = found.configuration
-        async with self._shelf.installing(config):
+        async with self._shelf.keeping(config.chain_ids):
             await self._shelf.layers.install(config.diff_ids, FromArchive(found, Hub() if quiet else hub))
             for name in found.names:
                 before = self._shelf.catalogue.named(name.full)

@@ -17,13 +17,12 @@ from swarmlet_agent.images.manifests import (
     Configuration,
     Descriptor,
     Index,
-    Platform,
     choose,
     digest_of,
-    matches,
     parse_config,
     parse_manifest,
 )
+from swarmlet_agent.images.platforms import Platform, matches
 from swarmlet_agent.images.progress import Hub, Throttle
 from swarmlet_agent.images.reference import Reference, parse_reference
 from swarmlet_agent.images.spool import Archive

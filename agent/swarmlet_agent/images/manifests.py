@@ -17,6 +17,7 @@ from swarmlet.errors import InvalidArgument, NotFound
 from swarmlet.model.base import without_nulls
 from swarmlet.model.container import ImageConfig
 from swarmlet.model.times import parse_rfc3339
+from swarmlet_agent.images.platforms import Platform, rank
 from swarmlet_agent.images.reference import check_digest
 
 T = TypeVar("T")
@@ -39,21 +40,6 @@ MAX_MANIFEST_BYTES = 4 << 20
 MAX_CONFIG_BYTES = 8 << 20
 #: overlayfs and Docker agree on this many layers under a container's own.
 MAX_LAYERS = 127
-
-_ARCHITECTURES = {
-    "x86_64": "amd64", "x86-64": "amd64", "aarch64": "arm64", "armhf": "arm", "armel": "arm", "i386": "386",
-}
-
-
-class Platform(msgspec.Struct, frozen=True):
-    architecture: str = ""
-    os: str = ""
-    variant: str = ""
-    os_version: str = msgspec.field(name="os.version", default="")
-    os_features: tuple[str, ...] = msgspec.field(name="os.features", default=())
-
-    def __str__(self) -> str:
-        return "/".join(part for part in (self.os, self.architecture, self.variant) if part)
 
 
 class Descriptor(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
@@ -144,7 +130,7 @@ def parse_manifest(raw: bytes, media_type: str = "") -> Manifest | Index:
     if manifest.config.size > MAX_CONFIG_BYTES:
         raise InvalidArgument("invalid manifest: the image configuration is too large")
     for layer in manifest.layers:
-        if "foreign" in layer.media_type or ".tar" not in layer.media_type:
+        if ".tar" not in layer.media_type:
             raise InvalidArgument(f"unsupported layer media type {layer.media_type!r}")
     return manifest
 
@@ -175,60 +161,23 @@ def parse_config(raw: bytes) -> Configuration:
     )
 
 
-def parse_platform(text: str) -> Platform | None:
-    """"linux/amd64", "linux/arm/v7", "arm64"; None for "". InvalidArgument in the words of containerd's parser."""
-    if not text:
-        return None
-    parts = text.strip().lower().split("/")
-    if len(parts) > 3 or not all(part.replace("_", "").replace("-", "").replace(".", "").isalnum() for part in parts):
-        raise InvalidArgument(
-            f'"{text}": platform specifier component must match "^[A-Za-z0-9_.-]+$": invalid argument'
-        )
-    if len(parts) == 1:
-        if parts[0] in ("linux", "windows", "darwin", "freebsd"):
-            return _platform(parts[0], "", "")
-        return _platform("linux", parts[0], "")
-    return _platform(parts[0], parts[1], parts[2] if len(parts) == 3 else "")
-
-
-def _platform(system: str, architecture: str, variant: str) -> Platform:
-    if system != "linux":
-        raise InvalidArgument(f'operating system "{system}" is not supported')
-    return Platform(normal_architecture(architecture), system, variant)
-
-
-def normal_architecture(name: str) -> str:
-    """Go's name of an architecture, from uname's or Go's."""
-    return _ARCHITECTURES.get(name, name)
-
-
-def matches(have: Platform, want: Platform) -> bool:
-    """Whether something made for `have` may be taken by who wants `want`; "" in either says nothing."""
-    return (
-        (have.os or "linux") == (want.os or "linux")
-        and (not have.architecture or not want.architecture
-             or normal_architecture(have.architecture) == normal_architecture(want.architecture))
-        and (not want.variant or not have.variant or have.variant == want.variant)
-    )
-
-
 def choose(entries: Sequence[Descriptor], want: Platform, ref: str) -> Descriptor:
-    """The entry of a manifest list for this platform: the first that matches, an equal variant before none."""
+    """The entry of a manifest list that suits this platform best; of equals the first."""
     fitting = [
-        entry for entry in entries
-        if entry.platform is not None and entry.platform.architecture != "unknown" and matches(entry.platform, want)
-        and entry.media_type in (DOCKER_MANIFEST, OCI_MANIFEST, "")
+        (fit, entry) for entry in entries
+        if entry.platform is not None and entry.platform.architecture != "unknown"
+        and entry.media_type in (DOCKER_MANIFEST, OCI_MANIFEST, "") and (fit := rank(entry.platform, want)) is not None
     ]
+    if fitting:
+        return min(fitting, key=lambda pair: pair[0])[1]
     # An entry without platform can only be judged by its configuration; a single one is what there is.
-    if not fitting and len(entries) == 1 and entries[0].platform is None:
-        fitting = [entries[0]]
-    if not fitting:
-        raise NotFound(
-            "platform", str(want),
-            f"no matching manifest for {want} in the manifest list entries: "
-            f"no match for platform in manifest of {ref}: not found",
-        )
-    return min(fitting, key=lambda entry: (entry.platform is not None and entry.platform.variant != want.variant))
+    if len(entries) == 1 and entries[0].platform is None:
+        return entries[0]
+    raise NotFound(
+        "platform", str(want),
+        f"no matching manifest for {want} in the manifest list entries: "
+        f"no match for platform in manifest of {ref}: not found",
+    )
 
 
 class _RootFS(msgspec.Struct, frozen=True):

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from swarmlet.errors import InvalidArgument, NotFound
 from swarmlet_agent.images.intake import Event
-from swarmlet_agent.images.manifests import Platform, matches
+from swarmlet_agent.images.platforms import Platform, matches
 from swarmlet_agent.images.progress import Hub
 from swarmlet_agent.images.push import Outgoing, Pusher
 from swarmlet_agent.images.pushplan import came_as
@@ -29,7 +29,7 @@ class Outlet:
         for name in named:
             image_id = catalogue.find(name.full)
             check_platform(catalogue.image(image_id), name, wanted)
-            with self._shelf.layers.pinned(catalogue.record(image_id).layers):
+            async with self._shelf.keeping(catalogue.record(image_id).layers):
                 digest = await self._pusher.push(name, auth, self._outgoing(image_id), hub)
             await self._shelf.note_digest(image_id, name.with_digest(digest))
         image = catalogue.image(catalogue.find(named[-1].full))

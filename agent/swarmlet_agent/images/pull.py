@@ -22,14 +22,13 @@ from swarmlet_agent.images.manifests import (
     Descriptor,
     Index,
     Manifest,
-    Platform,
     choose,
-    matches,
     parse_config,
     parse_manifest,
 )
 from swarmlet_agent.images.partial import PartialBlobs
 from swarmlet_agent.images.patience import patiently, retrying
+from swarmlet_agent.images.platforms import Platform, matches
 from swarmlet_agent.images.progress import Hub, Throttle
 from swarmlet_agent.images.reference import Reference
 from swarmlet_agent.images.registry import Fetched, Registries, Repository

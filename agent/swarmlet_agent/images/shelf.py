@@ -54,14 +54,17 @@ class Shelf:
         return tuple(layer for chain in chains if (layer := self.layers.get(chain)) is not None)
 
     @asynccontextmanager
-    async def installing(self, config: Configuration) -> AsyncIterator[None]:
-        """The image's layers are kept while it comes in; what a failure leaves of them goes again."""
+    async def keeping(self, chains: Sequence[str]) -> AsyncIterator[None]:
+        """These layers (lowest first) stay while the block runs; those that nothing needs then go.
+
+        So a failure leaves nothing of what was on its way in, and a removal in the meantime is made good.
+        """
         try:
-            with self.layers.pinned(config.chain_ids):
+            with self.layers.pinned(chains):
                 yield
         finally:
-            if not self._needed().issuperset(config.chain_ids):
-                await self.sweep(config.chain_ids)
+            if not self._needed().issuperset(chains):
+                await self.sweep(chains)
 
     async def add(
         self, config: Configuration, names: Sequence[Reference], *, comment: str = "", tagged: bool = False,

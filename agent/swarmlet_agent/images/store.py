@@ -26,14 +26,9 @@ from swarmlet_agent.images.endpoints import check_registries
 from swarmlet_agent.images.intake import Intake
 from swarmlet_agent.images.layers import Layer, LayerStore
 from swarmlet_agent.images.login import login
-from swarmlet_agent.images.manifests import (
-    Platform,
-    matches,
-    normal_architecture,
-    parse_platform,
-)
 from swarmlet_agent.images.outlet import Outlet
 from swarmlet_agent.images.partial import PartialBlobs
+from swarmlet_agent.images.platforms import Platform, host_platform, matches, parse_platform
 from swarmlet_agent.images.progress import Hub, Listener, SingleFlight
 from swarmlet_agent.images.pull import Puller
 from swarmlet_agent.images.push import Pusher
@@ -61,7 +56,7 @@ class ImageUsers(Protocol):
         ...
 
 
-#: action ("pull", "push", "tag", "untag", "delete", "load", "import", "create"), image id (a pull's or push's
+#: action ("pull", "push", "tag", "untag", "delete", "load", "save", "import", "create"), image id (a pull's or push's
 #: reference), attributes.
 OnEvent = Callable[[str, str, dict[str, str]], None]
 Deleted = list[dict[str, str]]
@@ -81,7 +76,7 @@ class ImageStore:
         check_registries(insecure_registries, registry_mirrors)
         self.users = users
         self.on_event = on_event
-        self._host = Platform(normal_architecture(uname.machine()), "linux")
+        self._host = host_platform(uname.machine())
         self._registries = Registries(insecure_registries, registry_mirrors, registry_certificates)
         self._layers = LayerStore(data_dir / "images", UnpackPool(limits))
         self._roots = RootStore(data_dir / "containers-rootfs", self._layers.diff)
@@ -229,11 +224,14 @@ class ImageStore:
     async def save(self, refs: Sequence[str]) -> AsyncGenerator[bytes, None]:
         """docker save: an archive of these images in pieces. NotFound before the first piece."""
         chosen = self._to_save(refs)
-        chains = [layer.chain_id for saved in chosen for layer in saved.layers]
-        with self._layers.pinned(chains):
+        async with self._shelf.keeping([layer.chain_id for saved in chosen for layer in saved.layers]):
             chunks = archive_chunks(chosen)
             while (chunk := await asyncio.to_thread(next, chunks, None)) is not None:
                 yield chunk
+        for saved in chosen:
+            ident = saved.configuration.id
+            if ident in self._catalogue:
+                self._event("save", ident, ident, self._catalogue.image(ident))
 
     async def push(
         self, ref: str, *, auth: RegistryAuth | None = None, platform: str = "", progress: Listener | None = None

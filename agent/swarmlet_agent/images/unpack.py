@@ -2,8 +2,8 @@
 
 The layer is not trusted. The folder starts empty and only this code writes to it, so a model of what has been
 made so far (path -> kind) is the truth: a name is followed through folders the model knows, never through the
-file system. Names that are absolute or contain "..", links that lead out, and hard links to what the layer does not
-contain are errors. The caller adds a second wall (chroot).
+file system. Absolute names and links begin at the layer's root; names and links that lead out of it, and hard links to
+what the layer does not contain, are errors. The caller adds a second wall (chroot).
 
 Decompressing and hashing run in a thread beside the one that writes: both release the interpreter.
 """
@@ -32,6 +32,7 @@ _PRIVATE_XATTRS = (b"trusted.overlay.", b"user.overlay.")
 _MAX_LINK_STEPS = 40
 _MAX_PATH = 4096
 _MAX_DEPTH = 500
+_MAX_FOLDERS_REPLACED = 100
 #: How often (bytes written) the free space is looked at.
 _SPACE_EVERY = 64 << 20
 
@@ -100,6 +101,7 @@ class _Writer:
         self._links: dict[bytes, bytes] = {}
         self._folders: dict[bytes, Entry] = {}
         self._number = 0
+        self._folders_replaced = 0
         self._since_space = self._limits.reserve_bytes and _SPACE_EVERY
         self.size_bytes = 0
 
@@ -152,18 +154,21 @@ class _Writer:
     # names
 
     def _clean(self, name: bytes) -> bytes:
-        """Relative, without "." and empty parts."""
-        if name.startswith(b"/"):
-            raise self._bad(f"escapes its root: {os.fsdecode(name)!r} is an absolute name")
+        """Relative to the root, which is where an absolute name begins too (as Docker has it); no ".", no ".."."""
         if not name:
             raise self._bad("has an entry without a name")
         if len(name) > _MAX_PATH or name.count(b"/") > _MAX_DEPTH or b"\0" in name:
             raise self._bad("has an impossible file name")
         if b"/" not in name and name not in (b".", b".."):
             return name
-        parts = [part for part in name.split(b"/") if part not in (b"", b".")]
-        if b".." in parts:
-            raise self._bad(f"escapes its root: {os.fsdecode(name)!r} contains '..'")
+        parts: list[bytes] = []
+        for part in name.split(b"/"):
+            if part == b"..":
+                if not parts:
+                    raise self._bad(f"escapes its root: {os.fsdecode(name)!r} leads out of it")
+                parts.pop()
+            elif part not in (b"", b"."):
+                parts.append(part)
         return b"/".join(parts)
 
     def _folder(self, path: bytes) -> bytes:
@@ -189,9 +194,9 @@ class _Writer:
         """The folder of this layer that a symbolic link leads to. budget: links that may still be followed."""
         target = self._links[path]
         shown = f"{os.fsdecode(path)!r} -> {os.fsdecode(target)!r}"
-        parts = path.split(b"/")[:-1]
+        parts = [] if target.startswith(b"/") else path.split(b"/")[:-1]
         budget[0] -= 1
-        if target.startswith(b"/") or budget[0] < 0:
+        if budget[0] < 0:
             raise self._bad(f"escapes its root through the symbolic link {shown}")
         for part in target.split(b"/"):
             if part == b"..":
@@ -347,15 +352,32 @@ class _Writer:
         if kind is None:
             return
         if kind in _FOLDERS:
-            raise self._bad(f"replaces the folder {os.fsdecode(path)!r} by something else")
-        if kind >= 0:
-            # The first content is still needed to make the tar again.
-            os.makedirs(self._kept, 0o700, exist_ok=True)
-            os.rename(self._at(path), self._kept + b"/%d" % kind)
+            self._replace_folder(path)
+        elif kind >= 0:
+            self._keep(path, kind)
         else:
             os.unlink(self._at(path))
         self._links.pop(path, None)
         del self._model[path]
+
+    def _replace_folder(self, path: bytes) -> None:
+        self._folders_replaced += 1
+        if self._folders_replaced > _MAX_FOLDERS_REPLACED:  # each means a look at all there is
+            raise self._bad("replaces too many folders by something else")
+        inside = path + b"/"
+        for below in [each for each in self._model if each.startswith(inside)]:
+            kind = self._model.pop(below)
+            if kind >= 0:
+                self._keep(below, kind)
+            self._links.pop(below, None)
+            self._folders.pop(below, None)
+        self._folders.pop(path, None)
+        remove_tree(self._at(path))
+
+    def _keep(self, path: bytes, number: int) -> None:
+        """A content that was replaced is still needed to make the tar again."""
+        os.makedirs(self._kept, 0o700, exist_ok=True)
+        os.rename(self._at(path), self._kept + b"/%d" % number)
 
     def _finish_folders(self) -> None:
         for path, entry in self._folders.items():

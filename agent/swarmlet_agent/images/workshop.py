@@ -19,7 +19,8 @@ from swarmlet.errors import Internal
 from swarmlet.log import get_logger
 from swarmlet_agent.images.capture import forget_mount_points, seal
 from swarmlet_agent.images.layers import Keep, Layer
-from swarmlet_agent.images.manifests import Configuration, Platform
+from swarmlet_agent.images.manifests import Configuration
+from swarmlet_agent.images.platforms import Platform
 from swarmlet_agent.images.reference import Reference
 from swarmlet_agent.images.shelf import Shelf
 from swarmlet_agent.images.types import Image

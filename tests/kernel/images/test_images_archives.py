@@ -8,17 +8,21 @@ import io
 import json
 import lzma
 import os
+import subprocess
 import tarfile
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 import zstandard
 from fakes.images_made import OCI, MadeImage, files, folder, member, tar_of
 from fakes.images_node import Node
+from fakes.images_registry import FakeRegistry
 
 from swarmlet.engine_api.filters import Filters
 from swarmlet.errors import Internal, InvalidArgument, NotFound
+from swarmlet_agent.images.unpack import Limits
 
 pytestmark = pytest.mark.kernel
 
@@ -204,3 +208,76 @@ async def test_prune_removes_what_nobody_uses(node: Node) -> None:
     assert await node.store.prune(Filters({"dangling": ("false",), "label": ("x",)})) == ([], 0)
     assert (await node.store.prune(Filters({"dangling": ("false",)})))[1] == 3
     assert node.layer_folders() == set()
+
+
+async def test_an_image_removed_while_it_is_saved_is_saved_whole_and_then_gone(node: Node) -> None:
+    await load(node, _IMAGE.docker_archive("made:1"))
+    pieces = node.store.save(["made:1"])
+    archive = await anext(pieces)
+    await node.store.remove("made:1")
+    assert len(node.layer_folders()) == 2
+    archive += b"".join([piece async for piece in pieces])
+
+    assert node.layer_folders() == set()
+    assert await load(node, archive) == ["Loaded image: made:1\n"]
+    assert [action for action, _ in node.events] == ["load", "untag", "delete", "load"]
+
+
+async def test_saving_and_importing_are_told(node: Node) -> None:
+    image = await node.store.import_tar(chunks(files({"a": b"1"})), repo="made", tag="1")
+    await saved(node, "made:1")
+    assert node.events == [("tag", image.id), ("import", image.id), ("save", image.id)]
+
+
+@pytest.mark.parametrize("name", ["", "latest", "docker.io/library/from-podman:2"])
+async def test_a_layout_of_other_tools_is_loaded_under_the_name_it_gives(node: Node, name: str) -> None:
+    """skopeo writes the bare tag or nothing, podman the whole name, both under the key of the OCI specification."""
+    image = MadeImage([files({"a": b"one"})], compression="zstd", media_type=OCI)
+    entry: dict[str, Any] = {"mediaType": OCI, "digest": image.digest, "size": len(image.manifest)}
+    if name:
+        entry["annotations"] = {"org.opencontainers.image.ref.name": name}
+    index = {"schemaVersion": 2, "manifests": [entry]}
+    blobs = {f"blobs/{key.replace(':', '/')}": data for key, data in image.contents().items()}
+    layout = files({
+        **blobs, f"blobs/{image.digest.replace(':', '/')}": image.manifest,
+        "oci-layout": b'{"imageLayoutVersion":"1.0.0"}', "index.json": json.dumps(index).encode(),
+    })  # fmt: skip
+
+    expected = "Loaded image: from-podman:2\n" if ":" in name else f"Loaded image ID: {image.id}\n"
+    assert await load(node, lzma.compress(layout)) == [expected]
+    assert node.store.get(image.id).id == image.id
+
+
+async def test_a_full_disk_is_an_error_and_leaves_nothing(tmp_path: Path, registry: FakeRegistry) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=6m", "tmpfs", str(disk)], check=True)
+    node = Node(disk, limits=Limits(reserve_bytes=0))
+    try:
+        await node.start()
+        small, unpacks = MadeImage([files({"a": b"one"})]), MadeImage([files({"b": bytes(9 << 20)})])
+        large = MadeImage([files({"c": os.urandom(9 << 20)})])
+        for tag, image in (("small", small), ("unpacks", unpacks), ("large", large)):
+            registry.push("x", tag, image)
+        await load(node, small.docker_archive("made:1"))
+        free = os.statvfs(disk).f_bavail
+
+        for tag in ("unpacks", "large"):
+            with pytest.raises(Internal, match="No space left on device"):
+                await node.store.pull(f"{registry.host}/x:{tag}")
+        for image in (unpacks, large):
+            with pytest.raises(Internal, match="No space left on device"):
+                await load(node, image.docker_archive("made:2"))
+        with pytest.raises(Internal, match="No space left on device"):
+            await node.store.import_tar(chunks(unpacks.layers[0]))
+        with pytest.raises(Internal, match="No space left on device"):
+            await load(node, gzip.compress(unpacks.docker_archive("made:3")))
+
+        assert [image.id for image in node.store.all()] == [small.id]
+        assert node.leftovers() == [] and len(node.layer_folders()) == 1
+        assert free - os.statvfs(disk).f_bavail < 64  # pages; the journal's own
+        subprocess.run(["mount", "-o", "remount,size=64m", str(disk)], check=True)
+        assert (await node.store.pull(f"{registry.host}/x:large")).id == large.id
+        await node.stop()
+    finally:
+        subprocess.run(["umount", "--lazy", str(disk)], check=True)

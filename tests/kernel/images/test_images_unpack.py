@@ -156,10 +156,11 @@ def test_a_sparse_file_keeps_its_holes(tmp_path: Path) -> None:
 
 
 _ESCAPES = {
-    "absolute name": [member("/etc/swarmlet-escape", b"x")],
+    "absolute dot dot": [member("/../swarmlet-escape", b"x")],
     "dot dot": [member("../escape", b"x")],
     "dot dot inside": [folder("a"), member("a/../../escape", b"x")],
     "absolute link": [symlink("out", "/tmp"), member("out/escape", b"x")],
+    "absolute link by dot dot": [symlink("out", "/../tmp"), member("out/escape", b"x")],
     "relative link": [symlink("out", "../.."), member("out/escape", b"x")],
     "link to a link": [symlink("a", "b"), symlink("b", ".."), member("a/escape", b"x")],
     "folder through a link": [symlink("out", "/tmp"), folder("out/escape")],
@@ -191,7 +192,7 @@ def test_a_layer_that_leaves_its_root_is_refused_and_writes_nothing_outside(memb
 
     assert [path.name for path in outside.iterdir()] == ["layer"]
     assert {path.name for path in work.iterdir()} <= {"diff", "recipe", "kept"}
-    assert not Path("/etc/swarmlet-escape").exists() and not Path("/tmp/escape").exists()
+    assert not Path("/swarmlet-escape").exists() and not Path("/tmp/escape").exists()
 
 
 def test_a_link_inside_the_layer_may_be_followed(tmp_path: Path) -> None:
@@ -201,6 +202,36 @@ def test_a_link_inside_the_layer_may_be_followed(tmp_path: Path) -> None:
 
     assert (tmp_path / "diff/usr/lib/x").read_bytes() == b"x"
     assert rebuilt(tmp_path) == layer
+
+
+def test_absolute_names_and_links_begin_at_the_layers_root(tmp_path: Path) -> None:
+    layer = tar_of([
+        folder("/etc"), member("/etc/swarmlet-absolute", b"x"), hardlink("/again", "/etc/swarmlet-absolute"),
+        symlink("conf", "/etc"), member("conf/through", b"y"), member("etc/../below", b"z"), member("//.wh.gone"),
+    ])  # fmt: skip
+
+    unpack(tmp_path, layer)
+
+    root = tmp_path / "diff"
+    assert {path.name for path in root.iterdir()} == {"etc", "again", "conf", "below", "gone"}
+    assert (root / "again").read_bytes() == b"x" and (root / "etc/through").read_bytes() == b"y"
+    assert not Path("/etc/swarmlet-absolute").exists() and not Path("/etc/through").exists()
+    assert rebuilt(tmp_path) == layer
+
+
+def test_a_folder_may_be_replaced_with_all_that_is_in_it(tmp_path: Path) -> None:
+    layer = tar_of([
+        folder("d"), member("d/x", b"first"), folder("d/e"), symlink("d/l", "e"), member("d/e/y", b"deep"),
+        symlink("d", "elsewhere"), folder("elsewhere"), member("d/x", b"through"), member("d", b"a file"),
+    ])  # fmt: skip
+
+    unpack(tmp_path, layer)
+
+    assert everything(tmp_path / "diff") == {"d": "a file", "elsewhere": "dir", "elsewhere/x": "through"}
+    assert rebuilt(tmp_path) == layer
+    many = [entry for _ in range(101) for entry in (folder("d"), member("d", b""))]
+    with pytest.raises(BadLayer, match="replaces too many folders"):
+        unpack(tmp_path / "many", tar_of(many))
 
 
 def test_a_later_entry_replaces_an_earlier_one_and_the_tar_can_still_be_made_again(tmp_path: Path) -> None:

@@ -14,7 +14,8 @@ from swarmlet_agent.builder import cache as caches
 from swarmlet_agent.builder.cache import BuildCache, CacheEntry, key_of
 from swarmlet_agent.builder.state import State, advance, empty_state
 from swarmlet_agent.images.layers import Layer
-from swarmlet_agent.images.manifests import Platform, chain_ids, digest_of
+from swarmlet_agent.images.manifests import chain_ids, digest_of
+from swarmlet_agent.images.platforms import Platform
 from swarmlet_agent.journal import Journal
 
 

@@ -13,7 +13,7 @@ from swarmlet_agent.builder.dockerfile import parse_one
 from swarmlet_agent.builder.instructions import Workdir, parse_instruction
 from swarmlet_agent.builder.options import BuildOptions, decode_registry_config, read_options
 from swarmlet_agent.builder.state import Scope, advance, begin_stage, change_of, empty_state, working_dir
-from swarmlet_agent.images.manifests import Platform
+from swarmlet_agent.images.platforms import Platform
 from swarmlet_agent.images.reference import parse_reference
 
 

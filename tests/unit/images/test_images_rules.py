@@ -29,15 +29,17 @@ from swarmlet_agent.images.durations import parse_duration
 from swarmlet_agent.images.endpoints import check_registries, is_insecure
 from swarmlet_agent.images.listing import matches_reference, select, until_ns
 from swarmlet_agent.images.manifests import (
+    OCI_MANIFEST,
+    Descriptor,
     Index,
     Manifest,
-    Platform,
     chain_ids,
     choose,
+    digest_of,
     parse_config,
     parse_manifest,
-    parse_platform,
 )
+from swarmlet_agent.images.platforms import Platform, host_platform, matches, parse_platform
 from swarmlet_agent.images.reference import Reference, parse_reference
 from swarmlet_agent.images.removal import User, plan_removal
 from swarmlet_agent.images.tarstream import TarReader, parse_pax
@@ -343,6 +345,53 @@ def test_chain_ids_are_those_of_the_image_specification() -> None:
     chain = chain_ids([first, second])
     assert chain[0] == first
     assert chain[1] == "sha256:" + hashlib.sha256(f"{first} {second}".encode()).hexdigest()
+
+
+@pytest.mark.parametrize(
+    ("wanted", "offered", "chosen"),
+    [
+        ("linux/amd64", ["arm64", "amd64"], 1),
+        ("linux/amd64", ["amd64/v3", "386"], 1),
+        ("linux/amd64/v3", ["amd64", "amd64/v2", "amd64/v4"], 1),
+        ("x86_64", ["386", "amd64/v1"], 1),
+        ("linux/arm/v7", ["arm/v5", "arm/v6", "arm/v8"], 1),
+        ("linux/arm/v6", ["arm", "arm/v5"], 1),
+        ("linux/arm", ["arm/v6", "arm/v7"], 1),
+        ("linux/arm64", ["arm/v7", "arm64/v8"], 1),
+        ("linux/arm64/v8", ["arm64", "arm/v7"], 0),
+        ("aarch64", ["arm/v6", "arm/v7"], 1),
+        ("linux/amd64", ["arm64", "unknown", "amd64/v2"], None),
+        ("linux/arm/v6", ["arm/v7", "arm64"], None),
+        ("linux/s390x", ["ppc64le"], None),
+    ],
+)
+def test_a_machine_gets_the_best_it_can_run(wanted: str, offered: list[str], chosen: int | None) -> None:
+    want = parse_platform(wanted)
+    assert want is not None
+    entries = []
+    for text in offered:
+        architecture, _, variant = text.partition("/")
+        platform = Platform(architecture, "linux" if architecture != "unknown" else "unknown", variant)
+        entries.append(Descriptor(OCI_MANIFEST, digest_of(text.encode()), 1, platform))
+    if chosen is None:
+        with pytest.raises(NotFound, match=f"no matching manifest for {want} in the manifest list entries"):
+            choose(entries, want, "x")
+    else:
+        assert choose(entries, want, "x") is entries[chosen]
+
+
+@pytest.mark.parametrize(
+    ("machine", "platform"),
+    [("x86_64", "linux/amd64"), ("aarch64", "linux/arm64"), ("armv7l", "linux/arm/v7"), ("armv6l", "linux/arm/v6")],
+)
+def test_the_hosts_platform_is_told_by_its_machine(machine: str, platform: str) -> None:
+    assert str(host_platform(machine)) == platform
+
+
+def test_an_image_that_names_no_variant_is_taken_for_any() -> None:
+    assert matches(Platform("arm", "linux"), Platform("arm", "linux", "v6"))
+    assert not matches(Platform("arm", "linux", "v7"), Platform("arm", "linux", "v6"))
+    assert not matches(Platform("arm64", "linux"), Platform("amd64", "linux"))
 
 
 def test_platforms_are_read_and_others_refused() -> None:

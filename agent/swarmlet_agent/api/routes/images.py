@@ -18,7 +18,7 @@ from swarmlet.log import get_logger
 from swarmlet.model.times import parse_rfc3339
 from swarmlet.wire.imports import CREATED_AT
 from swarmlet_agent.images.auth import decode_auth, decode_body
-from swarmlet_agent.images.manifests import Platform
+from swarmlet_agent.images.platforms import Platform
 from swarmlet_agent.images.progress import Listener
 from swarmlet_agent.images.reference import parse_reference
 from swarmlet_agent.images.types import Image, RegistryAuth

@@ -1,0 +1,105 @@
+"""What machine an image is for, and which images run on which machines. Pure.
+
+The rules are those of containerd's `platforms` package, which Docker uses: names have synonyms, and a machine also
+runs what was made for its lesser relatives.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from swarmlet.errors import InvalidArgument
+
+_ARCHITECTURES = {
+    "x86_64": "amd64", "x86-64": "amd64", "aarch64": "arm64", "i386": "386", "i686": "386",
+    "armhf": "arm", "armel": "arm", "armv8l": "arm", "armv7l": "arm", "armv6l": "arm", "armv5l": "arm",
+}
+_IMPLIED_VARIANTS = {"armel": "v6", "armv8l": "v8", "armv6l": "v6", "armv5l": "v5"}
+_ARM = ("v8", "v7", "v6", "v5")
+_AMD64 = ("v4", "v3", "v2", "")
+_SYSTEMS = ("linux", "windows", "darwin", "freebsd")
+
+
+class Platform(msgspec.Struct, frozen=True):
+    architecture: str = ""
+    os: str = ""
+    variant: str = ""
+    os_version: str = msgspec.field(name="os.version", default="")
+    os_features: tuple[str, ...] = msgspec.field(name="os.features", default=())
+
+    def __str__(self) -> str:
+        return "/".join(part for part in (self.os, self.architecture, self.variant) if part)
+
+
+def parse_platform(text: str) -> Platform | None:
+    """"linux/amd64", "linux/arm/v7", "arm64"; None for "". InvalidArgument in the words of containerd's parser."""
+    if not text:
+        return None
+    parts = text.strip().lower().split("/")
+    if len(parts) > 3 or not all(part.replace("_", "").replace("-", "").replace(".", "").isalnum() for part in parts):
+        raise InvalidArgument(
+            f'"{text}": platform specifier component must match "^[A-Za-z0-9_.-]+$": invalid argument'
+        )
+    if len(parts) == 1:
+        if parts[0] in _SYSTEMS:
+            return _platform(parts[0], "", "")
+        return _platform("linux", parts[0], "")
+    return _platform(parts[0], parts[1], parts[2] if len(parts) == 3 else "")
+
+
+def _platform(system: str, architecture: str, variant: str) -> Platform:
+    if system != "linux":
+        raise InvalidArgument(f'operating system "{system}" is not supported')
+    architecture, variant = normal(architecture, variant)
+    return Platform(architecture, system, variant)
+
+
+def host_platform(machine: str) -> Platform:
+    """Of uname's machine."""
+    architecture, variant = normal(machine, "")
+    return Platform(architecture, "linux", variant)
+
+
+def normal(architecture: str, variant: str) -> tuple[str, str]:
+    """One spelling of (architecture, variant) out of many: Go's names, and no variant where there is but one."""
+    variant = f"v{variant}" if variant[:1].isdigit() else variant or _IMPLIED_VARIANTS.get(architecture, "")
+    architecture = _ARCHITECTURES.get(architecture, architecture)
+    match architecture, variant:
+        case "arm", "":
+            return "arm", "v7"
+        case ("arm64", "v8") | ("amd64", "v1"):
+            return architecture, ""
+        case _:
+            return architecture, variant
+
+
+def rank(have: Platform, want: Platform) -> int | None:
+    """How well what is made for `have` suits the machine `want`: 0 is best, None is not at all; "" says nothing."""
+    if (have.os or "linux") != (want.os or "linux"):
+        return None
+    if not have.architecture or not want.architecture:
+        return 0
+    offered, taken = normal(have.architecture, have.variant), _taken(*normal(want.architecture, want.variant))
+    return taken.index(offered) if offered in taken else None
+
+
+def matches(have: Platform, want: Platform) -> bool:
+    """Whether an image that is made for `have` may be given to who wants `want`; one that names no variant may."""
+    if rank(have, want) is not None:
+        return True
+    return not have.variant and rank(Platform(have.architecture, have.os, want.variant), want) is not None
+
+
+def _taken(architecture: str, variant: str) -> list[tuple[str, str]]:
+    """What a machine runs, the best first."""
+    match architecture:
+        case "amd64":
+            lesser = _AMD64[_AMD64.index(variant) :] if variant in _AMD64 else (variant, "")
+            return [*(("amd64", each) for each in lesser), ("386", "")]
+        case "arm":
+            return [("arm", each) for each in (_ARM[_ARM.index(variant) :] if variant in _ARM else (variant,))]
+        case "arm64":
+            own = [("arm64", variant)] if variant else []
+            return [*own, ("arm64", ""), *(("arm", each) for each in _ARM)]
+        case _:
+            return [(architecture, variant)]
