@@ -69,7 +69,7 @@ class SwarmFacts:
             return "inactive"
         return f"{status.state}/{'manager' if status.manager else 'worker'}"
 
-    async def info(self) -> Mapping[str, Any]:
+    def info(self) -> Mapping[str, Any]:
         if self.member is None:
             return {"LocalNodeState": "inactive"}
         status = self.member.status()

@@ -222,7 +222,7 @@ async def _system_routes(settings: AgentSettings, parts: Parts, swarm: adapters.
     return SystemRoutes(
         parts.engine, parts.engine.events, parts.runtime, adapters.ImageCount(parts.images),
         adapters.DiskUsage(parts.images, parts.volumes, parts.engine, parts.builder), swarm,
-        host=await asyncio.to_thread(read_host_facts),
+        host=await asyncio.to_thread(read_host_facts, Path(settings.data_dir)),
         node=NodeFacts(
             await _engine_id(parts.journal), Path(settings.data_dir), RELEASE, time.time_ns(), labels,
             userns_remap=bool(settings.userns_remap),

@@ -5,7 +5,8 @@ its input in the same packet as the request. aiohttp's parser drops or misreads 
 so this protocol finds where each request ends, hands aiohttp exactly that much, and keeps the rest: for the
 handler that takes the connection over, or, if none does, for aiohttp as the next request.
 
-It also knows when the client has gone, which aiohttp does not tell a running handler.
+It also knows when the client has gone, which aiohttp does not tell a running handler, and writes quick answers
+(`quick.py`) itself, as long as aiohttp has had no part in the connection: then no answer of its can be under way.
 """
 
 from __future__ import annotations
@@ -131,8 +132,10 @@ class Framing:
 class Connection(asyncio.Protocol):
     """Stands between the transport and aiohttp's protocol, until a handler takes the connection over."""
 
-    def __init__(self, inner: _Inner) -> None:
+    def __init__(self, inner: _Inner, quick: Callable[[bytes], bytes | None] | None = None) -> None:
         self._inner = inner
+        self._quick = quick
+        self._paused = False
         self._framing = Framing()
         self._transport: asyncio.Transport | None = None
         self._holding = False
@@ -203,6 +206,11 @@ class Connection(asyncio.Protocol):
         if self._holding:
             self._hold(data)
             return
+        if self._quick is not None:
+            if not self._paused and (answer := self._quick(data)) is not None and self._transport is not None:
+                self._transport.write(answer)
+                return
+            self._quick = None
         end = self._framing.feed(data)
         if end is None:
             self._inner.data_received(data)
@@ -226,9 +234,11 @@ class Connection(asyncio.Protocol):
         return False  # an HTTP client that closes its sending side has gone, as Go's server sees it
 
     def pause_writing(self) -> None:
+        self._paused = True
         self._inner.pause_writing()
 
     def resume_writing(self) -> None:
+        self._paused = False
         self._inner.resume_writing()
 
     def connection_lost(self, exc: Exception | None) -> None:

@@ -13,8 +13,10 @@ from typing import Any, TypeVar
 
 import msgspec
 from aiohttp import web
+from multidict import MultiMapping
 
-from swarmlet.engine_api.filters import Filters, decode_filters
+from swarmlet.engine_api.query import Query
+from swarmlet.engine_api.quick import Quick
 from swarmlet.engine_api.spelling import spelled
 from swarmlet.engine_api.versions import ApiVersion
 from swarmlet.errors import InvalidArgument
@@ -24,10 +26,12 @@ T = TypeVar("T")
 
 #: The largest JSON body read into memory; archives are streamed and have no such limit.
 MAX_JSON_BYTES = 8 << 20
+#: dockerd's words.
+NO_BODY = "invalid JSON: got EOF while reading request body"
 
 
 @dataclass(frozen=True, slots=True)
-class Call:
+class Call(Query):
     """One request: what a handler is given. Query values are strings as sent."""
 
     request: web.Request
@@ -35,32 +39,9 @@ class Call:
     path: str  # without the version
     params: dict[str, str] = field(default_factory=dict)
 
-    def text(self, name: str, default: str = "") -> str:
-        """A query parameter."""
-        return self.request.query.get(name, default)
-
-    def texts(self, name: str) -> list[str]:
-        """Every value of a query parameter that may repeat."""
-        return list(self.request.query.getall(name, []))
-
-    def flag(self, name: str, default: bool = False) -> bool:
-        """As dockerd reads booleans: "", 0, no, false, none (any case) are false, all else is true."""
-        if name not in self.request.query:
-            return default
-        return self.request.query[name].strip().lower() not in ("", "0", "no", "false", "none")
-
-    def number(self, name: str, default: int | None = None) -> int | None:
-        """An integer query parameter; `default` if absent or empty. InvalidArgument names it."""
-        value = self.request.query.get(name, "")
-        if not value:
-            return default
-        try:
-            return int(value)
-        except ValueError as err:
-            raise InvalidArgument(f"invalid value {value!r} for parameter {name}: expected an integer") from err
-
-    def filters(self) -> Filters:
-        return decode_filters(self.request.query.get("filters", ""))
+    @property
+    def query(self) -> MultiMapping[str]:
+        return self.request.query
 
     async def raw_json(self, *, keep_nulls: bool = False) -> Any:
         """The body as builtins, JSON nulls removed (Go clients send null for what is not given).
@@ -80,7 +61,7 @@ class Call:
         """The body as a typed value. InvalidArgument names the field and what was expected there."""
         body = await self.raw_json()
         if body is None:
-            raise InvalidArgument("invalid JSON: the request has no body")
+            raise InvalidArgument(NO_BODY)
         return convert(body, kind)
 
     async def _body(self) -> bytes:
@@ -106,11 +87,15 @@ Handler = Callable[[Call], Awaitable[web.StreamResponse]]
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """A method and a template: `{id}` is one segment, `{name:path}` one or more (image names have slashes)."""
+    """A method and a template: `{id}` is one segment, `{name:path}` one or more (image names have slashes).
+
+    quick: of a literal GET, what often has the handler's answer at once (`quick.py`).
+    """
 
     method: str
     template: str
     handler: Handler
+    quick: Quick | None = None
 
 
 class Router:
@@ -119,7 +104,10 @@ class Router:
     def __init__(self, routes: Iterable[Route]) -> None:
         self._literal: dict[tuple[str, str], Handler] = {}
         self._patterns: dict[str, list[tuple[str, re.Pattern[str], Handler]]] = {}
+        self._quick: dict[str, Quick] = {}
         for route in routes:
+            if route.quick is not None and route.method == "GET" and route.template not in self._quick:
+                self._quick[route.template] = route.quick
             if "{" in route.template:
                 first = route.template.split("/")[1]
                 self._patterns.setdefault(first, []).append((route.method, _compile(route.template), route.handler))
@@ -136,6 +124,10 @@ class Router:
                 if known == wanted and (match := pattern.fullmatch(path)) is not None:
                     return handler, match.groupdict()
         return None
+
+    def quick(self, method: str, path: str) -> Quick | None:
+        """The quick function of a GET, which answers HEAD too."""
+        return self._quick.get(path) if method in ("GET", "HEAD") else None
 
 
 def _compile(template: str) -> re.Pattern[str]:

@@ -18,6 +18,7 @@ from swarmlet.engine_api import versions
 from swarmlet.engine_api.answers import json_answer
 from swarmlet.engine_api.connection import Connection
 from swarmlet.engine_api.errors import answer
+from swarmlet.engine_api.quick import QuickAnswers
 from swarmlet.engine_api.router import Call, Route, Router
 from swarmlet.engine_api.streams import HijackedResponse
 from swarmlet.log import get_logger
@@ -38,9 +39,8 @@ BACKLOG = 1024
 MAX_HEADER_BYTES = 256 << 10
 
 
-def make_app(routes: Iterable[Route]) -> web.Application:
+def make_app(router: Router) -> web.Application:
     """An aiohttp application answering these routes, with or without a version prefix."""
-    router = Router(routes)
 
     async def dispatch(request: web.Request) -> web.StreamResponse:
         connection = _connection(request)
@@ -69,8 +69,7 @@ def make_app(routes: Iterable[Route]) -> web.Application:
     async def add_headers(request: web.Request, response: web.StreamResponse) -> None:
         if (connection := _connection(request)) is not None:
             connection.head_sent = True
-        for name, value in SERVER_HEADERS.items():
-            response.headers.setdefault(name, value)
+        response.headers.update(SERVER_HEADERS)
 
     app = web.Application(client_max_size=1 << 62)  # bodies are bounded where they are read
     app.router.add_route("*", "/{path:.*}", dispatch)
@@ -105,8 +104,10 @@ class Server:
     """Listening sockets of one application."""
 
     def __init__(self, routes: Iterable[Route]) -> None:
+        router = Router(routes)
+        self._quick = QuickAnswers(router.quick, SERVER_HEADERS)
         self._runner = web.AppRunner(
-            make_app(routes), access_log=None, handle_signals=False, shutdown_timeout=SHUTDOWN_S,
+            make_app(router), access_log=None, handle_signals=False, shutdown_timeout=SHUTDOWN_S,
             auto_decompress=False, max_line_size=MAX_HEADER_BYTES, max_field_size=MAX_HEADER_BYTES,
         )
         self._listeners: list[asyncio.Server] = []
@@ -154,4 +155,4 @@ class Server:
         server = self._runner.server
         if server is None:
             raise errors.Internal("the HTTP server could not be set up")
-        return lambda: Connection(server())
+        return lambda: Connection(server(), self._quick)

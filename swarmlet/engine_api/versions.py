@@ -17,6 +17,7 @@ class ApiVersion(NamedTuple):
 
 NEWEST = ApiVersion(1, 50)
 OLDEST = ApiVersion(1, 24)
+_LONGEST = 12
 
 
 def split_version(path: str) -> tuple[ApiVersion, str]:
@@ -27,10 +28,10 @@ def split_version(path: str) -> tuple[ApiVersion, str]:
     if not path.startswith("/v") or len(path) < 3 or not path[2].isdigit():
         return NEWEST, path
     head, slash, rest = path[2:].partition("/")
-    major, dot, minor = head.partition(".")
-    if not dot or not major.isdigit() or not minor.isdigit():
+    major, _, minor = head.partition(".")
+    if not slash or not major.isdigit() or not (minor or "0").isdigit() or len(head) > _LONGEST:
         return NEWEST, path
-    version = ApiVersion(int(major), int(minor))
+    version = ApiVersion(int(major), int(minor or 0))
     if version < OLDEST:
         raise InvalidArgument(
             f"client version {version} is too old. Minimum supported API version is {OLDEST}, "

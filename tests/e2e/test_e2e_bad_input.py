@@ -139,7 +139,7 @@ BOTH: dict[str, list[Case]] = {
         Case(400, "invalid JSON", "POST", "/containers/create", b"{"),
         Case(400, "invalid JSON: Expected `object`", "POST", "/containers/create", b"[]"),
         Case(400, "invalid JSON: Expected `object`", "POST", "/containers/create", b'"text"'),
-        Case(400, "the request has no body", "POST", "/containers/create"),
+        Case(400, "got EOF while reading request body", "POST", "/containers/create"),
         Case(400, "larger than 8388608 bytes", "POST", "/containers/create", TOO_BIG),
         Case(400, "invalid JSON", "POST", "/containers/create", b'{"Image": "\xff"}'),
         Case(400, "invalid JSON", "POST", "/containers/create", b"[" * 100_000),
@@ -241,7 +241,7 @@ CLUSTER: dict[str, list[Case]] = {
     "bodies that are not JSON, or not what is asked for": [
         Case(400, "invalid JSON", "POST", "/services/create", b"{"),
         Case(400, "Expected `object`, got `array`", "POST", "/services/create", b"[]"),
-        Case(400, "the request has no body", "POST", "/services/create"),
+        Case(400, "got EOF while reading request body", "POST", "/services/create"),
         Case(400, "larger than 8388608 bytes", "POST", "/services/create", TOO_BIG),
         service("at `$.Mode.Replicated.Replicas`", Mode={"Replicated": {"Replicas": "3"}}),
         service("at `$.TaskTemplate.ContainerSpec.Mounts[0].Source`", container={"Mounts": [{"Source": 5}]}),

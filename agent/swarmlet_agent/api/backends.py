@@ -117,4 +117,9 @@ class EventPublisher(Protocol):
 
 
 class ImageLookup(Protocol):
+    @property
+    def revision(self) -> int:
+        """Grows with every change of images or their names."""
+        ...
+
     def get(self, ref: str) -> Image: ...

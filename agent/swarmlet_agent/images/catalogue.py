@@ -46,6 +46,8 @@ class Catalogue:
         self._names: dict[str, str] = {}
         self._by_image: dict[str, set[str]] = defaultdict(set)
         self._images: dict[str, Image] = {}
+        #: Grows with every change of images or their names.
+        self.revision = 0
 
     def load(self) -> list[Layer]:
         """From the journal, at start. Returns the layers it knows of."""
@@ -137,6 +139,7 @@ class Catalogue:
         )
         for name in names:
             self._unpoint(name.full)
+        self.revision += 1
         self._records.pop(image_id, None)
         self._configs.pop(image_id, None)
         self._images.pop(image_id, None)
@@ -151,17 +154,20 @@ class Catalogue:
         await self._journal.write(*(Write(_TABLE, f"layer/{chain}", None) for chain in chains))
 
     def _remember(self, record: ImageRecord) -> None:
+        self.revision += 1
         self._records[record.id] = record
         self._configs[record.id] = parse_config(record.raw_config)
         self._images.pop(record.id, None)
 
     def _point(self, name: str, image_id: str) -> None:
+        self.revision += 1
         self._unpoint(name)
         self._names[name] = image_id
         self._by_image[image_id].add(name)
         self._images.pop(image_id, None)
 
     def _unpoint(self, name: str) -> None:
+        self.revision += 1
         before = self._names.pop(name, None)
         if before is not None:
             self._by_image[before].discard(name)

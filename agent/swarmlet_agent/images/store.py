@@ -109,6 +109,11 @@ class ImageStore:
 
     # looking
 
+    @property
+    def revision(self) -> int:
+        """Grows with every change of images or their names."""
+        return self._catalogue.revision
+
     def get(self, ref: str) -> Image:
         """By name[:tag], name@digest, id or id prefix. NotFound ("No such image: …")."""
         if ref in self.workshop.lent and ref not in self._catalogue:

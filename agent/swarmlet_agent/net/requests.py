@@ -21,7 +21,7 @@ class Ipam(ApiStruct, frozen=True, kw_only=True):
     options: dict[str, str] | None = None
 
 
-class ConfigReference(ApiStruct, frozen=True, kw_only=True):
+class ConfigReference(ApiStruct, frozen=True, kw_only=True, omit_defaults=False):
     network: str = ""
 
 

@@ -35,6 +35,8 @@ IMAGE_ID = "sha256:" + "ab" * 32
 
 
 class FakeImages:
+    revision = 0
+
     def __init__(self, root: Path) -> None:
         self._root = root
 
@@ -296,7 +298,7 @@ class FakeSwarm:
     def ping_state(self) -> str:
         return "active/worker"
 
-    async def info(self) -> dict[str, Any]:
+    def info(self) -> dict[str, Any]:
         return {"NodeID": "n1", "LocalNodeState": "active", "ControlAvailable": False}
 
 
@@ -363,7 +365,7 @@ async def running_node(tmp_path: Path) -> AsyncIterator[Node]:
     logs = LogReader()
     facts = NodeFacts(node_id="node-1", data_dir=tmp_path / "data", release="0.1.0", started_at=time.time_ns())
     system = SystemRoutes(
-        engine, engine.events, runtime, images, FakeUsage(), FakeSwarm(), host=read_host_facts(), node=facts
+        engine, engine.events, runtime, images, FakeUsage(), FakeSwarm(), host=read_host_facts(tmp_path), node=facts
     )
     server = Server(node_routes(engine, images, logs, system))
     await server.listen_unix(tmp_path / "agent.sock")

@@ -10,6 +10,7 @@ import aiohttp
 import pytest
 from aiohttp.test_utils import TestServer
 
+from swarmlet.engine_api.router import Router
 from swarmlet.engine_api.server import make_app
 from swarmlet_agent.api.routes.volumes import VolumeRoutes
 from swarmlet_agent.journal import Journal
@@ -29,7 +30,7 @@ async def store(tmp_path: Path) -> AsyncIterator[VolumeStore]:
 
 @pytest.fixture
 async def api(store: VolumeStore) -> AsyncIterator[Api]:
-    async with TestServer(make_app(VolumeRoutes(store).routes())) as server, aiohttp.ClientSession() as session:
+    async with TestServer(make_app(Router(VolumeRoutes(store).routes()))) as server, aiohttp.ClientSession() as session:
 
         async def call(method: str, path: str, body: Any = None) -> tuple[int, Any]:
             async with session.request(method, server.make_url(path), json=body) as response:

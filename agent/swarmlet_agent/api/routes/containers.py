@@ -7,15 +7,16 @@ import time
 
 from aiohttp import web
 
-from swarmlet.engine_api.answers import empty, json_answer
+from swarmlet.engine_api.answers import empty, json_answer, ready_answer
+from swarmlet.engine_api.quick import QuickAnswer, QuickCall
 from swarmlet.engine_api.router import Call, Route
 from swarmlet.errors import Conflict, InvalidArgument, NotFound
 from swarmlet.model.container import HostConfig
 from swarmlet_agent.api.backends import ContainerBackend, ImageLookup
-from swarmlet_agent.api.listing import ListQuery, select
 from swarmlet_agent.api.shapes import decode
 from swarmlet_agent.api.shapes.inspect import container_inspect
 from swarmlet_agent.api.shapes.summary import container_summary
+from swarmlet_agent.api.summaries import Summaries
 from swarmlet_agent.engine.container import Container
 
 _ONE = "/containers/{id}"
@@ -25,11 +26,12 @@ class ContainerRoutes:
     def __init__(self, backend: ContainerBackend, images: ImageLookup) -> None:
         self._backend = backend
         self._images = images
+        self._summaries = Summaries(backend, images)
 
     def routes(self) -> list[Route]:
         return [
             Route("POST", "/containers/create", self.create),
-            Route("GET", "/containers/json", self.list_all),
+            Route("GET", "/containers/json", self.list_all, self.list_quickly),
             Route("POST", "/containers/prune", self.prune),
             Route("GET", f"{_ONE}/json", self.inspect),
             Route("POST", f"{_ONE}/start", self.start),
@@ -55,13 +57,18 @@ class ContainerRoutes:
 
     async def list_all(self, call: Call) -> web.StreamResponse:
         """ContainerList."""
-        query = ListQuery(call.filters(), all=call.flag("all"), limit=call.number("limit", 0) or 0)
-        chosen = select(self._backend.list(), query, find=self._backend.get, image_id=self._image_id)
-        now = time.time_ns()
-        sizes = await self._sizes(chosen) if call.flag("size") else {}
-        return json_answer(
-            [container_summary(each, self._image_name(each), now, sizes.get(each.id)) for each in chosen]
-        )
+        if not call.flag("size"):
+            return ready_answer(QuickAnswer(self._summaries.body(call, call.request.rel_url.raw_query_string)))
+        chosen, now = self._summaries.select(call), time.time_ns()
+        sizes = await self._sizes(chosen)
+        return json_answer([
+            container_summary(each, self._summaries.image_name(each), now, sizes[each.id], version=call.version)
+            for each in chosen
+        ])
+
+    def list_quickly(self, call: QuickCall) -> QuickAnswer | None:
+        """ContainerList, where no size has to be measured."""
+        return None if "size" in call.raw_query else QuickAnswer(self._summaries.body(call, call.raw_query))
 
     async def inspect(self, call: Call) -> web.StreamResponse:
         """ContainerInspect."""
@@ -117,7 +124,7 @@ class ContainerRoutes:
         """ContainerUpdate: limits and restart policy of a container, running or not."""
         changes = await call.json(HostConfig)
         warnings = await self._backend.update(call.params["id"], changes)
-        return json_answer({"Warnings": list(warnings)})
+        return json_answer({"Warnings": list(warnings) or None})
 
     async def resize(self, call: Call) -> web.StreamResponse:
         """ContainerResize."""
@@ -141,21 +148,8 @@ class ContainerRoutes:
         """ContainerPrune."""
         report = await self._backend.prune(call.filters())
         return json_answer(
-            {"ContainersDeleted": list(report.containers_deleted), "SpaceReclaimed": report.space_reclaimed}
+            {"ContainersDeleted": list(report.containers_deleted) or None, "SpaceReclaimed": report.space_reclaimed}
         )
-
-    def _image_id(self, ref: str) -> str:
-        return self._images.get(ref).id
-
-    def _image_name(self, container: Container) -> str:
-        """As the client named it, while that name still means the same image."""
-        if container.image_ref == container.image_id:
-            return container.image_id
-        try:
-            now = self._images.get(container.image_ref)
-        except (NotFound, InvalidArgument):
-            return container.image_id
-        return container.image_ref if now.id == container.image_id else container.image_id
 
     async def _sizes(self, containers: list[Container]) -> dict[str, tuple[int, int]]:
         """(own bytes, image's bytes) by container id; measured a few at a time."""

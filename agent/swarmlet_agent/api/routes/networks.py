@@ -7,6 +7,7 @@ from typing import Protocol
 
 from aiohttp import web
 
+from swarmlet.engine_api.answers import json_answer
 from swarmlet.engine_api.filters import Filters
 from swarmlet.engine_api.router import Call, Route
 from swarmlet.errors import InvalidArgument, NotFound
@@ -57,19 +58,19 @@ class NetworkRoutes:
         views = [*self._networks.list(call.filters())]
         if call.version < (1, 28):
             views = [self._networks.inspect(view.id) for view in views]
-        return web.json_response([to_api(view) for view in views])
+        return json_answer([to_api(view) for view in views])
 
     async def inspect(self, call: Call) -> web.StreamResponse:
         """NetworkInspect: 200; 404. Local networks have no other scope."""
         ref = call.params["id"]
         if call.text("scope") not in ("", "local"):
             raise NotFound("network", ref, f"network {ref} not found")
-        return web.json_response(to_api(self._networks.inspect(ref)))
+        return json_answer(to_api(self._networks.inspect(ref)))
 
     async def create(self, call: Call) -> web.StreamResponse:
         """NetworkCreate: 201; 400, 403 predefined name or overlapping pool, 404 unknown driver, 409 name taken."""
         network = await self._networks.create(await call.json(NetworkCreate))
-        return web.json_response({"Id": network.id, "Warning": ""}, status=201)
+        return json_answer({"Id": network.id, "Warning": ""}, 201)
 
     async def remove(self, call: Call) -> web.StreamResponse:
         """NetworkDelete: 204; 403 predefined or in use, 404."""
@@ -80,7 +81,7 @@ class NetworkRoutes:
         """NetworkPrune: 200; 400 unknown filter. keep: names that stay (the manager's: in use on other nodes)."""
         removed = await self._networks.prune(call.filters(), call.texts("keep"))
         self._events.publish("network", "prune", "", {"reclaimed": "0"})
-        return web.json_response({"NetworksDeleted": [*removed]})
+        return json_answer({"NetworksDeleted": [*removed] or None})
 
     async def connect(self, call: Call) -> web.StreamResponse:
         """NetworkConnect: 200; 400, 403 connected already, 404."""

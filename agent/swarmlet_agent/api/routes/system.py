@@ -5,23 +5,22 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from aiohttp import web
 
-from swarmlet.engine_api.answers import json_answer
+from swarmlet.engine_api.answers import json_answer, json_bytes, ping_answer, ready_answer
+from swarmlet.engine_api.quick import QuickAnswer, QuickCall
 from swarmlet.engine_api.router import Call, Route
+from swarmlet.engine_api.versions import ApiVersion
 from swarmlet.errors import InvalidArgument
+from swarmlet.model.times import ZERO_TIME, rfc3339
 from swarmlet_agent.api.backends import EventSource
 from swarmlet_agent.api.shapes.info import HostFacts, NodeFacts, RuntimeFacts, system_info, system_version
 from swarmlet_agent.api.shapes.summary import container_summary
 from swarmlet_agent.engine.container import Container
 
-_PING_HEADERS = {
-    "Builder-Version": "1",  # the classic builder: there is no BuildKit session to open
-    "Cache-Control": "no-cache, no-store, must-revalidate",
-    "Pragma": "no-cache",
-}
 DISK_USAGE_TYPES = ("container", "image", "volume", "build-cache")
 
 
@@ -32,8 +31,8 @@ class SwarmMembership(Protocol):
         """The `Swarm` header: inactive, active/worker or active/manager (Engine API SystemPing)."""
         ...
 
-    async def info(self) -> Mapping[str, Any]:
-        """Engine API SwarmInfo, at once: from memory."""
+    def info(self) -> Mapping[str, Any]:
+        """Engine API SwarmInfo, from memory."""
         ...
 
 
@@ -67,6 +66,18 @@ class RuntimeSource(Protocol):
     def supports(self) -> RuntimeFacts: ...
 
 
+@dataclass(frozen=True, slots=True)
+class _Told:
+    """What changes in /info, the time aside."""
+
+    version: ApiVersion
+    containers: Sequence[Container]
+    images: int
+    listeners: int
+    swarm: dict[str, Any]
+    runtime: RuntimeFacts
+
+
 class SystemRoutes:
     def __init__(
         self,
@@ -88,36 +99,50 @@ class SystemRoutes:
         self._swarm = swarm
         self._host = host
         self._node = node
+        #: What /info told last, and its text before and behind the time.
+        self._last_info: tuple[_Told, bytes, bytes] | None = None
 
     def routes(self) -> list[Route]:
         return [
-            Route("GET", "/_ping", self.ping),
-            Route("GET", "/version", self.version),
-            Route("GET", "/info", self.info),
+            Route("GET", "/_ping", self.ping, self.ping_quickly),
+            Route("GET", "/version", self.version, lambda call: self._version()),
+            Route("GET", "/info", self.info, lambda call: self._info(call.version)),
             Route("GET", "/system/df", self.disk_usage),
         ]
 
     async def ping(self, call: Call) -> web.StreamResponse:
-        """SystemPing, also as HEAD: clients learn the newest API version from its headers."""
-        headers = {**_PING_HEADERS, "Swarm": self._swarm.ping_state()}
-        return web.Response(text="" if call.request.method == "HEAD" else "OK", headers=headers)
+        """SystemPing."""
+        return ready_answer(ping_answer(call.request.method, self._swarm.ping_state()))
+
+    def ping_quickly(self, call: QuickCall) -> QuickAnswer:
+        return ping_answer(call.method, self._swarm.ping_state())
 
     async def version(self, call: Call) -> web.StreamResponse:
-        return json_answer(system_version(self._host, self._node, self._runtime.supports()))
+        """SystemVersion."""
+        return ready_answer(self._version())
+
+    def _version(self) -> QuickAnswer:
+        return QuickAnswer(json_bytes(system_version(self._host, self._node, self._runtime.supports())))
 
     async def info(self, call: Call) -> web.StreamResponse:
-        return json_answer(
-            system_info(
-                self._host,
-                self._node,
-                self._runtime.supports(),
-                self._backend.list(),
-                images=self._images.count(),
-                listeners=self._events.listeners,
-                swarm=await self._swarm.info(),
-                now=time.time_ns(),
-            )
+        """SystemInfo."""
+        return ready_answer(self._info(call.version))
+
+    def _info(self, version: ApiVersion) -> QuickAnswer:
+        """Encoded once for each state of what it tells; only the time is put in anew."""
+        told = _Told(
+            version, self._backend.list(), self._images.count(), self._events.listeners, dict(self._swarm.info()),
+            self._runtime.supports(),
         )
+        if self._last_info is None or self._last_info[0] != told:
+            shown = system_info(
+                self._host, self._node, told.runtime, told.containers, images=told.images, listeners=told.listeners,
+                swarm=told.swarm, now=0, version=version,
+            )
+            before, _, after = json_bytes(shown).partition(f'"SystemTime":"{ZERO_TIME}"'.encode())
+            self._last_info = told, before, after
+        _, before, after = self._last_info
+        return QuickAnswer(b'%s"SystemTime":"%s"%s' % (before, rfc3339(time.time_ns()).encode(), after))
 
     async def disk_usage(self, call: Call) -> web.StreamResponse:
         """SystemDataUsage; `type`, which may repeat, leaves out what is not asked for."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from swarmlet.engine_api.router import Call, convert
+from swarmlet.engine_api.router import NO_BODY, Call, convert
 from swarmlet.engine_api.spelling import spelled
 from swarmlet.errors import InvalidArgument
 from swarmlet.model.container import ContainerCreate
@@ -18,7 +18,7 @@ async def container_create(call: Call) -> ContainerCreate:
     """The body of POST /containers/create. InvalidArgument names the field."""
     body = await call.raw_json(keep_nulls=True)
     if body is None:
-        raise InvalidArgument("invalid JSON: the request has no body")
+        raise InvalidArgument(NO_BODY)
     return convert(normalise_create(spelled(body, ContainerCreate)), ContainerCreate)
 
 
@@ -26,7 +26,7 @@ async def exec_request(call: Call) -> ExecRequest:
     """The body of POST /containers/{id}/exec."""
     body = await call.raw_json()
     if body is None:
-        raise InvalidArgument("invalid JSON: the request has no body")
+        raise InvalidArgument(NO_BODY)
     if isinstance(body, dict):
         body = spelled(body, ExecRequest)
         body = {**body, **_words(body, "Cmd")}

@@ -29,6 +29,15 @@ def human_duration(nanoseconds: int) -> str:
     return f"{seconds // _HOUR // 24 // 365} years"
 
 
+def next_change(state: ContainerState, now: int) -> int:
+    """A time (ns) before which `status_text` stays as it is now: the next whole second of the first minute, the next
+    whole minute later."""
+    since = state.started_at if state.status in ("running", "paused") else state.finished_at
+    age = max(0, now - since)
+    unit = NS if age < _MINUTE * NS else _MINUTE * NS
+    return since + (age // unit + 1) * unit
+
+
 def status_text(state: ContainerState, now: int) -> str:
     """What `docker ps` shows as STATUS."""
     up = f"Up {human_duration(now - state.started_at)}"

@@ -64,6 +64,8 @@ class HostFacts:
     architecture: str
     cpus: int
     memory_bytes: int
+    #: Of the data folder, as dockerd names it.
+    filesystem: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +80,7 @@ class NodeFacts:
     userns_remap: bool = False
 
 
-def read_host_facts() -> HostFacts:
+def read_host_facts(data_dir: Path) -> HostFacts:
     """Blocking: a few small files."""
     release = _os_release()
     return HostFacts(
@@ -88,7 +90,19 @@ def read_host_facts() -> HostFacts:
         architecture=os.uname().machine,
         cpus=os.cpu_count() or 1,
         memory_bytes=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+        filesystem=_filesystem(data_dir),
     )
+
+
+def _filesystem(folder: Path) -> str:
+    device = folder.stat().st_dev
+    number = f"{os.major(device)}:{os.minor(device)}"
+    for line in Path("/proc/self/mountinfo").read_text().splitlines():
+        place, _, kind = line.partition(" - ")
+        if place.split()[2] == number:
+            name = kind.split()[0]
+            return {"ext2": "extfs", "ext3": "extfs", "ext4": "extfs", "overlay": "overlayfs"}.get(name, name)
+    return "<unknown>"
 
 
 def _os_release() -> dict[str, str]:
@@ -134,8 +148,9 @@ def system_info(
     listeners: int,
     swarm: Mapping[str, Any],
     now: int,
+    version: tuple[int, int] = versions.NEWEST,
 ) -> dict[str, Any]:
-    """GET /info."""
+    """GET /info, with what older API versions had besides."""
     states = [container.state.status for container in containers]
     running, paused = sum(state in ("running", "restarting") for state in states), states.count("paused")
     security = ["name=seccomp,profile=builtin"] if runtime.seccomp else []
@@ -145,7 +160,7 @@ def system_info(
         security.append("name=userns")
     if runtime.cgroup_version == "2":
         security.append("name=cgroupns")
-    return {
+    shown: dict[str, Any] = {
         "ID": node.node_id,
         "Containers": len(states),
         "ContainersRunning": running,
@@ -153,7 +168,10 @@ def system_info(
         "ContainersStopped": len(states) - running - paused,
         "Images": images,
         "Driver": "overlay2",
-        "DriverStatus": [["Supports d_type", "true"], ["Using metacopy", "false"], ["Native Overlay Diff", "true"]],
+        "DriverStatus": [
+            ["Backing Filesystem", host.filesystem], ["Supports d_type", "true"], ["Using metacopy", "false"],
+            ["Native Overlay Diff", "true"], ["userxattr", "false"],
+        ],
         "DockerRootDir": str(node.data_dir),
         "Plugins": {
             "Volume": ["local"], "Network": ["bridge", "host", "null"], "Authorization": None,
@@ -189,7 +207,7 @@ def system_info(
                 "docker.io": {"Mirrors": [], "Name": "docker.io", "Official": True, "Secure": True},
             },
             "InsecureRegistryCIDRs": ["127.0.0.0/8", "::1/128"],
-            "Mirrors": None,
+            "Mirrors": [],
         },
         "GenericResources": None,
         "HttpProxy": "",
@@ -205,13 +223,31 @@ def system_info(
         "LiveRestoreEnabled": True,
         "Isolation": "",
         "InitBinary": Path(runtime.init_path).name,
-        "ContainerdCommit": {"ID": ""},
-        "RuncCommit": {"ID": runtime.commit},
-        "InitCommit": {"ID": ""},
+        "ContainerdCommit": _commit("", version),
+        "RuncCommit": _commit(runtime.commit, version),
+        "InitCommit": _commit("", version),
         "SecurityOptions": security,
         "CDISpecDirs": [],
         "Warnings": _warnings(runtime) or None,
     }  # fmt: skip
+    if version < (1, 42):
+        shown |= {"KernelMemory": False, "KernelMemoryTCP": False}
+    if version < (1, 47):
+        shown["RegistryConfig"] |= {
+            "AllowNondistributableArtifactsCIDRs": [], "AllowNondistributableArtifactsHostnames": [],
+        }  # fmt: skip
+    if version >= (1, 49):
+        shown["FirewallBackend"] = {"Driver": "nftables"}
+    if version >= (1, 50):
+        shown["DiscoveredDevices"] = None
+    else:
+        shown |= {"BridgeNfIptables": True, "BridgeNfIp6tables": True}
+    return shown
+
+
+def _commit(ident: str, version: tuple[int, int]) -> dict[str, str]:
+    """Engine API Commit; until 1.48 with what was expected."""
+    return {"ID": ident} if version >= (1, 49) else {"ID": ident, "Expected": ident}
 
 
 def _warnings(runtime: RuntimeFacts) -> list[str]:

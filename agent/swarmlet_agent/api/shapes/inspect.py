@@ -56,6 +56,8 @@ _MASKED = (
 _ALIASES_ARE_ALL_NAMES = (1, 45)
 _READONLY = ("/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger")
 
+_KERNEL_MEMORY_GONE = (1, 42)
+
 
 def container_inspect(
     container: Container, *, exec_ids: Sequence[str] = (), sizes: tuple[int, int] | None = None,
@@ -87,6 +89,8 @@ def container_inspect(
         "Config": config(container.config),
         "NetworkSettings": network_settings(container, version),
     }
+    if version < _KERNEL_MEMORY_GONE:
+        shown["HostConfig"] |= {"KernelMemory": 0, "KernelMemoryTCP": 0}
     if sizes is not None:
         shown["SizeRw"], shown["SizeRootFs"] = sizes[0], sum(sizes)
     return shown

@@ -13,6 +13,11 @@ _NO_CPU: dict[str, Any] = {
     "cpu_usage": {"total_usage": 0, "usage_in_kernelmode": 0, "usage_in_usermode": 0},
     "throttling_data": {"periods": 0, "throttled_periods": 0, "throttled_time": 0},
 }
+_NO_BLKIO: dict[str, Any] = {
+    "io_service_bytes_recursive": None, "io_serviced_recursive": None, "io_queue_recursive": None,
+    "io_service_time_recursive": None, "io_wait_time_recursive": None, "io_merged_recursive": None,
+    "io_time_recursive": None, "sectors_recursive": None,
+}  # fmt: skip
 
 
 def host_cpu_ns(proc_stat: str, ticks_per_s: int) -> int:
@@ -56,14 +61,11 @@ def container_stats(
         "read": rfc3339(usage.read_at),
         "preread": ZERO_TIME if previous is None else rfc3339(previous[0]),
         "pids_stats": {"current": usage.pids, **({"limit": usage.pids_limit} if usage.pids_limit else {})},
-        "blkio_stats": {
+        "blkio_stats": _NO_BLKIO | {
             "io_service_bytes_recursive": [
                 {"major": major, "minor": minor, "op": operation, "value": value}
                 for major, minor, operation, value in usage.blkio
             ],
-            "io_serviced_recursive": None, "io_queue_recursive": None, "io_service_time_recursive": None,
-            "io_wait_time_recursive": None, "io_merged_recursive": None, "io_time_recursive": None,
-            "sectors_recursive": None,
         },
         "num_procs": 0,
         "storage_stats": {},
@@ -87,7 +89,7 @@ def stopped_stats(ident: str, name: str) -> dict[str, Any]:
     """What a container that does not run answers."""
     return {
         "name": f"/{name}", "id": ident, "read": ZERO_TIME, "preread": ZERO_TIME,
-        "pids_stats": {}, "blkio_stats": {}, "num_procs": 0, "storage_stats": {},
+        "pids_stats": {}, "blkio_stats": _NO_BLKIO, "num_procs": 0, "storage_stats": {},
         "cpu_stats": _NO_CPU, "precpu_stats": _NO_CPU, "memory_stats": {},
     }  # fmt: skip
 

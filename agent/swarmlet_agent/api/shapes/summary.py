@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from swarmlet.engine_api.versions import NEWEST
 from swarmlet.model.times import NS
 from swarmlet_agent.api.shapes.durations import status_text
 from swarmlet_agent.api.shapes.parts import endpoint, mount_points, split_port
@@ -11,9 +12,15 @@ from swarmlet_agent.engine.container import Container
 
 
 def container_summary(
-    container: Container, image_name: str, now: int, sizes: tuple[int, int] | None = None
+    container: Container,
+    image_name: str,
+    now: int,
+    sizes: tuple[int, int] | None = None,
+    *,
+    version: tuple[int, int] = NEWEST,
 ) -> dict[str, Any]:
-    """image_name: the image as it should be named now. sizes: (own bytes, image's bytes), None if not asked for."""
+    """image_name: the image as it should be named now. sizes: (own bytes, image's bytes), None if not asked for; a
+    size of nothing is left out, as Go does."""
     host = container.host
     shown: dict[str, Any] = {
         "Id": container.id,
@@ -27,13 +34,16 @@ def container_summary(
         "State": container.state.status,
         "Status": status_text(container.state, now),
         "HostConfig": {"NetworkMode": host.network_mode or "bridge"},
-        "NetworkSettings": {"Networks": {name: endpoint(each) for name, each in container.endpoints.items()}},
+        "NetworkSettings": {"Networks": {
+            name: endpoint(each) for name, each in container.endpoints.items()
+        }},
         "Mounts": mount_points(container.mounts, host.tmpfs),
     }
     if host.annotations:
         shown["HostConfig"]["Annotations"] = host.annotations
     if sizes is not None:
-        shown["SizeRw"], shown["SizeRootFs"] = sizes[0], sum(sizes)
+        given = {"SizeRw": sizes[0], "SizeRootFs": sum(sizes)}
+        shown |= {name: size for name, size in given.items() if size}
     return shown
 
 

@@ -8,7 +8,7 @@ from urllib.parse import quote
 from aiohttp import web
 
 from swarmlet.engine_api.answers import json_answer
-from swarmlet.engine_api.router import Call, Route, convert
+from swarmlet.engine_api.router import NO_BODY, Call, Route, convert
 from swarmlet.engine_api.spelling import spelled
 from swarmlet.errors import Conflict, InvalidArgument, NotFound, Unavailable
 from swarmlet.model.container import ContainerCreate
@@ -80,7 +80,7 @@ class ContainerRoutes:
         # Nulls go on to the node: in PortBindings and EndpointsConfig they mean something.
         given = await call.raw_json(keep_nulls=True)
         if given is None:
-            raise InvalidArgument("invalid JSON: the request has no body")
+            raise InvalidArgument(NO_BODY)
         given = convert(given, dict[str, Any])
         expressions, body = split_constraints(spelled(given, ContainerCreate))
         name = call.text("name")

@@ -10,7 +10,7 @@ import msgspec
 from aiohttp import web
 
 from swarmlet.engine_api.answers import json_answer
-from swarmlet.engine_api.router import Call, Route, convert
+from swarmlet.engine_api.router import NO_BODY, Call, Route, convert
 from swarmlet.errors import InvalidArgument
 from swarmlet.model import defaults
 from swarmlet.model.service import NetworkAttachmentConfig, Service, ServiceSpec
@@ -99,7 +99,7 @@ class ServiceRoutes:
     async def _spec(self, call: Call) -> ServiceSpec:
         body: Any = await call.raw_json()
         if body is None:
-            raise InvalidArgument("invalid JSON: the request has no body")
+            raise InvalidArgument(NO_BODY)
         spec = convert(body, ServiceSpec)
         task = msgspec.structs.replace(
             spec.task_template, networks=await self._by_name(spec.task_template.networks)
