@@ -9,7 +9,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from swarmlet.engine_api.filters import Filters
-from swarmlet.engine_api.versions import NEWEST
+from swarmlet.engine_api.versions import ApiVersion
+from swarmlet.errors import NotFound
 from swarmlet_agent.api.routes.volumes import volume_json
 from swarmlet_agent.builder.builder import Builder
 from swarmlet_agent.decide.remap import Remap
@@ -35,8 +36,8 @@ class DiskUsage:
     def build_cache(self) -> Sequence[Mapping[str, Any]]:
         return self._builder.disk_usage()
 
-    async def images(self) -> tuple[int, Sequence[Mapping[str, Any]]]:
-        listed = self._images.list_images(Filters(), NEWEST, shared_size=True)
+    async def images(self, version: ApiVersion) -> tuple[int, Sequence[Mapping[str, Any]]]:
+        listed = self._images.list_images(Filters(), version, shared_size=True)
         counted = [image | {"Containers": len(self._engine.users_of(image["Id"]))} for image in listed]
         return sum(layer.size_bytes for layer in self._images.layers()), counted
 
@@ -55,6 +56,12 @@ class ImageCount:
 
     def count(self) -> int:
         return len(self._images.all())
+
+    def size(self, image_id: str) -> int:
+        try:
+            return self._images.get(image_id).size_bytes
+        except NotFound:
+            return 0
 
 
 class SwarmFacts:

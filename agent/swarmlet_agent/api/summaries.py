@@ -23,7 +23,7 @@ from swarmlet_agent.api.shapes.summary import container_summary
 from swarmlet_agent.engine.container import Container
 from swarmlet_agent.images.types import Image
 
-#: Answers to different questions (filters, versions) kept at a time; the one least lately asked goes first.
+#: Answers to different questions (filters) kept at a time; the one least lately asked goes first.
 _KEPT = 32
 
 
@@ -68,30 +68,29 @@ class Summaries:
         self._containers = containers
         self._images = images
         self._now = now
-        self._answers: OrderedDict[tuple[tuple[int, int], str], _Answer] = OrderedDict()
-        self._lines: dict[tuple[str, tuple[int, int]], _Line] = {}
+        self._answers: OrderedDict[str, _Answer] = OrderedDict()
+        self._lines: dict[str, _Line] = {}
         self._names: dict[tuple[str, str], str] = {}
         self._names_of = -1
 
     def body(self, call: Query, raw_query: str) -> bytes:
         """Engine API ContainerList, encoded. raw_query: the query as sent, which the answer is kept by."""
         now, every, images = self._now(), self._containers.list(), self._images.revision
-        key = (call.version, raw_query)
-        kept = self._answers.get(key)
+        kept = self._answers.get(raw_query)
         if (
             kept is not None and kept.images == images and kept.made_at <= now < kept.until
             and kept.containers == every  # the same objects: compared by identity first
         ):  # fmt: skip
-            self._answers.move_to_end(key)
+            self._answers.move_to_end(raw_query)
             return kept.body
         if images != self._names_of:
             self._names.clear()
             self._names_of = images
-        lines = [self._line(each, call.version, now) for each in self.select(call, every)]
+        lines = [self._line(each, now) for each in self.select(call, every)]
         body = b"[" + b",".join(line.text for line in lines) + b"]\n"
         until = min((line.until for line in lines), default=now + 3600 * 1_000_000_000)
-        self._answers[key] = _Answer(body, every, images, now, until)
-        self._answers.move_to_end(key)
+        self._answers[raw_query] = _Answer(body, every, images, now, until)
+        self._answers.move_to_end(raw_query)
         if len(self._answers) > _KEPT:
             self._answers.popitem(last=False)
         if len(self._lines) > 2 * len(every) + _KEPT:
@@ -116,14 +115,13 @@ class Summaries:
             return container.image_id
         return container.image_ref if meant.id == container.image_id else container.image_id
 
-    def _line(self, container: Container, version: tuple[int, int], now: int) -> _Line:
+    def _line(self, container: Container, now: int) -> _Line:
         name_key = (container.image_ref, container.image_id)
         if (name := self._names.get(name_key)) is None:
             name = self._names[name_key] = self.image_name(container)
-        key = (container.id, version)
-        kept = self._lines.get(key)
+        kept = self._lines.get(container.id)
         if kept is not None and kept.container is container and kept.image_name == name and now < kept.until:
             return kept
-        text = msgspec.json.encode(container_summary(container, name, now, version=version))
-        line = self._lines[key] = _Line(container, name, text, next_change(container.state, now))
+        text = msgspec.json.encode(container_summary(container, name, now))
+        line = self._lines[container.id] = _Line(container, name, text, next_change(container.state, now))
         return line

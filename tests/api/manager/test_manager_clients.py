@@ -48,7 +48,8 @@ async def test_a_container_without_a_body_is_refused_before_any_node_is_asked(la
     node = FakeNode("node-1", lab.folder)
     await lab.join(node)
     status, refused = await lab.ask(*CREATE)
-    assert (status, refused) == (400, {"message": "invalid JSON: got EOF while reading request body"}) and not node.asked
+    refusal = {"message": "invalid JSON: got EOF while reading request body"}
+    assert (status, refused) == (400, refusal) and not node.asked
 
 
 @pytest.mark.parametrize("where", ["Networks", "TaskTemplate"])

@@ -51,6 +51,9 @@ class FakeImages:
     def count(self) -> int:
         return 1
 
+    def size(self, image_id: str) -> int:
+        return 1000
+
     async def ensure_rootfs(self, container_id: str, image_id: str, ids: object = None) -> Path:
         folder = self._root / container_id
         (folder / "etc").mkdir(parents=True, exist_ok=True)
@@ -303,7 +306,7 @@ class FakeSwarm:
 
 
 class FakeUsage:
-    async def images(self) -> tuple[int, list[dict[str, Any]]]:
+    async def images(self, version: tuple[int, int]) -> tuple[int, list[dict[str, Any]]]:
         return 1000, [{"Id": IMAGE_ID, "Size": 1000, "SharedSize": 0, "Containers": 0}]
 
     async def volumes(self) -> list[dict[str, Any]]:

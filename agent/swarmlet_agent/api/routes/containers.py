@@ -61,10 +61,9 @@ class ContainerRoutes:
             return ready_answer(QuickAnswer(self._summaries.body(call, call.request.rel_url.raw_query_string)))
         chosen, now = self._summaries.select(call), time.time_ns()
         sizes = await self._sizes(chosen)
-        return json_answer([
-            container_summary(each, self._summaries.image_name(each), now, sizes[each.id], version=call.version)
-            for each in chosen
-        ])
+        return json_answer(
+            [container_summary(each, self._summaries.image_name(each), now, sizes[each.id]) for each in chosen]
+        )
 
     def list_quickly(self, call: QuickCall) -> QuickAnswer | None:
         """ContainerList, where no size has to be measured."""

@@ -39,7 +39,7 @@ class SwarmMembership(Protocol):
 class DiskUsage(Protocol):
     """What images and volumes take. Both may take a while and are asked for only by `docker system df`."""
 
-    async def images(self) -> tuple[int, Sequence[Mapping[str, Any]]]:
+    async def images(self, version: ApiVersion) -> tuple[int, Sequence[Mapping[str, Any]]]:
         """(bytes of all layers, each counted once; Engine API ImageSummary with Containers and SharedSize)."""
         ...
 
@@ -60,6 +60,10 @@ class SystemBackend(Protocol):
 
 class ImageCount(Protocol):
     def count(self) -> int: ...
+
+    def size(self, image_id: str) -> int:
+        """Bytes; 0 for an image that was removed by force."""
+        ...
 
 
 class RuntimeSource(Protocol):
@@ -152,7 +156,7 @@ class SystemRoutes:
                 raise InvalidArgument(f"unknown object type: {kind}")
         answer: dict[str, Any] = {}
         if "image" in kinds:
-            answer["LayersSize"], answer["Images"] = await self._usage.images()
+            answer["LayersSize"], answer["Images"] = await self._usage.images(call.version)
         if "container" in kinds:
             answer["Containers"] = await self._containers()
         if "volume" in kinds:
@@ -168,6 +172,6 @@ class SystemRoutes:
         async def summary(container: Container) -> dict[str, Any]:
             async with gate:
                 own = await self._backend.size(container.id)
-            return container_summary(container, container.image_ref, now, (own, 0))
+            return container_summary(container, container.image_ref, now, (own, self._images.size(container.image_id)))
 
         return list(await asyncio.gather(*(summary(each) for each in self._backend.list())))

@@ -4,20 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
-from swarmlet.engine_api.versions import NEWEST
 from swarmlet.model.times import NS
 from swarmlet_agent.api.shapes.durations import status_text
 from swarmlet_agent.api.shapes.parts import endpoint, mount_points, split_port
 from swarmlet_agent.engine.container import Container
 
+#: Only inspect tells these.
+_NOT_LISTED = {"Links": None, "Aliases": None, "DriverOpts": None, "DNSNames": None}
+
 
 def container_summary(
-    container: Container,
-    image_name: str,
-    now: int,
-    sizes: tuple[int, int] | None = None,
-    *,
-    version: tuple[int, int] = NEWEST,
+    container: Container, image_name: str, now: int, sizes: tuple[int, int] | None = None
 ) -> dict[str, Any]:
     """image_name: the image as it should be named now. sizes: (own bytes, image's bytes), None if not asked for; a
     size of nothing is left out, as Go does."""
@@ -35,7 +32,7 @@ def container_summary(
         "Status": status_text(container.state, now),
         "HostConfig": {"NetworkMode": host.network_mode or "bridge"},
         "NetworkSettings": {"Networks": {
-            name: endpoint(each) for name, each in container.endpoints.items()
+            name: endpoint(each) | _NOT_LISTED for name, each in container.endpoints.items()
         }},
         "Mounts": mount_points(container.mounts, host.tmpfs),
     }
