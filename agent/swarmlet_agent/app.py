@@ -170,6 +170,16 @@ async def started_parts(settings: AgentSettings, open_files: tuple[int, int] | N
         yield Parts(journal, images, volumes, networks, runtime, engine, builder, reader)
 
 
+def view_routes(parts: Parts, system: SystemRoutes, swarm: SwarmRoutes) -> list[Route]:
+    """All that the node view answers (docs/api.md)."""
+    groups: list[RouteGroup] = [
+        BuildRoutes(parts.builder), ImageRoutes(parts.images), DistributionRoutes(parts.images),
+        NetworkRoutes(parts.networks, parts.engine.events), VolumeRoutes(parts.volumes), swarm,
+        ArchiveRoutes(ContainerFiles(parts.engine, parts.images)),
+    ]
+    return node_routes(parts.engine, parts.images, parts.logs, system, groups)
+
+
 @contextlib.asynccontextmanager
 async def agent(settings: AgentSettings, *, open_files: tuple[int, int] | None = None) -> AsyncIterator[None]:
     """A whole agent, serving inside the block.
@@ -186,12 +196,7 @@ async def agent(settings: AgentSettings, *, open_files: tuple[int, int] | None =
         system = await _system_routes(settings, parts, swarm_facts)
 
         def node_view() -> list[Route]:
-            groups: list[RouteGroup] = [
-                BuildRoutes(parts.builder), ImageRoutes(parts.images), DistributionRoutes(parts.images),
-                NetworkRoutes(parts.networks, parts.engine.events), VolumeRoutes(parts.volumes), swarm,
-                ArchiveRoutes(ContainerFiles(parts.engine, parts.images)),
-            ]
-            return node_routes(parts.engine, parts.images, parts.logs, system, groups)
+            return view_routes(parts, system, swarm)
 
         manager = ManagerProcess(settings, lambda: member.address)
         stack.push_async_callback(manager.close)

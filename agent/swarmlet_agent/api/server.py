@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from typing import Protocol
 
 from swarmlet.engine_api.router import Route
+from swarmlet.engine_api.unsupported import UnsupportedRoutes
 from swarmlet_agent.api.backends import (
     ContainerBackend,
     EventPublisher,
@@ -21,7 +22,6 @@ from swarmlet_agent.api.routes.execs import ExecRoutes
 from swarmlet_agent.api.routes.logs import LogRoutes
 from swarmlet_agent.api.routes.stats import StatsRoutes
 from swarmlet_agent.api.routes.system import SystemRoutes
-from swarmlet_agent.api.routes.unsupported import UnsupportedRoutes
 from swarmlet_agent.logs.reader import LogReader
 
 
@@ -51,12 +51,12 @@ def node_routes(
     groups: list[RouteGroup] = [
         *others,
         system,
+        UnsupportedRoutes(),
         ContainerRoutes(engine, images),
         AttachRoutes(engine, logs, engine.events),
         LogRoutes(engine, logs),
         StatsRoutes(engine),
         ExecRoutes(engine),
         EventRoutes(engine.events),
-        UnsupportedRoutes(),
     ]
     return [route for group in groups for route in group.routes()]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from swarmlet.engine_api.router import Route
+from swarmlet.engine_api.unsupported import UnsupportedRoutes
 from swarmlet_manager.api.backend import Commands, Place
 from swarmlet_manager.api.routes.containers import ContainerRoutes, Inventory
 from swarmlet_manager.api.routes.events import ClusterEvents, EventRoutes, Subscribable
@@ -23,7 +24,7 @@ def cluster_routes(
 ) -> list[Route]:
     """The Engine API of the whole cluster."""
     parts = (
-        SystemRoutes(commands, fleet, place), SwarmRoutes(commands), NodeRoutes(commands, place),
+        SystemRoutes(commands, fleet, place), UnsupportedRoutes(), SwarmRoutes(commands), NodeRoutes(commands, place),
         LogRoutes(commands, fleet), ServiceRoutes(commands, fleet), TaskRoutes(commands),
         ContainerRoutes(fleet, inventory), ImageRoutes(fleet), ObjectRoutes(fleet),
         EventRoutes(fleet, ClusterEvents(store)), LaterRoutes(),

@@ -38,7 +38,7 @@ class ContainerRoutes:
 
     def routes(self) -> list[Route]:
         one = "/containers/{id}"
-        streams = [Route("POST", f"{one}/attach", self.stream)]
+        streams = [Route("POST", f"{one}/attach", self.stream), Route("GET", f"{one}/attach/ws", self.stream)]
         plain = [
             Route(method, one + path, self.pass_on)
             for method, path in (

@@ -1,4 +1,4 @@
-"""What clients ask for as a matter of course and this version has none of: secrets, configs, plugins, BuildKit.
+"""What clients ask for as a matter of course and this version has none of: secrets and configs.
 
 Lists are empty, which is true; creating is refused with a clear message.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from aiohttp import web
 
-from swarmlet.engine_api.answers import json_answer, refusal
+from swarmlet.engine_api.answers import json_answer
 from swarmlet.engine_api.router import Call, Route
 from swarmlet.errors import NotFound, NotSupported
 
@@ -24,10 +24,6 @@ class LaterRoutes:
                 Route("DELETE", f"/{kind}/{{id}}", self.unknown),
                 Route("POST", f"/{kind}/{{id}}/update", self.unknown),
             )
-        ] + [
-            Route("GET", "/plugins", self.nothing),
-            Route("POST", "/plugins/{verb}", self.refuse),
-            *(Route("POST", path, self.refuse_build) for path in ("/session", "/grpc")),
         ]
 
     async def nothing(self, call: Call) -> web.Response:
@@ -36,9 +32,6 @@ class LaterRoutes:
     async def refuse(self, call: Call) -> web.Response:
         kind = call.path.split("/")[1]
         raise NotSupported(f"{kind} are not supported yet")
-
-    async def refuse_build(self, call: Call) -> web.Response:
-        return refusal("building images with BuildKit is not supported yet by this engine", 501)
 
     async def unknown(self, call: Call) -> web.Response:
         kind = call.path.split("/")[1].removesuffix("s")

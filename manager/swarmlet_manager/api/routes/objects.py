@@ -29,6 +29,7 @@ class ObjectRoutes:
             Route("POST", "/volumes/create", self.create_everywhere),
             Route("POST", "/volumes/prune", self.prune_volumes),
             Route("GET", "/volumes/{id}", self.volume),
+            Route("PUT", "/volumes/{id}", self.update_volume),
             Route("DELETE", "/volumes/{id}", self.remove_everywhere),
             Route("GET", "/networks", self.networks),
             Route("POST", "/networks/create", self.create_network),
@@ -89,6 +90,12 @@ class ObjectRoutes:
         """From the first node that has it."""
         answers = await self._fleet.ask_all(self._fleet.ready(), "GET", call.request.rel_url.raw_path_qs)
         return json_answer(first_found(answers, "volume", call.params["id"]).body)
+
+    async def update_volume(self, call: Call) -> web.Response:
+        """VolumeUpdate is for cluster volumes only: 404 unknown, 400 otherwise."""
+        path = f"/volumes/{quote(call.params['id'], safe='')}"
+        first_found(await self._fleet.ask_all(self._fleet.ready(), "GET", path), "volume", call.params["id"])
+        raise NotSupported("volume update only valid for cluster volumes")
 
     async def network(self, call: Call) -> web.Response:
         """As the first node has it, with the containers of all nodes that have one of that name."""
