@@ -221,9 +221,14 @@ async def test_a_program_that_is_not_there_fails_the_start(node: Node) -> None:
     assert shown["State"]["ExitCode"] == 127
 
 
-async def test_what_is_not_supported_yet_says_so(node: Node) -> None:
+async def test_what_is_not_supported_says_so(node: Node) -> None:
     await node.make("sleep", name="web")
-    for method, path in (("GET", "/containers/web/checkpoints"), ("POST", "/session")):
+    for method, path, thing in (
+        ("GET", "/containers/web/checkpoints", "checkpoints are"), ("POST", "/session", "BuildKit is"),
+        ("DELETE", "/containers/web/checkpoints/one", "checkpoints are"), ("POST", "/plugins/pull", "plugins are"),
+    ):  # fmt: skip
         status, answer = await node.call(method, path)
         assert status == 501
-        assert answer["message"].endswith("is not supported yet by this engine")
+        assert answer["message"].startswith(f"{thing} not supported by this engine")
+    assert await node.call("POST", "/plugins/a/b/enable") == (404, {"message": 'plugin "a/b" not found'})
+    assert await node.call("GET", "/plugins") == (200, [])
