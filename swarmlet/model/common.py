@@ -46,6 +46,10 @@ class VolumeOptions(ApiStruct, frozen=True, kw_only=True):
     subpath: str = ""
 
 
+class ImageOptions(ApiStruct, frozen=True, kw_only=True):
+    subpath: str = ""
+
+
 class TmpfsOptions(ApiStruct, frozen=True, kw_only=True):
     """`size_bytes` 0 = no limit of its own; `mode` as an integer, 0 = 1777 octal."""
 
@@ -55,7 +59,7 @@ class TmpfsOptions(ApiStruct, frozen=True, kw_only=True):
 
 
 class Mount(ApiStruct, frozen=True, kw_only=True):
-    """One `--mount` (type bind, volume or tmpfs; others are refused where containers are made)."""
+    """One `--mount` (type bind, volume, tmpfs or image; others are refused where containers are made)."""
 
     target: str = ""
     source: str = ""
@@ -65,6 +69,7 @@ class Mount(ApiStruct, frozen=True, kw_only=True):
     bind_options: BindOptions | None = None
     volume_options: VolumeOptions | None = None
     tmpfs_options: TmpfsOptions | None = None
+    image_options: ImageOptions | None = None
 
 
 class ObjectVersion(ApiStruct, frozen=True, kw_only=True):

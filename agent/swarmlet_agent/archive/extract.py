@@ -85,6 +85,7 @@ class _Extractor:
                 raise InvalidArgument(f"cannot overwrite directory {self._where!r} with non-directory")
             self._skip(entry)
             return
+        self._rules.owner_of(entry)  # refused before anything is in its place
         above, _, base = path.rpartition(b"/")
         parent = self._folder(above)
         self._make_room(parent, path, entry)

@@ -206,7 +206,7 @@ def binds(record: Container) -> list[Bind]:
     found = [
         Bind(point.source, point.destination, read_only=not point.rw, recursive=not point.non_recursive)
         for point in record.mounts
-        if point.type in ("bind", "volume") and point.source
+        if point.type in ("bind", "volume", "image") and point.source
     ]
     wished = {point.destination for point in record.mounts}
     found += [

@@ -137,7 +137,9 @@ def from_mount(mount: Mount) -> MountPoint:
         return MountPoint(
             type="tmpfs", destination=destination, rw=not mount.read_only, options=tmpfs_options(options)
         )
-    if mount.type in ("npipe", "cluster", "image"):
+    if mount.type == "image":
+        return _image_mount(mount, destination, refuse)
+    if mount.type in ("npipe", "cluster"):
         raise NotSupported(f'mount type "{mount.type}" is not supported')
     raise InvalidArgument(f'invalid mount config: mount type unknown: "{mount.type}"')
 
@@ -224,6 +226,24 @@ def _volume_mount(mount: Mount, destination: str, refuse: Callable[[str], Invali
         rw=not mount.read_only, copy_up=not (options and options.no_copy) and not subpath, anonymous=not mount.source,
         subpath=subpath,
     )  # fmt: skip
+
+
+def _image_mount(mount: Mount, destination: str, refuse: Callable[[str], InvalidArgument]) -> MountPoint:
+    """name: as the client gave it; whoever knows the images makes it an id."""
+    if not mount.source:
+        raise refuse("field Source must not be empty")
+    for given, field in (
+        (mount.bind_options, "BindOptions"), (mount.volume_options, "VolumeOptions"),
+        (mount.tmpfs_options, "TmpfsOptions"),
+    ):  # fmt: skip
+        if given is not None:
+            raise refuse(f"field {field} must not be specified")
+    subpath = mount.image_options.subpath if mount.image_options else ""
+    if subpath.startswith("/") or ".." in subpath.split("/"):
+        raise refuse("subpath must be a relative path within the image")
+    return MountPoint(
+        type="image", destination=destination, name=mount.source, rw=not mount.read_only, subpath=subpath
+    )
 
 
 def _add(points: dict[str, MountPoint], seen: set[str], point: MountPoint) -> None:

@@ -8,7 +8,8 @@ from swarmlet.model.base import Record
 class MountPoint(Record, frozen=True, kw_only=True):
     """One mount of a container, resolved (Engine API: MountPoint, plus what the engine needs at each start).
 
-    type bind: `source` is a host path. volume: `name` and, once made, `source`, its folder. tmpfs: neither.
+    type bind: `source` is a host path. volume: `name` and, once made, `source`, its folder. image: `name`, the image's
+    id, and, once mounted, `source`. tmpfs: neither.
     options: mount(8) words for a tmpfs ("size=1m", "noexec"); recursive/read-only for binds are in the other fields.
     """
 
@@ -28,7 +29,7 @@ class MountPoint(Record, frozen=True, kw_only=True):
     non_recursive: bool = False
     #: How far read-only reaches into mounts below it: "" as far as the kernel can, "off" only itself, "force" all.
     read_only_below: str = ""
-    #: What of the volume is mounted; "" the whole.
+    #: What of the volume or image is mounted; "" the whole.
     subpath: str = ""
     #: A volume without a name of its own: it goes with the container on `rm -v` and `run --rm`.
     anonymous: bool = False

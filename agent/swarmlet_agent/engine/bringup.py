@@ -129,13 +129,15 @@ class Bringup:
     ) -> tuple[Path, Identity, tuple[MountPoint, ...], dict[str, str]]:
         core = self._core
         rootfs = await core.root_of(record)
-        mounts = tuple([await self._volume(point) for point in record.mounts])
+        mounts = tuple([await self._source(record, point) for point in record.mounts])
         identity = await asyncio.to_thread(_look_inside, rootfs, record, mounts)
         inner = await asyncio.to_thread(subpaths.resolve, mounts) if _any_within(mounts) else {}
         return rootfs, identity, mounts, inner
 
-    async def _volume(self, point: MountPoint) -> MountPoint:
-        """A volume's folder may be a mount of its own, which a reboot has taken away."""
+    async def _source(self, record: Container, point: MountPoint) -> MountPoint:
+        """A volume's folder may be a mount of its own, which a reboot has taken away, and an image always is."""
+        if point.type == "image":
+            return replace(point, source=str(await self._core.mount_image(record, point)))
         if point.type != "volume":
             return point
         path = await self._core.volumes.ensure(point.name, Driver(name=point.driver), {})

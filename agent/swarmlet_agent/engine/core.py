@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import hashlib
 import time
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
@@ -19,12 +20,14 @@ import msgspec
 from swarmlet.errors import NotFound, SwarmletError
 from swarmlet.log import get_logger
 from swarmlet_agent.decide.names import resolve
+from swarmlet_agent.decide.points import MountPoint
 from swarmlet_agent.decide.remap import MappedIds, Remap
 from swarmlet_agent.engine.container import Container
 from swarmlet_agent.engine.events import EventBus
 from swarmlet_agent.engine.ports import Images, Networks, Runtime, Volumes
 from swarmlet_agent.engine.streams import PendingStreams
 from swarmlet_agent.engine.waiters import Waiters
+from swarmlet_agent.images.rootfs import IMAGE_MARK
 from swarmlet_agent.journal import Journal
 
 log = get_logger(__name__)
@@ -169,6 +172,12 @@ class Core:
         if record.remap is None:
             return None
         return MappedIds(await self.runtime.user_namespace(record.remap), record.remap)
+
+    async def mount_image(self, record: Container, point: MountPoint) -> Path:
+        """Where an image that a container has mounted is; it goes with the container's own root."""
+        place = hashlib.sha256(point.destination.encode()).hexdigest()[:16]
+        ids = await self.ids_of(record)
+        return await self.images.ensure_rootfs(f"{record.id}{IMAGE_MARK}{place}", point.name, ids)
 
     async def root_of(self, record: Container) -> Path:
         """Its root, mounted with the ids it has on the host."""

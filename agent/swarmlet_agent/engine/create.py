@@ -75,7 +75,7 @@ class Creator:
         merged = self._complete(merge_image(normal, image.config))
         check_image_part(merged)
         remap = check_remapped(merged.host_config, core.traits.remap)
-        points = resolve_mounts(merged, self._shared_points(merged))
+        points = tuple(map(self._with_image, resolve_mounts(merged, self._shared_points(merged))))
         await asyncio.to_thread(_check_sources, merged.host_config.mounts)
         ident = new_hex_id()
         name = self._reserve(name, ident)
@@ -184,6 +184,15 @@ class Creator:
             return self._core.find(ref)
         except NotFound as err:
             raise InvalidArgument(f"{prefix.format(ref)}{err}") from err
+
+    def _with_image(self, point: MountPoint) -> MountPoint:
+        """An image to be mounted by its id. InvalidArgument if there is none: see `_other`."""
+        if point.type != "image":
+            return point
+        try:
+            return replace(point, name=self._core.images.get(point.name).id)
+        except NotFound as err:
+            raise InvalidArgument(f'invalid mount config for type "image": {err}') from err
 
     def _shared_points(self, request: ContainerCreate) -> dict[str, tuple[MountPoint, ...]]:
         return {name: self._other(name).record.mounts for name in volumes_from_names(request)}

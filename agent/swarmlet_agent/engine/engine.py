@@ -154,9 +154,13 @@ class Engine:
         )
 
     def users_of(self, image_id: str) -> Users:
-        """(container id, whether it runs) of every container made from the image."""
-        units = self._core.units.values()
-        return [(unit.id, unit.record.is_running) for unit in units if unit.record.image_id == image_id]
+        """(container id, whether it runs) of every container made from the image, or with it mounted."""
+        return [
+            (unit.id, unit.record.is_running)
+            for unit in self._core.units.values()
+            if unit.record.image_id == image_id
+            or any(point.type == "image" and point.name == image_id for point in unit.record.mounts)
+        ]
 
     # Making and removing
 

@@ -86,6 +86,8 @@ class Roots:
         for point in unit.record.mounts:
             if point.type == "volume":  # its folder may be a mount of its own
                 await core.volumes.ensure(point.name, Driver(name=point.driver), {})
+            elif point.type == "image":
+                await core.mount_image(unit.record, point)
         return await core.root_of(unit.record)
 
     async def _unmount(self, unit: Unit, *, unmark: bool) -> None:

@@ -28,6 +28,8 @@ _MNT_DETACH = 2
 _UMOUNT_NOFOLLOW = 8
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 _DOOMED = ".removed-"
+#: Between a container's id and the rest of the name, in roots that it has mounted beside its own.
+IMAGE_MARK = ".image."
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.mount.argtypes = (ctypes.c_char_p, ctypes.c_char_p, ctypes.c_char_p, ctypes.c_ulong, ctypes.c_char_p)
@@ -87,16 +89,21 @@ class RootStore:
         self._layers[container_id] = chains
 
     async def unmount(self, container_id: str) -> None:
-        await asyncio.to_thread(_unmount, self._place(container_id) / "merged")
+        """With the images it has mounted."""
+        for name in (*self._beside(container_id), container_id):
+            await asyncio.to_thread(_unmount, self._place(name) / "merged")
 
     async def remove(self, container_id: str) -> tuple[str, ...]:
-        """Returns the layers it used."""
-        self._leaving.add(container_id)
-        try:
-            await asyncio.to_thread(_remove, self._place(container_id), self._folder)
-        finally:
-            self._leaving.discard(container_id)
-        return self._layers.pop(container_id, ())
+        """Returns the layers it used; those of images it had mounted come behind."""
+        used: tuple[str, ...] = ()
+        for name in (container_id, *self._beside(container_id)):
+            self._leaving.add(name)
+            try:
+                await asyncio.to_thread(_remove, self._place(name), self._folder)
+            finally:
+                self._leaving.discard(name)
+            used += self._layers.pop(name, ())
+        return used
 
     def upper(self, container_id: str) -> Path:
         """Where the container's own changes are: of use while it is unmounted, or to look at."""
@@ -124,6 +131,9 @@ class RootStore:
         if container_id not in self._layers:
             raise NotFound("container", container_id)
         return await asyncio.to_thread(tree_size, folder / "upper")
+
+    def _beside(self, container_id: str) -> list[str]:
+        return [name for name in self._layers if name.startswith(f"{container_id}{IMAGE_MARK}")]
 
     def _place(self, container_id: str) -> Path:
         if _ID.fullmatch(container_id) is None:

@@ -13,8 +13,9 @@ from swarmlet_agent.runtime import conmon
 from swarmlet_agent.runtime.bundle import Bundle
 from swarmlet_agent.runtime.cgroups import Cgroups
 from swarmlet_agent.runtime.conmon import Answer, Command
+from swarmlet_agent.runtime.facts import CGROUP_ROOT
 from swarmlet_agent.runtime.host import below, prepare_thread
-from swarmlet_agent.runtime.shared import identity
+from swarmlet_agent.runtime.shared import appearance
 from swarmlet_agent.runtime.spawner import Child, Spawner
 
 CREATE_TIMEOUT_S = 120.0
@@ -59,8 +60,9 @@ class Launcher:
         foreign = [path for path in paths if path and not below(path, self._shared)] if self._isolated else []
         if not foreign:
             return
-        seen = await self.spawner.run(lambda: [identity(path) for path in foreign])
-        if seen == await asyncio.to_thread(lambda: [identity(path) for path in foreign]):
+        alike = (*self._shared, CGROUP_ROOT)
+        seen = await self.spawner.run(lambda: appearance(foreign, alike))
+        if seen == await asyncio.to_thread(appearance, foreign, alike):
             return
         fresh, old = self._fresh(), self.spawner
         await fresh.start()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 from swarmlet_agent.runtime import linux
@@ -35,13 +36,26 @@ def release_shared(path: Path) -> None:
         linux.umount(str(real))
 
 
-def identity(path: str) -> tuple[int, int]:
-    """What a path leads to in the caller's mount namespace; (0, 0) for nothing."""
-    try:
-        found = os.stat(path)
-    except OSError:
-        return 0, 0
-    return found.st_dev, found.st_ino
+def appearance(paths: Sequence[str], besides: Sequence[Path]) -> list[tuple[object, ...]]:
+    """What paths lead to in the calling thread's mount namespace, and what is mounted below them there.
+
+    besides: folders whose mounts are left out.
+    """
+    found: list[tuple[object, ...]] = []
+    for path in paths:
+        try:
+            info = os.stat(path)
+        except OSError:
+            found.append((path,))
+        else:
+            found.append((path, info.st_dev, info.st_ino))
+    inside = tuple(f"{os.path.realpath(path).rstrip('/')}/" for path in paths)
+    below = []
+    for line in Path("/proc/thread-self/mountinfo").read_text().splitlines():
+        root, point, _ = mount_fields(line)
+        if point.startswith(inside) and not any(Path(point).is_relative_to(folder) for folder in besides):
+            below.append((point, line.split(" ", 3)[2], root))
+    return [*found, *sorted(below)]
 
 
 def _holder(path: Path) -> tuple[list[str], str]:

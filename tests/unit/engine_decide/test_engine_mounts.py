@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from swarmlet.errors import InvalidArgument, NotSupported
-from swarmlet.model.common import BindOptions, Mount, TmpfsOptions, VolumeOptions
+from swarmlet.model.common import BindOptions, ImageOptions, Mount, TmpfsOptions, VolumeOptions
 from swarmlet.model.container import ContainerCreate, HostConfig
 from swarmlet_agent.decide.mounts import from_mount, parse_bind, reaches_below, resolve_mounts, tmpfs_options
 from swarmlet_agent.decide.points import MountPoint
@@ -66,6 +66,8 @@ def test_broken_binds_are_refused(text):
         (Mount(type="volume", target="/x", read_only=True), "ReadOnly"),
         (Mount(type="volume", source="a/b", target="/x"), "invalid characters"),
         (Mount(type="tmpfs", source="a", target="/x"), "field Source must not be specified"),
+        (Mount(type="image", target="/x"), "field Source must not be empty"),
+        (Mount(type="image", source="i", target="/x", bind_options=BindOptions()), "BindOptions must not"),
         (Mount(type="floppy", target="/x"), "mount type unknown"),
     ],
 )
@@ -78,8 +80,18 @@ def test_broken_mounts_are_refused_with_their_kind(mount, words):
 def test_kinds_and_options_not_built_are_refused_by_name():
     with pytest.raises(NotSupported, match="npipe"):
         from_mount(Mount(type="npipe", source="a", target="/x"))
-    with pytest.raises(NotSupported, match='mount type "image" is not supported'):
-        from_mount(Mount(type="image", source="busybox", target="/x"))
+    with pytest.raises(NotSupported, match='mount type "cluster" is not supported'):
+        from_mount(Mount(type="cluster", source="a", target="/x"))
+
+
+def test_an_image_is_mounted_whole_or_in_part():
+    point = from_mount(Mount(type="image", source="busybox", target="/x/", read_only=True))
+    assert (point.type, point.name, point.destination, point.rw) == ("image", "busybox", "/x", False)
+    part = from_mount(Mount(type="image", source="busybox", target="/x", image_options=ImageOptions(subpath="a/b")))
+    assert part.subpath == "a/b" and part.rw
+    for subpath in ("/a", "../a", "a/../.."):
+        with pytest.raises(InvalidArgument, match="relative path within the image"):
+            from_mount(Mount(type="image", source="i", target="/x", image_options=ImageOptions(subpath=subpath)))
 
 
 @pytest.mark.parametrize(
