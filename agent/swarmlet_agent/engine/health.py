@@ -96,6 +96,8 @@ class HealthChecks:
         finally:
             await process.streams.close()
         text = bytes(output[:OUTPUT_BYTES]).decode("utf-8", "replace")
+        if len(output) > OUTPUT_BYTES:
+            text += "..."
         return HealthResult(start=started, end=self._core.now(), exit_code=code, output=text)
 
     def _age_s(self, unit: Unit) -> float:
@@ -103,9 +105,9 @@ class HealthChecks:
 
 
 async def _read(process: ExecProcess, into: bytearray) -> None:
-    """All of its output, of which only the beginning is kept."""
+    """All of its output, of which only the beginning is kept, and a byte more to tell that there was more."""
     async for _, piece in process.streams:
-        into += piece[: max(0, OUTPUT_BYTES - len(into))]
+        into += piece[: max(0, OUTPUT_BYTES + 1 - len(into))]
 
 
 async def _kill(process: ExecProcess) -> None:
