@@ -18,6 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import aiodocker
+import aiohttp
 import docker.errors
 import pytest
 from conftest import Cluster, View, eventually
@@ -150,9 +151,12 @@ def test_signals_of_the_client_reach_the_container_unless_told_otherwise(view: V
     process.send_signal(10)
     assert process.communicate(timeout=20)[0] == b"got\n" and process.returncode == 9
 
-    process = view.popen("run", "--sig-proxy=false", "--name", "free", "busybox", "sh", "-c", script, stdout=-1, stderr=-1)
+    options = ("--sig-proxy=false", "--name", "free")
+    process = view.popen("run", *options, "busybox", "sh", "-c", script, stdout=-1, stderr=-1)
     assert process.stdout and process.stdout.readline() == b"ready\n"
-    process.terminate()
+    for _ in range(3):  # the client goes at the third
+        process.terminate()
+        time.sleep(0.1)
     process.communicate(timeout=20)
     assert running(view, "free")
 
@@ -197,7 +201,7 @@ async def test_websocket_attach_carries_both_ways_and_replays_logs(view: View) -
         while replayed != b"got text\ngot bytes\n":
             replayed += (await again.receive(timeout=20)).data
         await box.kill()
-        assert (await again.receive(timeout=20)).data is None  # the end of the container is the socket's
+        assert (await again.receive(timeout=20)).type is aiohttp.WSMsgType.CLOSE  # its end is the socket's
         await again.close()
     finally:
         await api.close()
@@ -237,7 +241,7 @@ def test_an_exec_is_inspected_from_its_making_to_its_end(view: View, client: Doc
 
 
 def test_what_execs_end_with(view: View) -> None:
-    view("run", "-d", "--name", "box", "--cap-drop", "ALL", "busybox", "sleep", "600")
+    view("run", "-d", "--name", "box", "busybox", "sleep", "600")
     for command, code, says in (
         (["true"], 0, b""), (["sh", "-c", "exit 3"], 3, b""), (["sh", "-c", "kill -9 $$"], 137, b""),
         (["nothing-there"], 127, b"executable file not found in $PATH"),
@@ -246,11 +250,10 @@ def test_what_execs_end_with(view: View) -> None:
         done = view.run("exec", "box", *command)
         assert done.returncode == code and says in done.stdout + done.stderr, (command, done)
     assert view.run("exec", "-u", "nobody-here", "box", "true").returncode == 126
-    assert b"not an absolute path" in (done := view.run("exec", "-w", "relative", "box", "true")).stderr or (
-        b"needs to be an absolute path" in done.stderr
-    )
-    assert view.run("exec", "box", "hostname", "x").returncode != 0
-    assert view("exec", "--privileged", "box", "sh", "-c", "hostname x && hostname") == "x"
+    assert b"needs to be an absolute path" in view.run("exec", "-w", "relative", "box", "true").stderr
+    usual = view("exec", "box", "grep", "CapEff", "/proc/self/status").split()[1]
+    every = view("exec", "--privileged", "box", "grep", "CapEff", "/proc/self/status").split()[1]
+    assert int(usual, 16) == 0xA80425FB and int(every, 16) & ~int(usual, 16)
     view("stop", "-t", "0", "box")
     assert b"is not running" in view.run("exec", "box", "true").stderr
 
@@ -266,7 +269,7 @@ def test_a_detached_exec_outlives_its_client_and_the_agent(cluster: Cluster) -> 
 def test_events_tell_of_execs(view: View) -> None:
     view("run", "-d", "--name", "box", "busybox", "sleep", "600")
     view.run("exec", "box", "sh", "-c", "exit 5")
-    view("exec", "box", "nice", "true")
+    view("exec", "box", "env", "true")
 
     def told() -> list[str]:
         return view(
@@ -277,7 +280,7 @@ def test_events_tell_of_execs(view: View) -> None:
 
     expected = [
         "exec_create: sh -c exit 5|<no value>", "exec_start: sh -c exit 5|<no value>", "exec_die|5",
-        "exec_create: nice true|<no value>", "exec_start: nice true|<no value>", "exec_die|0",
+        "exec_create: env true|<no value>", "exec_start: env true|<no value>", "exec_die|0",
     ]  # fmt: skip
     eventually(lambda: len(told()) == 6)
     assert [line.replace("|", "|<no value>") if line.endswith("|") else line for line in told()] == expected
@@ -313,7 +316,8 @@ def test_a_gigabyte_goes_through_while_the_agents_memory_stays_small(cluster: Cl
     assert process.stdout.read().strip() == b"%d" % total and process.wait(60) == 0
     process.stdout.close()
 
-    process = node.popen(*base, "sh", "-c", "dd if=/dev/zero bs=1M count=1024 2>/dev/null; echo end", stdin=-1, stdout=-1)
+    script = "dd if=/dev/zero bs=1M count=1024 2>/dev/null; echo end"
+    process = node.popen(*base, "sh", "-c", script, stdin=-1, stdout=-1)
     assert process.stdin and process.stdout
     process.stdin.close()
     time.sleep(0.5)  # a client that does not read for a while is waited for
@@ -321,7 +325,7 @@ def test_a_gigabyte_goes_through_while_the_agents_memory_stays_small(cluster: Cl
     while data := process.stdout.read(MB):
         size += len(data)
         last = data
-    assert size == total + 4 and last.endswith(b"\0end\n") and process.wait(60) == 0
+    assert size == total + 4 and last.endswith(b"end\n") and process.wait(60) == 0
     process.stdout.close()
     assert _resident(agent) - before < 24 * MB
 

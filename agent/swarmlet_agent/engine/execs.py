@@ -93,7 +93,8 @@ class Execs:
         self._emit(record, "exec_start")
         try:
             identity = await self._identity(container, request.user)
-            plan = exec_plan(container, request, identity, tty=request.tty if tty is None else tty)
+            terminal = request.tty if tty is None else tty
+            plan = exec_plan(container, request, identity, tty=terminal, detached=detach)
             item.process = await self._core.runtime.exec(container.id, plan)
         except SwarmletError as err:
             code = getattr(err, "exit_code", 126)

@@ -127,7 +127,9 @@ def _base_env(record: Container, *, tty: bool) -> tuple[str, ...]:
     return (*process_env((), hostname=record.request.hostname, tty=tty), *record.linked_env)
 
 
-def exec_plan(record: Container, request: ExecRequest, identity: Identity, *, tty: bool) -> ExecPlan:
+def exec_plan(
+    record: Container, request: ExecRequest, identity: Identity, *, tty: bool, detached: bool = False
+) -> ExecPlan:
     """A further process: the container's environment with the request's own over it."""
     base = override_env(_base_env(record, tty=tty), record.request.env)
     return ExecPlan(
@@ -142,6 +144,7 @@ def exec_plan(record: Container, request: ExecRequest, identity: Identity, *, tt
         open_stdin=request.attach_stdin,
         console_size=request.console_size or (0, 0),
         remap=record.remap,
+        detached=detached,
     )
 
 

@@ -38,7 +38,7 @@ async def forward(call: Call, fleet: Fleet, node: Node, path_qs: str | None = No
 
 
 async def forward_stream(call: Call, fleet: Fleet, node: Node, path_qs: str | None = None) -> web.StreamResponse:
-    """Attach and exec start: the node's answer, then raw bytes both ways until both sides have ended."""
+    """Attach (a WebSocket's too) and exec start: the node's answer, then raw bytes both ways until both have ended."""
     request = call.request
     body = await request.read()
     async with fleet.tunnel(node) as socket:
