@@ -33,8 +33,8 @@ class DiskUsage:
         self._engine = engine
         self._builder = builder
 
-    def build_cache(self) -> Sequence[Mapping[str, Any]]:
-        return self._builder.disk_usage()
+    async def build_cache(self) -> Sequence[Mapping[str, Any]]:
+        return await self._builder.disk_usage()
 
     async def images(self, version: ApiVersion) -> tuple[int, Sequence[Mapping[str, Any]]]:
         listed = self._images.list_images(Filters(), version, shared_size=True)

@@ -6,7 +6,6 @@ import io
 import json
 import os
 import subprocess
-import tarfile
 import threading
 import time
 from collections.abc import Iterator
@@ -16,44 +15,14 @@ from pathlib import Path
 import docker
 import pytest
 from conftest import Cluster, View, eventually
-
-CLASSIC = {"DOCKER_BUILDKIT": "0"}
+from e2e_builds import CLASSIC, build, clean_node, refused, run_build, tar_of, write
 
 
 @pytest.fixture
 def node(cluster: Cluster) -> Iterator[View]:
     """One node's engine, without images and cache of other tests."""
-    view = cluster.node(2)
-    yield view
-    left = view.run("ps", "-aq").stdout.decode().split()
-    if left:
-        view.run("rm", "-f", "-v", *left)
-    view.run("image", "prune", "-af", "--filter", "label=e2e.build")
-    view.run("builder", "prune", "-af")
-
-
-def write(folder: Path, files: dict[str, str]) -> Path:
-    for name, content in files.items():
-        place = folder / name
-        place.parent.mkdir(parents=True, exist_ok=True)
-        place.write_text(content)
-    return folder
-
-
-def run_build(view: View, folder: Path, *options: str, timeout: float = 90) -> subprocess.CompletedProcess[bytes]:
-    return view.run("build", "--label", "e2e.build=1", *options, str(folder), env=CLASSIC, timeout=timeout)
-
-
-def build(view: View, folder: Path, *options: str) -> str:
-    done = run_build(view, folder, *options)
-    assert done.returncode == 0, (done.stdout.decode(), done.stderr.decode())
-    return done.stdout.decode()
-
-
-def refused(view: View, folder: Path, *options: str) -> str:
-    done = run_build(view, folder, *options)
-    assert done.returncode != 0, done.stdout.decode()
-    return done.stderr.decode()
+    with clean_node(cluster.node(2)) as view:
+        yield view
 
 
 def test_the_talks_dockerfile_builds_and_runs(view: View, tmp_path: Path) -> None:
@@ -182,13 +151,8 @@ def test_dockerignore_keeps_files_out(node: View, tmp_path: Path) -> None:
 
 
 def test_add_unpacks_archives_and_copy_does_not(node: View, tmp_path: Path) -> None:
-    packed = io.BytesIO()
-    with tarfile.open(fileobj=packed, mode="w:gz") as tar:
-        for name, content in (("top/file", b"inside"), ("top/other", b"too")):
-            info = tarfile.TarInfo(name)
-            info.size, info.uid, info.mode = len(content), 42, 0o640
-            tar.addfile(info, io.BytesIO(content))
-    (tmp_path / "files.tar.gz").write_bytes(packed.getvalue())
+    packed = tar_of({"top/file": b"inside", "top/other": b"too"}, "w:gz", uid=42, mode=0o640)
+    (tmp_path / "files.tar.gz").write_bytes(packed)
     write(tmp_path, {"Dockerfile": (
         "FROM busybox\nADD files.tar.gz /added/\nCOPY files.tar.gz /copied/\nADD --chown=7:8 files.tar.gz /mine\n"
         "CMD cat /added/top/file; stat -c %u:%a /added/top/file; ls /copied; stat -c %u:%g /mine/top/file\n"
@@ -336,13 +300,8 @@ def test_a_dockerfile_and_a_context_may_come_through_stdin(node: View, tmp_path:
     write(tmp_path, {"file": "here"})
     node("build", "-t", "piped", "-f", "-", str(tmp_path), input=b"FROM busybox\nCOPY file /y\n")
     assert node("run", "--rm", "piped", "cat", "/y") == "here"
-    packed = io.BytesIO()
-    with tarfile.open(fileobj=packed, mode="w:bz2") as tar:
-        for name, content in (("Other", b"FROM busybox\nCOPY z /\n"), ("z", b"tarred")):
-            info = tarfile.TarInfo(name)
-            info.size = len(content)
-            tar.addfile(info, io.BytesIO(content))
-    node("build", "-t", "piped", "-f", "Other", "-", input=packed.getvalue())
+    packed = tar_of({"Other": b"FROM busybox\nCOPY z /\n", "z": b"tarred"}, "w:bz2")
+    node("build", "-t", "piped", "-f", "Other", "-", input=packed)
     assert node("run", "--rm", "piped", "cat", "/z") == "tarred"
 
 
@@ -389,12 +348,7 @@ def test_a_build_that_is_interrupted_leaves_nothing(view: View, tmp_path: Path) 
 
 
 def test_a_build_with_an_id_can_be_cancelled_by_it(view: View) -> None:
-    packed = io.BytesIO()
-    with tarfile.open(fileobj=packed, mode="w") as tar:
-        content = b"FROM busybox\nRUN echo be''gun; sleep 300\n"
-        info = tarfile.TarInfo("Dockerfile")
-        info.size = len(content)
-        tar.addfile(info, io.BytesIO(content))
+    packed = tar_of({"Dockerfile": b"FROM busybox\nRUN echo be''gun; sleep 300\n"})
     curl = ["curl", "-sN", "--unix-socket", str(view.socket), "-X", "POST"]
     process = subprocess.Popen(
         [*curl, "-H", "Content-Type: application/x-tar", "--data-binary", "@-", "http://d/v1.50/build?buildid=mine"],
@@ -402,7 +356,7 @@ def test_a_build_with_an_id_can_be_cancelled_by_it(view: View) -> None:
     )  # fmt: skip
     try:
         assert process.stdin is not None and process.stdout is not None
-        process.stdin.write(packed.getvalue())
+        process.stdin.write(packed)
         process.stdin.close()
         said = b""
         while b"begun" not in said and (line := process.stdout.readline()):
@@ -419,7 +373,11 @@ def test_a_build_with_an_id_can_be_cancelled_by_it(view: View) -> None:
 
 def test_an_agent_killed_in_the_middle_of_a_build_leaves_nothing_behind(cluster: Cluster, tmp_path: Path) -> None:
     node = cluster.node(3)
-    write(tmp_path, {"Dockerfile": "FROM busybox\nRUN echo one > /1\nRUN echo be''gun; sleep 300\n"})
+    write(tmp_path, {
+        "Dockerfile": "FROM busybox\nCOPY f /\nRUN echo one > /1\nRUN echo be''gun; sleep 300\n", "f": "same again",
+    })
+    layers = cluster.host(3).data_dir / "data" / "images" / "layers"
+    before = set(layers.iterdir())
     process = node.popen("build", str(tmp_path), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
     try:
         assert process.stdout is not None
@@ -434,10 +392,13 @@ def test_an_agent_killed_in_the_middle_of_a_build_leaves_nothing_behind(cluster:
         process.stdout.close()
     eventually(lambda: node.run("ps").returncode == 0, 30)
     eventually(lambda: node("ps", "-aq") == "", 30)
-    assert not list((cluster.host(3).data_dir / "containers-rootfs").glob("build-*"))
-    write(tmp_path, {"Dockerfile": "FROM busybox\nRUN echo one > /1\n"})
+    assert not list((cluster.host(3).data_dir / "data" / "containers-rootfs").glob("build-*"))
+    eventually(lambda: set(layers.iterdir()) == before, 15)
+    write(tmp_path, {"Dockerfile": "FROM busybox\nCOPY f /\nRUN echo one > /1\n"})
     assert "Successfully built" in build(node, tmp_path)
-    assert "Using cache" in build(node, tmp_path)
+    os.kill(cluster.pid(3, "swarmlet-agent"), 9)
+    eventually(lambda: node.run("ps").returncode == 0, 30)
+    assert build(node, tmp_path).count("Using cache") == 3
     node("builder", "prune", "-af")
 
 
@@ -469,14 +430,9 @@ def test_an_image_can_be_the_cache_of_a_later_build(node: View, tmp_path: Path) 
 
 
 def test_urls_are_contexts_and_sources(cluster: Cluster, node: View, tmp_path: Path) -> None:
-    packed = io.BytesIO()
-    with tarfile.open(fileobj=packed, mode="w:gz") as tar:
-        for name, content in (("Dockerfile", b"FROM busybox\nCOPY f /\n"), ("f", b"fetched")):
-            info = tarfile.TarInfo(name)
-            info.size = len(content)
-            tar.addfile(info, io.BytesIO(content))
+    packed = tar_of({"Dockerfile": b"FROM busybox\nCOPY f /\n", "f": b"fetched"}, "w:gz")
     lone = b"FROM busybox\nRUN echo lone > /l\n"
-    pages = {"/context.tar.gz": packed.getvalue(), "/Dockerfile": lone, "/data": b"payload"}
+    pages = {"/context.tar.gz": packed, "/Dockerfile": lone, "/data": b"payload"}
 
     class Pages(BaseHTTPRequestHandler):
         def do_GET(self) -> None:

@@ -13,6 +13,7 @@ from typing import Protocol
 from swarmlet.errors import NotFound
 from swarmlet.model.container import ContainerCreate
 from swarmlet_agent.builder.cache import BuildCache, CacheEntry
+from swarmlet_agent.builder.mountcaches import MountCaches
 from swarmlet_agent.builder.options import BuildOptions
 from swarmlet_agent.builder.output import Lane
 from swarmlet_agent.builder.plan import Plan
@@ -64,13 +65,11 @@ class Build:
 
     def __init__(
         self, options: BuildOptions, plan: Plan, folder: Path, context: Path, *, images: ImageSource,
-        workshop: Workshop, containers: Containers, cache: BuildCache, caches_folder: Path,
-        cache_locks: dict[str, asyncio.Lock], pins: ExitStack,
+        workshop: Workshop, containers: Containers, cache: BuildCache, mount_caches: MountCaches, pins: ExitStack,
     ) -> None:
         self.options, self.plan, self.folder, self.context = options, plan, folder, context
         self.images, self.workshop, self.containers, self.cache = images, workshop, containers, cache
-        #: Where RUN --mount=type=cache keeps what it keeps, and who uses it alone now.
-        self.caches_folder, self.cache_locks = caches_folder, cache_locks
+        self.mount_caches = mount_caches
         self.id = secrets.token_hex(16)
         loop = asyncio.get_running_loop()
         self.results: dict[int, asyncio.Future[State]] = {

@@ -18,9 +18,11 @@ from swarmlet_agent.builder.cache import BuildCache
 from swarmlet_agent.builder.context import WorkFolders, read_dockerfile, receive
 from swarmlet_agent.builder.dockerfile import BadDockerfile
 from swarmlet_agent.builder.filing import do_copy, do_workdir
+from swarmlet_agent.builder.mountcaches import MountCaches
 from swarmlet_agent.builder.options import BuildOptions
 from swarmlet_agent.builder.output import BuildCancelled, Lane
 from swarmlet_agent.builder.plan import Plan, Stage, plan_build
+from swarmlet_agent.builder.pruning import CACHE_MOUNT, REGULAR, Item, plan_pruning, shown
 from swarmlet_agent.builder.remote import fetch_remote
 from swarmlet_agent.builder.running import do_run
 from swarmlet_agent.builder.stage import PREDEFINED, StageRun, Steps
@@ -46,8 +48,7 @@ class Builder:
         self._images, self._workshop, self._containers = images, workshop, containers
         self._cache = BuildCache(journal, workshop)
         self._folders = WorkFolders(workshop.tmp)
-        self._caches_folder = data_dir / "build-caches"
-        self._locks: dict[str, asyncio.Lock] = {}
+        self._mount_caches = MountCaches(data_dir / "build-caches")
         self._under_way: dict[str, asyncio.Task[Any]] = {}
         self._cancelled: set[str] = set()
 
@@ -57,6 +58,7 @@ class Builder:
 
     async def start(self, names: Mapping[str, str]) -> None:
         """Remove what killed builds have left. names: of all containers, with their ids."""
+        await self._mount_caches.recover()
         await self._cache.check()
         for build in self._cache.unfinished:
             for name, ident in names.items():
@@ -117,15 +119,23 @@ class Builder:
 
     async def prune(self, filters: Filters, *, everything: bool, keep_bytes: int) -> tuple[list[str], int]:
         """The cache entries that went, and the bytes that freed. everything: also those that images have layers of."""
-        in_use = frozenset[str]() if everything else self._workshop.in_images()
-        gone, freed = await self._cache.prune(filters, in_use=in_use, keep_bytes=keep_bytes, now=time.time_ns())
+        doomed = plan_pruning(
+            await self._items(), filters, everything=everything, keep_bytes=keep_bytes, now=time.time_ns()
+        )
+        caches = [item for item in doomed if item.kind == CACHE_MOUNT]
+        freed = await self._cache.remove([item.key for item in doomed if item.kind == REGULAR])
+        await self._mount_caches.remove(item.key for item in caches)
+        freed += sum(item.size_bytes for item in caches)
         if self._on_prune is not None:
             self._on_prune(freed)
-        return gone, freed
+        return [item.id for item in doomed], freed
 
-    def disk_usage(self) -> list[dict[str, Any]]:
+    async def disk_usage(self) -> list[dict[str, Any]]:
         """BuildCache of GET /system/df."""
-        return self._cache.listing(self._workshop.in_images())
+        return [shown(item) for item in await self._items()]
+
+    async def _items(self) -> list[Item]:
+        return [*self._cache.items(self._workshop.in_images()), *await self._mount_caches.items()]
 
     async def _make(
         self, options: BuildOptions, plan: Plan, folder: Path, context: Path, listener: Listener
@@ -133,8 +143,7 @@ class Builder:
         with ExitStack() as pins:
             build = Build(
                 options, plan, folder, context, images=self._images, workshop=self._workshop,
-                containers=self._containers, cache=self._cache, caches_folder=self._caches_folder,
-                cache_locks=self._locks, pins=pins,
+                containers=self._containers, cache=self._cache, mount_caches=self._mount_caches, pins=pins,
             )
             try:
                 await self._run_stages(build, listener)

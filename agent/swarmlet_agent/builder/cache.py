@@ -9,16 +9,13 @@ from __future__ import annotations
 import time
 from collections import Counter, OrderedDict
 from collections.abc import Hashable, Iterable, Sequence
-from typing import Any
 
 import msgspec
 
-from swarmlet.engine_api.filters import Filters
 from swarmlet.model.base import Record
-from swarmlet.model.times import rfc3339
+from swarmlet_agent.builder.pruning import REGULAR, Item
 from swarmlet_agent.builder.state import State, state_of
 from swarmlet_agent.images.layers import Layer
-from swarmlet_agent.images.listing import until_ns
 from swarmlet_agent.images.manifests import digest_of, parse_config
 from swarmlet_agent.images.workshop import Workshop
 from swarmlet_agent.journal import Journal, Write
@@ -98,17 +95,16 @@ class BuildCache:
         while len(self._digests) > _MAX_DIGESTS:
             self._digests.popitem(last=False)
 
-    def listing(self, in_use: frozenset[str]) -> list[dict[str, Any]]:
-        """BuildCache of GET /system/df. in_use: layers that images or containers have, too."""
-        return [self._shown(entry, in_use) for entry in self._entries.values()]
-
-    def _shown(self, entry: CacheEntry, in_use: frozenset[str]) -> dict[str, Any]:
-        return {
-            "ID": entry.key[:25], "Parents": [entry.parent[:25]] if entry.parent else None, "Type": "regular",
-            "Description": entry.description, "InUse": False, "Shared": entry.layer in in_use,
-            "Size": self._size(entry), "CreatedAt": rfc3339(entry.created_at), "LastUsedAt": rfc3339(entry.used_at),
-            "UsageCount": entry.uses,
-        }
+    def items(self, in_use: frozenset[str]) -> list[Item]:
+        """As they are shown and pruned. in_use: layers that images have, too."""
+        return [
+            Item(
+                key=entry.key, kind=REGULAR, description=entry.description, size_bytes=self._size(entry),
+                created_at=entry.created_at, used_at=entry.used_at, uses=entry.uses, parent=entry.parent,
+                shared=entry.layer in in_use, needed=not in_use.isdisjoint(self._states[entry.key].chains[-1:]),
+            )
+            for entry in self._entries.values()
+        ]
 
     def _size(self, entry: CacheEntry) -> int:
         layer = self._workshop.layer(entry.layer) if entry.layer else None
@@ -159,37 +155,9 @@ class BuildCache:
                 writes.append(Write(TABLE, f"step/{key}", msgspec.msgpack.encode(entry)))
         return writes
 
-    async def prune(
-        self, filters: Filters, *, in_use: frozenset[str], keep_bytes: int, now: int
-    ) -> tuple[list[str], int]:
-        """POST /build/prune: the ids of what went, and the bytes that freed.
-
-        in_use: layers whose entries stay; keep_bytes: what may stay, the latest used first; filters: until,
-        unused-for (both: not used since), id, description, type. Steps have no labels, so `label`, which
-        `docker system prune` passes on, keeps them all. InvalidArgument for other filters.
-        """
-        filters.check("until", "unused-for", "id", "type", "description", "label", "label!")
-        if filters.get("label"):
-            return [], 0
-        limits = [until_ns(text, now) for name in ("until", "unused-for") for text in filters.get(name)]
-        before = min(limits, default=None)
-        chosen = []
-        kept = 0
-        for entry in sorted(self._entries.values(), key=lambda entry: entry.used_at, reverse=True):
-            if (
-                (before is not None and entry.used_at >= before)
-                or (in_use and not in_use.isdisjoint(self._states[entry.key].chains[-1:]))
-                or not _wanted(filters, "id", entry.key)
-                or not _wanted(filters, "description", entry.description)
-                or ("type" in filters and "regular" not in filters.get("type"))
-            ):
-                continue
-            if keep_bytes and kept + self._size(entry) <= keep_bytes:
-                kept += self._size(entry)
-                continue
-            chosen.append(entry.key)
-        gone = await self._forget(chosen)
-        return [key[:25] for key in chosen], sum(layer.size_bytes for layer in gone)
+    async def remove(self, keys: Sequence[str]) -> int:
+        """Forget these steps; the bytes of the layers that nothing needed any more."""
+        return sum(layer.size_bytes for layer in await self._forget(keys))
 
     async def _shrink(self) -> None:
         """Within the bounds again."""
@@ -238,7 +206,3 @@ class BuildCache:
 
 def _chains(entry: CacheEntry) -> tuple[str, ...]:
     return parse_config(entry.raw).chain_ids
-
-
-def _wanted(filters: Filters, name: str, value: str) -> bool:
-    return name not in filters or any(value.startswith(word) or word in value for word in filters.get(name))

@@ -72,8 +72,6 @@ def parse_mount(text: str) -> RunMount:
         read_only = _flag(values["readonly"], "readonly")
     if "readwrite" in values:
         read_only = not _flag(values["readwrite"], "readwrite")
-    if kind == "bind" and not read_only:
-        raise ValueError("RUN --mount=type=bind,rw is not supported: what is written there would be lost anyway")
     sharing = values.get("sharing", "shared")
     if sharing not in _SHARING:
         raise ValueError(f"unsupported sharing value {sharing!r}")

@@ -312,7 +312,7 @@ class FakeUsage:
     async def volumes(self) -> list[dict[str, Any]]:
         return []
 
-    def build_cache(self) -> list[dict[str, Any]]:
+    async def build_cache(self) -> list[dict[str, Any]]:
         return []
 
 

@@ -7,8 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from swarmlet.engine_api.filters import Filters
-from swarmlet.errors import InvalidArgument
 from swarmlet.model.container import ImageConfig
 from swarmlet_agent.builder import cache as caches
 from swarmlet_agent.builder.cache import BuildCache, CacheEntry, key_of
@@ -92,7 +90,7 @@ async def test_entries_without_their_layers_are_forgotten_at_start(tmp_path: Pat
     for _ in range(2):
         journal, cache = opened(tmp_path, workshop)
         await cache.check()
-        assert cache.find(first.key) is None and cache.listing(frozenset()) == []
+        assert cache.find(first.key) is None and cache.items(frozenset()) == []
         journal.close()
 
 
@@ -109,27 +107,21 @@ async def test_builds_that_did_not_finish_are_remembered(tmp_path: Path, worksho
     journal.close()
 
 
-async def test_pruning_leaves_what_images_use_and_what_may_stay(tmp_path: Path, workshop: Workshop) -> None:
+async def test_what_is_forgotten_frees_layers_that_nothing_else_needs(tmp_path: Path, workshop: Workshop) -> None:
     journal, cache = opened(tmp_path, workshop)
-    one, first = step(workshop, START, "a", used_at=10)
-    two, second = step(workshop, one, "b", used_at=20)
-    _, third = step(workshop, START, "c", used_at=30)
+    one, first = step(workshop, START, "a")
+    two, second = step(workshop, one, "b")
+    _, third = step(workshop, START, "c")
     await cache.finish("x", [first, second, third], [])
+    shown = {item.description: (item.shared, item.needed) for item in cache.items(frozenset(two.chains))}
+    assert shown == {"a": (True, True), "b": (True, True), "c": (False, False)}
+    assert {item.description for item in cache.items(frozenset(one.chains)) if item.needed} == {"a"}
 
-    async def prune(in_use: Iterable[str] = (), keep: int = 0, **filters: str) -> tuple[int, int]:
-        chosen = Filters({name: (value,) for name, value in filters.items()})
-        gone, freed = await cache.prune(chosen, in_use=frozenset(in_use), keep_bytes=keep, now=100)
-        return len(gone), freed
-
-    assert await prune(two.chains, description="b") == (0, 0)
-    assert await prune(keep=250, id="none") == (0, 0)
-    assert await prune(keep=250) == (1, 0)  # the entry of a goes, its layer is b's too
-    assert {entry["Description"] for entry in cache.listing(frozenset())} == {"b", "c"}
-    assert await prune(description="c") == (1, 100)
-    assert await prune() == (1, 200)
+    assert await cache.remove([first.key]) == 0  # its layer is b's too
+    assert await cache.remove([third.key]) == 100
+    assert {item.description for item in cache.items(frozenset())} == {"b"}
+    assert await cache.remove([second.key]) == 200
     assert not workshop.layers and workshop.held() == frozenset()
-    with pytest.raises(InvalidArgument):
-        await prune(frob="x")
     journal.close()
 
 
@@ -141,7 +133,7 @@ async def test_the_cache_keeps_within_its_bounds(
     for number in range(4):
         _, entry = step(workshop, START, f"step {number}", used_at=number)
         await cache.finish("x", [entry], [])
-    assert {entry["Description"] for entry in cache.listing(frozenset())} == {"step 2", "step 3"}
+    assert {item.description for item in cache.items(frozenset())} == {"step 2", "step 3"}
     assert len(workshop.layers) == 2
     journal.close()
 

@@ -85,7 +85,7 @@ def test_commands_have_a_shell_form_and_a_json_form() -> None:
     ("VOLUME [\"\"]", "can not be an empty string"), ("RUN --network=x y", "invalid network mode"),
     ("RUN --security=insecure x", "insecure is not supported"),
     ("RUN --mount=type=x,target=/y z", "unsupported mount type"),
-    ("RUN --mount=type=bind,target=/x,rw y", "rw is not supported"),
+    ("RUN --mount=type=bind,target=/x,size=1 y", "unexpected key"),
     ("RUN --mount=target=/x,frob=1 y", "unexpected key"),
     ("RUN --mount=type=secret,id=a,required=true x", "no way to hand over"),
     ("RUN --mount=type=ssh x", "forwards no SSH agent"), ("RUN --mount=type=cache x", "target is missing"),

@@ -37,7 +37,7 @@ class SwarmMembership(Protocol):
 
 
 class DiskUsage(Protocol):
-    """What images and volumes take. Both may take a while and are asked for only by `docker system df`."""
+    """What takes the disk. All of it may take a while and is asked for only by `docker system df`."""
 
     async def images(self, version: ApiVersion) -> tuple[int, Sequence[Mapping[str, Any]]]:
         """(bytes of all layers, each counted once; Engine API ImageSummary with Containers and SharedSize)."""
@@ -47,7 +47,7 @@ class DiskUsage(Protocol):
         """Engine API Volume with UsageData."""
         ...
 
-    def build_cache(self) -> Sequence[Mapping[str, Any]]:
+    async def build_cache(self) -> Sequence[Mapping[str, Any]]:
         """Engine API BuildCache."""
         ...
 
@@ -162,7 +162,7 @@ class SystemRoutes:
         if "volume" in kinds:
             answer["Volumes"] = await self._usage.volumes()
         if "build-cache" in kinds:
-            cached = self._usage.build_cache()
+            cached = await self._usage.build_cache()
             answer |= {"BuildCache": cached, "BuilderSize": sum(entry["Size"] for entry in cached)}
         return json_answer(answer)
 

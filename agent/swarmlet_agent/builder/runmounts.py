@@ -1,0 +1,105 @@
+"""RUN --mount, and the scripts of here-documents: what is mounted into a step's container, and what of it counts for
+the build cache."""
+
+from __future__ import annotations
+
+import asyncio
+import posixpath
+from collections.abc import Callable
+from contextlib import AsyncExitStack
+from dataclasses import replace
+from pathlib import Path
+
+from swarmlet.model.common import Mount, TmpfsOptions
+from swarmlet_agent.builder import instructions as kinds
+from swarmlet_agent.builder.copying import How, copy_sources
+from swarmlet_agent.builder.filing import source_state
+from swarmlet_agent.builder.mounts import RunMount
+from swarmlet_agent.builder.rooted import Root
+from swarmlet_agent.builder.sources import Found, digest_of_sources, find_sources
+from swarmlet_agent.builder.stage import StageRun
+from swarmlet_agent.images.layers import stoppable
+
+
+async def mounts_of(run: StageRun, step: kinds.Run, stack: AsyncExitStack) -> tuple[list[Mount], list[str]]:
+    """Of files that the step depends on; and what they and all others are to the cache."""
+    mounts: list[Mount] = []
+    marks: list[str] = []
+    for wish in _wishes(run, step):
+        mark = repr(wish)
+        if wish.type == "bind":
+            mount, digest = await _bind(run, wish, stack)
+            mounts.append(mount)
+            mark += digest
+        marks.append(mark)
+    return mounts, marks
+
+
+async def private_mounts(run: StageRun, step: kinds.Run, stack: AsyncExitStack) -> list[Mount]:
+    """Caches and tmpfs: nothing that the result may depend on."""
+    wishes = _wishes(run, step)
+    folders: dict[RunMount, Path] = {}
+    # Always in the same order: steps that wait for each other's caches would wait for ever.
+    for wish in sorted({wish for wish in wishes if wish.type == "cache"}, key=lambda wish: (wish.id, wish.target)):
+        folders[wish] = await run.build.mount_caches.take(wish, stack)
+    mounts = []
+    for wish in wishes:
+        if wish.type == "tmpfs":
+            mounts.append(Mount(type="tmpfs", target=wish.target, tmpfs_options=TmpfsOptions(size_bytes=wish.size)))
+        elif wish.type == "cache":
+            mounts.append(
+                Mount(type="bind", source=str(folders[wish]), target=wish.target, read_only=wish.read_only)
+            )
+    return mounts
+
+
+async def script_mount(run: StageRun, target: str, content: str) -> Mount:
+    """A here-document that is a program of its own."""
+    place = run.build.folder / f"script-{run.build.serial()}"
+    await asyncio.to_thread(_write_script, place, content)
+    return Mount(type="bind", source=str(place), target=target, read_only=True)
+
+
+def _write_script(place: Path, content: str) -> None:
+    place.write_text(content)
+    place.chmod(0o755)
+
+
+def _wishes(run: StageRun, step: kinds.Run) -> list[RunMount]:
+    """With variables replaced and targets absolute. Secrets that were not required are left out: there are none."""
+    text, working_dir = run.scope.text, run.config.working_dir or "/"
+    return [
+        replace(
+            wish, target=posixpath.join("/", working_dir, text(wish.target)), source=text(wish.source), id=text(wish.id)
+        )
+        for wish in step.mounts if wish.type != "secret"
+    ]
+
+
+async def _bind(run: StageRun, wish: RunMount, stack: AsyncExitStack) -> tuple[Mount, str]:
+    """A file or folder of the context, a stage or an image; and the digest of what is in it.
+
+    What is written there is lost, as the Dockerfile reference has it: a stage's root is the step's own anyway, of the
+    context it gets a copy.
+    """
+    folder = run.build.context
+    if wish.stage:
+        state = await source_state(run, wish.stage)
+        folder = (await stack.enter_async_context(run.build.workshop.bench(state.chains))).path
+    root = stack.enter_context(Root(folder))
+    found = await asyncio.to_thread(
+        find_sources, root, [wish.source.replace("*", "\\*") or "."], what="RUN --mount", of_context=not wish.stage
+    )
+    digest = await stoppable(lambda stopped: digest_of_sources(found, owners=True, stopped=stopped))
+    source = folder / found[0].path
+    if not wish.read_only and not wish.stage:
+        place = run.build.folder / f"writable-{run.build.serial()}"
+        await stoppable(lambda stopped: _copy(found[0], place, stopped))
+        source = place if found[0].is_folder else place / found[0].name
+    return Mount(type="bind", source=str(source), target=wish.target, read_only=wish.read_only), digest
+
+
+def _copy(found: Found, place: Path, stopped: Callable[[], bool]) -> None:
+    place.mkdir()
+    with Root(place) as root:
+        copy_sources([found], root, "/", not found.is_folder, How(owner=None), stopped)
