@@ -6,8 +6,11 @@ import gzip
 import hashlib
 import io
 import json
+import select
+import socket
 import tarfile
 import threading
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -169,12 +172,18 @@ def _ask(method: str, url: str, data: bytes = b"", media_type: str = "") -> Any:
 class Liar:
     """A registry with one image under any name and tag; `tampered` replaces what some digests should bring.
 
-    `cut` names blobs whose transfer breaks off half-way, every time.
+    `cut` names blobs whose transfer breaks off half-way, every time; those in `held` stop half-way until `go_on` is
+    set, or the client hangs up. `asked` counts requests for each blob, `ranges` are those for a part of one.
     """
 
     packed: Packed
     tampered: Mapping[str, bytes] = field(default_factory=dict)
     cut: Sequence[str] = ()
+    held: Sequence[str] = ()
+    go_on: threading.Event = field(default_factory=threading.Event)
+    asked: Counter[str] = field(default_factory=Counter)
+    ranges: list[str] = field(default_factory=list)
+    hung_up: threading.Event = field(default_factory=threading.Event)
 
     def content(self, path: str) -> tuple[bytes, str] | None:
         """(bytes, media type) of a request path below /v2/."""
@@ -195,17 +204,40 @@ def lying_registry(address: str, liar: Liar) -> Iterator[str]:
         def do_GET(self) -> None:
             found = (b"{}", "application/json") if self.path == "/v2/" else liar.content(self.path)
             body, media_type = found or (b'{"errors":[{"code":"BLOB_UNKNOWN"}]}', "application/json")
-            self.send_response(404 if found is None else 200)
+            wanted = self.path.rpartition("/")[2]
+            liar.asked[wanted] += 1
+            start = 0
+            if given := self.headers.get("Range", ""):
+                liar.ranges.append(given)
+                start = int(given.removeprefix("bytes=").rstrip("-"))
+            body = body[start:]
+            self.send_response(404 if found is None else 206 if start else 200)
             self.send_header("Content-Type", media_type)
             self.send_header("Content-Length", str(len(body)))
             self.end_headers()
             if self.command == "HEAD":
                 return
-            if self.path.rpartition("/")[2] in liar.cut:
+            if wanted in liar.cut:
                 self.wfile.write(body[: len(body) // 2])
                 self.close_connection = True
                 return
+            if wanted in liar.held and not liar.go_on.is_set():
+                half = len(body) // 2
+                self.wfile.write(body[:half])
+                body = body[half:]
+                if not self._wait():
+                    self.close_connection = True
+                    return
             self.wfile.write(body)
+
+        def _wait(self) -> bool:
+            """Until it may go on; False if the client has hung up."""
+            while not liar.go_on.wait(0.02):
+                readable, _, _ = select.select([self.connection], [], [], 0)
+                if readable and not self.connection.recv(1, socket.MSG_PEEK):
+                    liar.hung_up.set()
+                    return False
+            return True
 
         do_HEAD = do_GET
 

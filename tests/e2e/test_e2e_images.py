@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
 import socket
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -455,6 +457,44 @@ def test_a_transfer_that_always_breaks_off_is_given_up(cluster: Cluster, base: I
         done = cluster.node(2).run("pull", f"{address}/cut", timeout=120)
     assert done.returncode == 1 and done.stderr, done.stdout
     assert cluster.node(2)("images", "-q", f"{address}/cut") == ""
+
+
+def test_a_pull_whose_agent_is_killed_goes_on_where_it_was(cluster: Cluster, base: Image) -> None:
+    node, agent = cluster.node(3), cluster.pid(3, "swarmlet-agent")
+    packed = base.on({"done": b"d" * 1000}).on({"half": os.urandom(6 << 20)}).packed()
+    done, half = packed.layers[-2:]
+    liar = Liar(packed, held=[half])
+    partial = _image_folder(cluster, 3) / "partial"
+    with lying_registry(cluster.layout.gateway, liar) as address:
+        with node.popen("pull", f"{address}/killed:1", stdout=subprocess.PIPE, stderr=subprocess.PIPE) as pulling:
+            eventually(lambda: (partial / half[7:]).stat().st_size and (partial / done[7:]).exists())
+            os.kill(agent, signal.SIGKILL)
+            pulling.communicate(timeout=30)
+            assert pulling.returncode == 1
+        have = (partial / half[7:]).stat().st_size
+        liar.go_on.set()
+        eventually(lambda: node.run("version").returncode == 0, 30)
+        assert node("images", "-q", f"{address}/killed") == ""
+
+        assert "Downloaded newer image" in node("pull", f"{address}/killed:1")
+        assert liar.asked[done] == 1 and liar.ranges == [f"bytes={have}-"]
+    assert node("run", "--rm", f"{address}/killed:1", "sh", "-c", "wc -c </half; head -c 2 /done").split() == [
+        str(6 << 20), "dd",
+    ]  # fmt: skip
+    eventually(lambda: cluster.ready() == {"node-1", "node-2", "node-3"})
+
+
+def test_a_pull_whose_client_goes_away_is_stopped(cluster: Cluster, view: View, base: Image) -> None:
+    packed = base.on({"slow": os.urandom(100_000)}).packed()
+    liar = Liar(packed, held=[packed.layers[-1]])
+    with lying_registry(cluster.layout.gateway, liar) as address:
+        with view.popen("pull", f"{address}/left:1", stdout=subprocess.PIPE, stderr=subprocess.PIPE) as pulling:
+            eventually(lambda: liar.asked[packed.layers[-1]])
+            pulling.send_signal(signal.SIGINT)
+            pulling.communicate(timeout=30)
+        assert liar.hung_up.wait(20)
+    assert view("images", "-q", f"{address}/left") == ""
+    eventually(lambda: not [file for n in (1, 2, 3) for file in (_image_folder(cluster, n) / "partial").iterdir()])
 
 
 @pytest.mark.parametrize(

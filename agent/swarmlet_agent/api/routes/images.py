@@ -10,6 +10,7 @@ import msgspec
 from aiohttp import web
 
 from swarmlet.engine_api.answers import json_answer
+from swarmlet.engine_api.connection import WhileConnected
 from swarmlet.engine_api.filters import Filters
 from swarmlet.engine_api.router import Call, Route
 from swarmlet.engine_api.streams import JsonStream
@@ -121,11 +122,12 @@ class ImageRoutes:
         else:
             url = source if "://" in source else f"http://{source}"
             chunks = self._images.fetch_url(url)
-        image = await self._images.import_tar(
-            chunks, repo=call.text("repo"), tag=call.text("tag"), message=call.text("message"),
-            changes=call.texts("changes"), platform=call.text("platform"), source=source,
-            created=_created(call),
-        )
+        async with WhileConnected(call.request):
+            image = await self._images.import_tar(
+                chunks, repo=call.text("repo"), tag=call.text("tag"), message=call.text("message"),
+                changes=call.texts("changes"), platform=call.text("platform"), source=source,
+                created=_created(call),
+            )
         await stream.send({"status": image.id})
         return await stream.end()
 
@@ -262,10 +264,14 @@ def _platform(call: Call) -> str:
 
 
 async def _with_progress(call: Call, work: Callable[[Listener], Awaitable[object]]) -> web.StreamResponse:
-    """Run it with progress sent as it comes. Before the first line an error is a status, later a line."""
+    """Run it with progress sent as it comes. Before the first line an error is a status, later a line.
+
+    A client that goes away ends it, also while there is nothing to tell.
+    """
     stream = JsonStream(call)
     try:
-        await work(stream.send)
+        async with WhileConnected(call.request):
+            await work(stream.send)
     except SwarmletError as err:
         if not stream.started:
             raise

@@ -15,6 +15,7 @@ import aiohttp
 from aiohttp import web
 
 from swarmlet.engine_api.answers import json_answer
+from swarmlet.engine_api.connection import WhileConnected
 from swarmlet.engine_api.router import Call, Route
 from swarmlet.engine_api.streams import JsonStream
 from swarmlet.errors import InvalidArgument, NotFound, SwarmletError, Unavailable
@@ -77,10 +78,11 @@ class ImageRoutes:
         stream = JsonStream(call)
         nodes = self._some(self._fleet.schedulable())
         if len(nodes) == 1:
-            return await forward(call, self._fleet, nodes[0])
+            async with WhileConnected(call.request):
+                return await forward(call, self._fleet, nodes[0])
         progress = Progress([node.description.hostname for node in nodes])
         path = call.request.rel_url.raw_path_qs
-        async with asyncio.TaskGroup() as group:
+        async with WhileConnected(call.request), asyncio.TaskGroup() as group:
             for node in nodes:
                 group.create_task(self._follow(node, path, headers, progress), name=f"pull-{node.id}")
             async for line in progress.lines():
