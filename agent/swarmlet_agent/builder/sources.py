@@ -13,10 +13,11 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from swarmlet.errors import InvalidArgument
-from swarmlet_agent.builder.patterns import NOTHING, Ignore, compile_pattern, has_wildcards
+from swarmlet_agent.builder.patterns import NOTHING, Ignore, has_wildcards
 from swarmlet_agent.builder.rooted import Root
 from swarmlet_agent.images.capture import Stopped
 from swarmlet_agent.images.compression import decompressed
+from swarmlet_agent.images.globs import compile_pattern
 from swarmlet_agent.images.tarstream import BadTar, TarReader
 
 _PIECE = 1 << 20

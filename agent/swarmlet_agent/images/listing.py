@@ -10,6 +10,7 @@ from swarmlet.engine_api.filters import Filters
 from swarmlet.errors import InvalidArgument
 from swarmlet.model.times import parse_timestamp
 from swarmlet_agent.images.durations import parse_duration
+from swarmlet_agent.images.globs import compile_pattern
 from swarmlet_agent.images.reference import parse_reference
 from swarmlet_agent.images.types import Image
 
@@ -74,29 +75,7 @@ def until_ns(text: str, now: int) -> int:
 
 @lru_cache(maxsize=64)
 def _glob(pattern: str) -> re.Pattern[str]:
-    """path.Match: * and ? stop at slashes, [a-z] and [^a-z] are classes, a backslash quotes."""
-    parts, at = [], 0
-    while at < len(pattern):
-        char = pattern[at]
-        at += 1
-        if char == "*":
-            parts.append("[^/]*")
-        elif char == "?":
-            parts.append("[^/]")
-        elif char == "\\" and at < len(pattern):
-            parts.append(re.escape(pattern[at]))
-            at += 1
-        elif char == "[" and (end := pattern.find("]", at + 1)) > 0:
-            inside = pattern[at:end]
-            negated = inside.startswith("^")
-            escaped = "".join("-" if part == "-" else re.escape(part) for part in inside.removeprefix("^"))
-            parts.append(f"[{'^' if negated else ''}{escaped}]")
-            at = end + 1
-        elif char in "[\\":
-            raise InvalidArgument(f"invalid filter 'reference={pattern}': syntax error in pattern")
-        else:
-            parts.append(re.escape(char))
     try:
-        return re.compile("".join(parts))
-    except re.error as err:
+        return compile_pattern(pattern)
+    except InvalidArgument as err:
         raise InvalidArgument(f"invalid filter 'reference={pattern}': syntax error in pattern") from err

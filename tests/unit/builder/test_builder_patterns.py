@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from swarmlet.errors import InvalidArgument
-from swarmlet_agent.builder.patterns import compile_pattern, has_wildcards, parse_ignore
+from swarmlet_agent.builder.patterns import has_wildcards, parse_ignore
+from swarmlet_agent.images.globs import compile_pattern
 
 
 @pytest.mark.parametrize(("rules", "out", "kept"), [
