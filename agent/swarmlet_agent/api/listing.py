@@ -121,15 +121,18 @@ def _matches_volume(container: Container, filters: Filters) -> bool:
 
 
 def _matches_ports(container: Container, filters: Filters) -> bool:
-    exposed = [split_port(port) for port in {*container.config.exposed_ports, *container.ports}]
-    bindings = {**container.host.port_bindings, **container.ports}
-    published = [split_port(port) for port, given in bindings.items() if given]
-    return _has_port(filters, "expose", exposed) and _has_port(filters, "publish", published)
+    """publish names ports of the host, expose the container's own; one of both will do (moby daemon/list.go)."""
+    if "publish" not in filters and "expose" not in filters:
+        return True
+    exposed = [split_port(port) for port in container.ports]
+    published = [
+        (int(binding.host_port), split_port(port)[1])
+        for port, bindings in container.ports.items() for binding in bindings if binding.host_port
+    ]
+    return _has_port(filters, "publish", published) or _has_port(filters, "expose", exposed)
 
 
 def _has_port(filters: Filters, key: str, ports: Sequence[tuple[int, str]]) -> bool:
-    if key not in filters:
-        return True
     for value in filters.get(key):
         first, last, protocol = _port_range(key, value)
         if any(first <= port <= last and protocol == kind for port, kind in ports):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 
 from swarmlet.errors import Conflict
@@ -78,14 +79,17 @@ class ContainerFiles:
                 return sandbox
         return None
 
-    def check(self, sandbox: SandboxRecord) -> None:
-        """InvalidArgument for bad extra hosts, Conflict for a link to a container that does not run."""
+    def check(self, sandbox: SandboxRecord, networks: Collection[str]) -> None:
+        """InvalidArgument for bad extra hosts, Conflict for a link of the default network to a container that does not
+        run or is not on it. (Elsewhere a link is a name for whoever is called so.)"""
         plan_files.parse_extra_hosts(sandbox.extra_hosts, self._host_gateway())
-        for target, alias in map(split_link, sandbox.links):
-            if self.find(target) is None:
+        for target, alias in map(split_link, sandbox.links) if BRIDGE in networks else ():
+            if (other := self.find(target)) is None:
                 raise Conflict(
                     f"Cannot link to a non running container: /{target} AS /{sandbox.container_name}/{alias}"
                 )
+            if all(endpoint.network != BRIDGE for endpoint in other.endpoints):
+                raise Conflict(f"Cannot link to /{target}, as it does not belong to the default network")
 
     async def refresh_linked(self, target: SandboxRecord) -> None:
         """A linked container has a new address: those that refer to it learn it."""

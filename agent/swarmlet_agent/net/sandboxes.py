@@ -127,7 +127,7 @@ class Sandboxes:
         else:
             places = plan_attach.places(wish, ground.catalog.get)
             # Bad extra hosts and links to nobody are refused before anything is leased.
-            self._files.check(base)
+            self._files.check(base, {place.network.name for place in places})
             sandbox = self._leasing.endpoints(base, places, before)
         ground.sandboxes[sandbox.container_id] = sandbox
         ground.live.add(sandbox.container_id)

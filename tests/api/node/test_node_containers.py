@@ -74,7 +74,8 @@ async def names(node: Node, query: str) -> list[str]:
 
 
 async def test_lists_are_filtered_as_docker_filters_them(node: Node) -> None:
-    one = await node.make("sleep", name="one", Labels={"a": "1"}, Volumes={"/data": {}})
+    published = {"PortBindings": {"80/tcp": [{"HostPort": "81"}]}}
+    one = await node.make("sleep", name="one", Labels={"a": "1"}, Volumes={"/data": {}}, HostConfig=published)
     await node.make("exit", "3", name="two", Labels={"a": "2"})
     await node.call("POST", "/containers/two/wait")
     await node.make("sleep", name="three", start=False, HostConfig={"NetworkMode": "none"}, ExposedPorts={"53/udp": {}})
@@ -93,8 +94,12 @@ async def test_lists_are_filtered_as_docker_filters_them(node: Node) -> None:
     assert await names(node, "all=1&" + filters(before=["two"])) == ["/one"]
     assert await names(node, "all=1&" + filters(since=["one"])) == ["/three", "/two"]
     assert await names(node, "all=1&" + filters(network=["none"])) == ["/three"]
-    assert await names(node, "all=1&" + filters(expose=["50-60/udp"])) == ["/three"]
+    # What does not run has no ports at all.
+    assert await names(node, "all=1&" + filters(expose=["50-60/udp"])) == []
+    assert await names(node, "all=1&" + filters(expose=["70-80"])) == ["/one"]
     assert await names(node, "all=1&" + filters(publish=["80"])) == []
+    assert await names(node, "all=1&" + filters(publish=["81"])) == ["/one"]
+    assert await names(node, "all=1&" + filters(publish=["80"], expose=["80"])) == ["/one"]
     assert await names(node, "all=1&" + filters(volume=["/data"])) == ["/one"]
     assert await names(node, "all=1&" + filters(ancestor=["busybox"])) == ["/three", "/two", "/one"]
     assert await names(node, "all=1&" + filters(ancestor=["nothing"])) == []
