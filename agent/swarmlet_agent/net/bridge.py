@@ -21,7 +21,7 @@ from swarmlet.log import get_logger
 from swarmlet.model.container import EndpointSettings
 from swarmlet.model.ids import new_hex_id
 from swarmlet_agent.journal import Journal
-from swarmlet_agent.net import plan_attach, plan_macvlan, plan_rules, views
+from swarmlet_agent.net import plan_attach, plan_config, plan_macvlan, plan_rules, views
 from swarmlet_agent.net.container_files import ContainerFiles
 from swarmlet_agent.net.dns import EmbeddedDns, HostResolvers
 from swarmlet_agent.net.firewall_check import find_dropping
@@ -247,6 +247,8 @@ class BridgeNetworks:
 
     def _make_network(self, network: NetworkRecord) -> None:
         ground = self._ground
+        if network.exclusive:
+            return  # a configuration network: there is nothing to make
         ground.kernel.driver(network).make(network)
         ground.kernel.change_rules(
             plan_rules.add_network(network),
@@ -256,6 +258,8 @@ class BridgeNetworks:
     def _unmake_network(self, network: NetworkRecord) -> None:
         """Its links, unless another network (of a VLAN interface there may be several) is on them."""
         ground = self._ground
+        if network.exclusive:
+            return
         if not network.parent or not plan_macvlan.users_of(network.parent, ground.catalog.by_id, network.id):
             ground.kernel.driver(network).remove(network)
 
@@ -263,6 +267,7 @@ class BridgeNetworks:
         ground = self._ground
         if network.predefined:
             raise Forbidden(f"{network.name} is a pre-defined network and cannot be removed")
+        plan_config.check_unused(network, ground.catalog.by_id.values())
         attached = self._sandboxes.of(network.id)
         if attached:
             active = ", ".join(f'name:"{box.container_name}" id:"{endpoint.id[:12]}"' for box, endpoint in attached)

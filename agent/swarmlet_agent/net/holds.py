@@ -95,6 +95,8 @@ class PortBook:
         """
         troubles = []
         for record in records:
+            if not record.host_port:
+                continue
             port = HostPort(record.host_ip, record.protocol, record.host_port)
             holder = None
             try:
@@ -119,8 +121,8 @@ class PortBook:
         """One number that is free on every address of the wish."""
         previous = [
             record.host_port for record in earlier
-            if (record.port, record.protocol) == (wish.port, wish.protocol) and record.host_ip in wish.host_ips
-            and (wish.first == 0 or wish.first <= record.host_port <= wish.last)
+            if record.host_port and (record.port, record.protocol) == (wish.port, wish.protocol)
+            and record.host_ip in wish.host_ips and (wish.first == 0 or wish.first <= record.host_port <= wish.last)
         ]
         reason: Exception | None = None
         for number in chain(previous, candidates(wish, self._next)):

@@ -15,7 +15,7 @@ from swarmlet_agent.net.ground import Ground
 from swarmlet_agent.net.holds import host_has_ipv6
 from swarmlet_agent.net.plan_attach import DefaultRoutes
 from swarmlet_agent.net.plan_ipam import mac_of
-from swarmlet_agent.net.plan_ports import EPHEMERAL, default_host_ips, parse_ports, reachable
+from swarmlet_agent.net.plan_ports import EPHEMERAL, default_host_ips, parse_ports, reachable, split_routed
 from swarmlet_agent.net.records import (
     HOST,
     NONE,
@@ -109,9 +109,10 @@ class Leasing:
         if not network.bridge:
             return ()  # its addresses are the site's own
         wishes = parse_ports(sandbox.port_wishes, default_host_ips(network.host_binding, host_has_ipv6=host_has_ipv6()))
-        wishes = reachable(wishes, *routes.targets)
+        routed = network.reach4 == "routed", network.reach6 == "routed"
+        mapped, opened = split_routed(reachable(wishes, *routes.targets), routes.targets, routed)
         try:
-            return self._ground.ports.take(sandbox.container_id, wishes, routes.targets, before)
+            return (*self._ground.ports.take(sandbox.container_id, mapped, routes.targets, before), *opened)
         except (PortTaken, NetworkFailure) as err:
             raise type(err)(
                 "failed to set up container networking: driver failed programming external connectivity on endpoint "

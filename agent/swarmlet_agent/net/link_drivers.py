@@ -76,7 +76,7 @@ class BridgeLinks:
         netns.write_sysctl(f"net/ipv4/conf/{network.bridge}/route_localnet", "1")
         addresses = [
             netlink.add_address(link.index, ip_interface(f"{part.gateway}/{ip_network(part.subnet).prefixlen}"))
-            for part in network.families
+            for part in network.bridge_parts
         ]
         self._host.send([*addresses, netlink.set_up(link.index)])
 

@@ -60,14 +60,14 @@ def places(wish: NetworkWish, lookup: Lookup) -> list[Place]:
     if wish.mac_address and not wanted[main.name].mac_address:
         wanted[main.name] = msgspec.structs.replace(wanted[main.name], mac_address=wish.mac_address)
     found = [Place(lookup(name), settings) for name, settings in wanted.items()]
+    for place in found:
+        check_settings(place.network, place.settings)
     exclusive = [place.network.name for place in found if place.network.exclusive]
     if exclusive and len(found) > 1:
         raise InvalidArgument(
             "container cannot be connected to multiple networks with one of the networks in "
             f"{exclusive[0] if exclusive[0] != NONE else 'private (none)'} mode"
         )
-    for place in found:
-        check_settings(place.network, place.settings)
     return found
 
 
@@ -77,6 +77,8 @@ def _known_as(mode: str) -> str:
 
 def check_settings(network: NetworkRecord, settings: EndpointSettings) -> None:
     """Refuse, in dockerd's words, what this network cannot do for an endpoint."""
+    if network.blueprint:
+        raise Forbidden("cannot create endpoint on configuration-only network")
     ipam = settings.ipam_config
     if ipam is not None and ipam.link_local_ips:
         raise NotSupported(f"network {network.name}: link-local addresses are not supported")

@@ -9,6 +9,7 @@ from ipaddress import ip_network
 from msgspec.structs import replace
 
 from swarmlet.errors import Conflict, Forbidden, InvalidArgument, NotFound, NotSupported
+from swarmlet_agent.net.plan_config import config_network, resolved
 from swarmlet_agent.net.plan_endpoint import OPTION_NAME_PREFIX
 from swarmlet_agent.net.plan_families import check_ipam, config_of, plan_family
 from swarmlet_agent.net.plan_ipam import AnyNetwork, parse_address, unique_local_pools
@@ -21,12 +22,16 @@ OPTION_NAME = _BRIDGE + "name"
 OPTION_ICC = _BRIDGE + "enable_icc"
 OPTION_MASQUERADE = _BRIDGE + "enable_ip_masquerade"
 OPTION_HOST_BINDING = _BRIDGE + "host_binding_ipv4"
+OPTION_REACH = {4: _BRIDGE + "gateway_mode_ipv4", 6: _BRIDGE + "gateway_mode_ipv6"}
+OPTION_INHIBIT = _BRIDGE + "inhibit_ipv4"
 OPTION_DEFAULT = _BRIDGE + "default_bridge"
 OPTION_MTU = "com.docker.network.driver.mtu"
 #: Set by Compose and other clients on every network; it has no meaning for bridges we make.
 _KNOWN = {
     OPTION_NAME, OPTION_ICC, OPTION_MASQUERADE, OPTION_HOST_BINDING, OPTION_DEFAULT, OPTION_MTU, OPTION_NAME_PREFIX,
+    OPTION_INHIBIT, *OPTION_REACH.values(),
 }
+_REACHES = ("nat", "nat-unprotected", "routed", "isolated")
 _TRUE, _FALSE = {"1", "t", "true"}, {"0", "f", "false"}
 _LINK_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,14}")
 #: Bridges of user-defined networks: this and the id's first 12 characters (15 is what the kernel allows).
@@ -44,6 +49,9 @@ def plan_network(
     Conflict, Forbidden, NotFound (driver), InvalidArgument, NotSupported, PoolOverlap, PoolExhausted.
     """
     _check_name(request.name, existing)
+    if request.config_only:
+        return config_network(request, network_id=network_id, now=now)
+    request = resolved(request, existing)
     _check_kind(request)
     if not request.enable_ipv4 and not request.enable_ipv6:
         raise InvalidArgument("IPv4 or IPv6 must be enabled")
@@ -63,6 +71,8 @@ def plan_network(
         attachable=request.attachable, options=dict(request.options), labels=dict(request.labels),
         ipam_options=None if request.ipam.options is None else dict(request.ipam.options),
     )
+    if request.config_from is not None:
+        record = replace(record, config_from=request.config_from.network)
     if driver == "macvlan":
         parent = plan_parent(request, network_id, existing.values(), links)
         return replace(record, parent=parent.name, mode=parent.mode)
@@ -86,6 +96,7 @@ def _bridge_network(record: NetworkRecord, links: Collection[str]) -> NetworkRec
     return replace(
         record, bridge=bridge, inter_container=_flag(options, OPTION_ICC, True),
         masquerade=_flag(options, OPTION_MASQUERADE, True), host_binding=_host_binding(options), mtu=_mtu(options),
+        reach4=_reach(record, 4), reach6=_reach(record, 6), inhibit=_flag(options, OPTION_INHIBIT, False),
     )
 
 
@@ -132,10 +143,21 @@ def _check_kind(request: NetworkCreate) -> None:
         raise NotFound(
             "plugin", driver, f'could not find plugin {driver} in v1 plugin registry: plugin "{driver}" not found'
         )
-    if request.ingress or request.config_only or (request.config_from is not None and request.config_from.network):
-        raise NotSupported("ingress, config-only and config-from networks are not supported on a node")
+    if request.ingress:
+        raise NotSupported("ingress networks are not supported on a node")
     if request.ipam.driver not in ("", "default"):
         raise NotSupported(f"IPAM driver {request.ipam.driver} is not supported; use default")
+
+
+def _reach(network: NetworkRecord, version: int) -> str:
+    """The gateway mode of a family, in dockerd's words."""
+    key = OPTION_REACH[version]
+    mode = network.options.get(key, "") or "nat"
+    if mode not in _REACHES:
+        raise InvalidArgument(f"unknown gateway mode {mode} in {key}: expected one of {', '.join(_REACHES)}")
+    if mode == "isolated" and not network.internal:
+        raise InvalidArgument("gateway mode 'isolated' can only be used for an internal network")
+    return mode
 
 
 def _flag(options: Mapping[str, str], key: str, default: bool) -> bool:

@@ -90,7 +90,7 @@ def published(ports: Collection[PortRecord], wishes: Mapping[str, object]) -> di
         shown[f"{port}/{protocol}"] = tuple(
             PortBinding(host_ip=record.host_ip, host_port=str(record.host_port))
             for record in sorted(ports, key=lambda record: ":" in record.host_ip)
-            if record.port == port and record.protocol == protocol
+            if record.port == port and record.protocol == protocol and record.host_port
         )
     return shown
 
@@ -148,3 +148,19 @@ def reachable(wishes: Collection[PortWish], target: str, target6: str) -> list[P
             )
         kept.append(replace(wish, host_ips=host_ips))
     return kept
+
+
+def split_routed(
+    wishes: Collection[PortWish], targets: tuple[str, str], routed: tuple[bool, bool]
+) -> tuple[list[PortWish], list[PortRecord]]:
+    """What needs ports of the host, and what is open at the container itself. routed: IPv4, IPv6 of its network."""
+    mapped, opened = [], []
+    for wish in wishes:
+        left = tuple(host_ip for host_ip in wish.host_ips if not routed[":" in host_ip])
+        opened += [
+            PortRecord(port=wish.port, protocol=wish.protocol, host_ip=host_ip, host_port=0, target_ip=target)
+            for host_ip in wish.host_ips if host_ip not in left and (target := targets[":" in host_ip])
+        ]
+        if left:
+            mapped.append(replace(wish, host_ips=left))
+    return mapped, opened

@@ -25,6 +25,9 @@ _RULES = """
   set br { type ifname; }
   set internal { type ifname; }
   set same { type ifname . ifname; }
+  set routed { type ifname; }
+  set unprotected { type ifname; }
+  set open { type FAM_addr . inet_proto . inet_service; }
   map pub { type FAM_addr . inet_proto . inet_service : FAM_addr . inet_service; }
   map pubany { type inet_proto . inet_service : FAM_addr . inet_service; }
   chain pubs {
@@ -37,6 +40,9 @@ _RULES = """
     iifname . oifname @same accept
     iifname @internal drop
     ct status dnat accept
+    oifname @unprotected accept
+    IP daddr . meta l4proto . th dport @open accept
+    oifname @routed meta l4proto ECHO accept
     oifname @br drop; }
 """
 # route_localnet is on for our bridges (127.0.0.1 publishing): `guard` keeps containers off the host's loopback.
@@ -59,7 +65,8 @@ _ONLY_6 = """
 
 
 def _rules(family: str) -> str:
-    return _RULES.replace("FAM", f"ipv{family[2:] or 4}").replace("IP", family)
+    echo = "icmp" if family == "ip" else "ipv6-icmp"
+    return _RULES.replace("FAM", f"ipv{family[2:] or 4}").replace("IP", family).replace("ECHO", echo)
 
 
 def ruleset(networks: Iterable[NetworkRecord], ports: Iterable[PortRecord]) -> str:
@@ -87,7 +94,10 @@ def remove_network(network: NetworkRecord) -> str:
 
 def add_ports(ports: Collection[PortRecord]) -> str:
     """"" for no ports."""
-    return "\n".join(f"add element {_port_key(port)} : {port.target_ip} . {port.port} }}" for port in _direct(ports))
+    return "\n".join(
+        f"add element {_port_key(port)}" + (f" : {port.target_ip} . {port.port} }}" if port.host_port else " }")
+        for port in _direct(ports)
+    )
 
 
 def remove_ports(ports: Collection[PortRecord]) -> str:
@@ -107,15 +117,18 @@ def _network(verb: str, network: NetworkRecord) -> str:
     if not network.bridge:
         return ""
     name, lines = f'"{network.bridge}"', []
-    for table, subnet in ((TABLE, network.subnet), (TABLE6, network.v6.subnet)):
+    parts = ((TABLE, network.subnet, network.reach4), (TABLE6, network.v6.subnet, network.reach6))
+    for table, subnet, reach in parts:
         # The bridge is known to both tables: what is not the network's family is nobody's to forward.
         elements = [("br", name), ("same", f"{name} . {name}")]
         if network.internal:
             elements.append(("internal", name))
         if subnet:
             elements.append(("hair", f"{subnet} . {subnet}"))
-            if network.masquerade and not network.internal:
+            if network.masquerade and not network.internal and reach != "routed":
                 elements.append(("masq", subnet))
+            if reach in ("routed", "nat-unprotected"):
+                elements.append(("routed" if reach == "routed" else "unprotected", name))
         lines += [f"{verb} element {table} {where} {{ {what} }}" for where, what in elements]
     return "\n".join(lines)
 
@@ -126,6 +139,8 @@ def _direct(ports: Iterable[PortRecord]) -> list[PortRecord]:
 
 def _port_key(port: PortRecord) -> str:
     table = TABLE6 if ":" in port.host_ip else TABLE
+    if not port.host_port:
+        return f"{table} open {{ {port.target_ip} . {port.protocol} . {port.port}"
     if port.host_ip in ANY_OF_ALL:
         return f"{table} pubany {{ {port.protocol} . {port.host_port}"
     return f"{table} pub {{ {port.host_ip} . {port.protocol} . {port.host_port}"

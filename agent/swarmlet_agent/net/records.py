@@ -82,8 +82,17 @@ class NetworkRecord(Record, frozen=True, kw_only=True):
     masquerade: bool = True
     host_binding: str = "0.0.0.0"
     mtu: int = 1500
+    #: How the outside reaches containers, by family: nat, nat-unprotected, routed or isolated.
+    reach4: str = "nat"
+    reach6: str = "nat"
+    #: The bridge has no IPv4 address: someone else is the gateway.
+    inhibit: bool = False
     options: dict[str, str] = {}
     labels: dict[str, str] = {}
+    #: Of a configuration network: the request it was made with, JSON; no other network has one.
+    blueprint: str = ""
+    #: The name of the configuration network that this one was made from.
+    config_from: str = ""
     #: As given: inspect tells none from {}.
     ipam_options: dict[str, str] | None = None
     #: Of the default network: the settings it was made from, to see when they change.
@@ -102,6 +111,14 @@ class NetworkRecord(Record, frozen=True, kw_only=True):
     def closed(self) -> bool:
         """Nothing leads out of it."""
         return self.internal or self.parent.startswith(OWN_PARENT)
+
+    @property
+    def bridge_parts(self) -> tuple[Subnet, ...]:
+        """The families whose gateway address the bridge has."""
+        return tuple(
+            part for part, reach, without in ((self.v4, self.reach4, self.inhibit), (self.v6, self.reach6, False))
+            if part.subnet and reach != "isolated" and not without
+        )
 
     @property
     def v4(self) -> Subnet:
@@ -156,6 +173,8 @@ class EndpointRecord(Record, frozen=True, kw_only=True):
 
 class PortRecord(Record, frozen=True, kw_only=True):
     """One published port: host_ip:host_port leads to the container's port at target_ip.
+
+    host_port 0: no port of the host, the container's own is open to whoever has a route to it.
 
     The two may be of different families: then a relay leads there, not the kernel.
     """

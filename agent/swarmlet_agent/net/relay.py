@@ -31,7 +31,7 @@ _UDP_BUFFER = 212992  # the kernel's default; a port that is only held has the l
 
 def needs_relay(port: PortRecord) -> bool:
     """True if something must be copied. SCTP cannot be: it is only published where the kernel leads."""
-    return port.protocol in ("tcp", "udp") and (not port.direct or port.host_ip in ("::", "::1"))
+    return port.host_port > 0 and port.protocol in ("tcp", "udp") and (not port.direct or port.host_ip in ("::", "::1"))
 
 
 @dataclass(slots=True)

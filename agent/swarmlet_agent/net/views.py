@@ -7,9 +7,11 @@ from collections.abc import Iterable
 
 from swarmlet.engine_api.filters import Filters
 from swarmlet.errors import InvalidArgument
+from swarmlet.model.base import to_api
 from swarmlet.model.times import parse_timestamp, rfc3339
+from swarmlet_agent.net import plan_config
 from swarmlet_agent.net.records import EndpointRecord, NetworkRecord, SandboxRecord
-from swarmlet_agent.net.requests import NetworkContainer, NetworkView
+from swarmlet_agent.net.requests import ConfigReference, NetworkContainer, NetworkView
 
 LIST_FILTERS = ("dangling", "driver", "id", "label", "name", "scope", "type")
 PRUNE_FILTERS = ("until", "label", "label!")
@@ -21,6 +23,9 @@ _NS = {"ns": 1, "us": 1e3, "µs": 1e3, "ms": 1e6, "s": 1e9, "m": 60e9, "h": 3600
 def view(network: NetworkRecord, attached: Iterable[tuple[SandboxRecord, EndpointRecord]] = ()) -> NetworkView:
     """One network; attached: its containers (lists leave them out)."""
     config: list[dict[str, object]] = []
+    asked = plan_config.blueprint(network) if network.blueprint else None
+    if asked is not None:
+        config += [to_api(each) for each in asked.ipam.config]
     for part in network.families:
         entry: dict[str, object] = {"Subnet": part.subnet}
         if part.ip_range:
@@ -32,7 +37,9 @@ def view(network: NetworkRecord, attached: Iterable[tuple[SandboxRecord, Endpoin
         config.append(entry)
     return NetworkView(
         name=network.name, id=network.id, created=rfc3339(network.created_at), driver=network.driver,
-        enable_ipv4=bool(network.subnet) or not network.v6.subnet, enable_ipv6=bool(network.v6.subnet),
+        enable_ipv4=asked.enable_ipv4 if asked is not None else bool(network.subnet) or not network.v6.subnet,
+        enable_ipv6=asked.enable_ipv6 if asked is not None else bool(network.v6.subnet),
+        config_only=bool(network.blueprint), config_from=ConfigReference(network=network.config_from),
         ipam={"Driver": "default", "Options": network.ipam_options, "Config": config},
         internal=network.internal, attachable=network.attachable, options=network.options, labels=network.labels,
         containers={
@@ -66,7 +73,7 @@ def selects(filters: Filters, network: NetworkRecord, *, in_use: bool) -> bool:
 
 def prunes(filters: Filters, network: NetworkRecord, until: int | None) -> bool:
     """True if a prune with these filters may take an unused network. until: nanoseconds, None = any age."""
-    if network.predefined or (until is not None and network.created_at > until):
+    if network.predefined or network.blueprint or (until is not None and network.created_at > until):
         return False
     if not filters.matches_labels(network.labels):
         return False

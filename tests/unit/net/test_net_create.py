@@ -10,6 +10,7 @@ from swarmlet.errors import Conflict, Forbidden, InvalidArgument, NotFound, NotS
 from swarmlet_agent.net.plan_create import default_network, plan_network
 from swarmlet_agent.net.records import NetworkRecord, PoolOverlap, Subnet
 from swarmlet_agent.net.requests import ConfigReference, Ipam, IpamConfig, NetworkCreate
+from swarmlet_agent.net.views import view
 
 BRIDGE = default_network(network_id="b" * 64, now=1, bridge="swl0", subnet="172.17.0.0/16")
 
@@ -113,8 +114,18 @@ def test_a_gateway_that_nobody_named_spares_auxiliary_addresses() -> None:
         (NetworkCreate(name="x", driver="host"), Forbidden, 'only one instance of "host" network is allowed'),
         (NetworkCreate(name="x", driver="weave"), NotFound, 'plugin "weave" not found'),
         (NetworkCreate(name="x", enable_ipv4=False), InvalidArgument, "IPv4 or IPv6 must be enabled"),
-        (NetworkCreate(name="x", config_only=True), NotSupported, "config-only"),
-        (NetworkCreate(name="x", config_from=ConfigReference(network="y")), NotSupported, "config-from"),
+        (NetworkCreate(name="x", ingress=True), NotSupported, "ingress"),
+        (NetworkCreate(name="x", config_only=True, internal=True), Forbidden, "network specific fields"),
+        (
+            NetworkCreate(name="x", config_only=True, config_from=ConfigReference(network="y")),
+            Forbidden,
+            "a configuration network cannot depend on another",
+        ),
+        (
+            NetworkCreate(name="x", config_from=ConfigReference(network="y")),
+            NotFound,
+            'configuration network "y" does not exist',
+        ),
         (NetworkCreate(name="x", ipam=Ipam(driver="dhcp")), NotSupported, "IPAM driver dhcp"),
         (NetworkCreate(name="x", ipam=ipam(subnet="172.17.4.0/24")), PoolOverlap, "Pool overlaps with other one"),
         (NetworkCreate(name="x", ipam=ipam(subnet="10.0.0.1/24")), InvalidArgument, "it should be 10.0.0.0/24"),
@@ -129,9 +140,19 @@ def test_a_gateway_that_nobody_named_spares_auxiliary_addresses() -> None:
             "enable_icc",
         ),
         (
-            NetworkCreate(name="x", options={"com.docker.network.bridge.inhibit_ipv4": "true"}),
+            NetworkCreate(name="x", options={"com.docker.network.bridge.trusted_host_interfaces": "eth0"}),
             NotSupported,
-            "inhibit_ipv4",
+            "trusted_host_interfaces",
+        ),
+        (
+            NetworkCreate(name="x", options={"com.docker.network.bridge.gateway_mode_ipv4": "open"}),
+            InvalidArgument,
+            "unknown gateway mode open",
+        ),
+        (
+            NetworkCreate(name="x", options={"com.docker.network.bridge.gateway_mode_ipv6": "isolated"}),
+            InvalidArgument,
+            "can only be used for an internal network",
         ),
         (
             NetworkCreate(name="x", options={"com.docker.network.bridge.name": "much-too-long-name"}),
@@ -208,6 +229,33 @@ def test_everything_wrong_with_the_addresses_is_told_at_once() -> None:
         "invalid auxiliary address 10.0.0.9: parent subnet is an IPv6 block",
         "invalid subnet banana: invalid CIDR block notation",
     ]
+
+
+def test_a_network_is_made_from_a_configuration_network() -> None:
+    source = plan(
+        NetworkCreate(
+            name="source", config_only=True, options={"com.docker.network.driver.mtu": "1400"}, labels={"a": "b"},
+            ipam=ipam(subnet="10.7.0.0/24"),
+        )
+    )  # fmt: skip
+    reference = ConfigReference(network="source")
+
+    def made(**more: object) -> NetworkRecord:
+        return plan_network(
+            NetworkCreate(name="app", config_from=reference, **more),  # type: ignore[arg-type]
+            network_id="c" * 64, now=1, existing={source.id: source}, host_routes=[], links=[],
+        )  # fmt: skip
+
+    assert (source.driver, source.families, source.exclusive) == ("null", (), True)
+    network = made(internal=True)
+    assert (network.subnet, network.mtu, network.labels, network.config_from) == (
+        "10.7.0.0/24", 1400, {"a": "b"}, "source",
+    )  # fmt: skip
+    assert network.internal and view(network).config_from == reference
+    shown = view(source)
+    assert shown.config_only and shown.ipam["Config"] == [{"Subnet": "10.7.0.0/24"}]
+    with pytest.raises(Forbidden, match="user supplied configurations are not supported"):
+        made(labels={"c": "d"})
 
 
 def test_a_name_exists_once() -> None:
