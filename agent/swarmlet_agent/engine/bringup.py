@@ -76,6 +76,10 @@ class Bringup:
         ]
         if failures:
             raise _first(failures)
+        if unit.dirty:
+            for point in unit.record.mounts:
+                if point.type == "volume":
+                    self._tell(unit.record, point, "unmount")
         core.unmark(unit)
 
     async def plan(self, record: Container) -> ContainerPlan:
@@ -141,7 +145,18 @@ class Bringup:
         if point.type != "volume":
             return point
         path = await self._core.volumes.ensure(point.name, Driver(name=point.driver), {})
+        self._tell(record, point, "mount")
         return replace(point, source=str(path))
+
+    def _tell(self, record: Container, point: MountPoint, action: str) -> None:
+        """A volume's event. Nothing is mounted that is not mounted anyway: it tells whose container uses it."""
+        attributes = {"container": record.id, "driver": point.driver}
+        if action == "mount":
+            attributes |= {
+                "destination": point.destination, "propagation": point.propagation,
+                "read/write": "true" if point.rw else "false",
+            }  # fmt: skip
+        self._core.events.publish("volume", action, point.name, attributes)
 
     async def _connect(self, unit: Unit, record: Container) -> None:
         """Hand those who attached before the start their streams, while the program does not run yet."""

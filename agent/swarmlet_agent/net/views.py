@@ -62,8 +62,8 @@ def selects(filters: Filters, network: NetworkRecord, *, in_use: bool) -> bool:
     return (
         filters.matches("driver", network.driver)
         and filters.matches("scope", "local")
-        and filters.matches_part("id", network.id)
-        and filters.matches_part("name", network.name)
+        and filters.matches_pattern("id", network.id)
+        and filters.matches_pattern("name", network.name)
         and filters.matches("type", "builtin" if network.predefined else "custom")
         and filters.matches_labels(network.labels)
         # Predefined networks are never dangling: they cannot be removed.

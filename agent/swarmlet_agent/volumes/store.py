@@ -94,7 +94,7 @@ class VolumeStore:
             if (dangling is None or dangling == (not volume.users))
             and filters.matches("driver", DRIVER)
             and filters.matches_labels(volume.labels)
-            and filters.matches_part("name", name)
+            and filters.matches_pattern("name", name)
         ]
 
     async def create(
