@@ -432,13 +432,16 @@ def test_an_image_can_be_the_cache_of_a_later_build(node: View, tmp_path: Path) 
 def test_urls_are_contexts_and_sources(cluster: Cluster, node: View, tmp_path: Path) -> None:
     packed = tar_of({"Dockerfile": b"FROM busybox\nCOPY f /\n", "f": b"fetched"}, "w:gz")
     lone = b"FROM busybox\nRUN echo lone > /l\n"
-    pages = {"/context.tar.gz": packed, "/Dockerfile": lone, "/data": b"payload"}
+    pages = {"/context.tar.gz": packed, "/Dockerfile": lone, "/data": b"payload", "/dl/": b"by header"}
 
     class Pages(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             page = pages.get(self.path)
             self.send_response(200 if page is not None else 404)
             self.send_header("Content-Length", str(len(page or b"")))
+            self.send_header("Last-Modified", "Wed, 21 Oct 2015 07:28:00 GMT")
+            if self.path == "/dl/":
+                self.send_header("Content-Disposition", 'attachment; filename="../given.txt"')
             self.end_headers()
             self.wfile.write(page or b"")
 
@@ -457,10 +460,16 @@ def test_urls_are_contexts_and_sources(cluster: Cluster, node: View, tmp_path: P
                 assert image.tags == ["remote:latest"]
         finally:
             client.close()
-        write(tmp_path, {"Dockerfile": f"FROM busybox\nADD {base}/data /got/\nADD {base}/data /named\n"})
+        write(tmp_path, {"Dockerfile": (
+            f"FROM busybox\nADD {base}/data /got/\nADD {base}/data /named\nADD {base}/dl/ /dl/\nADD {base}/dl/ /plain\n"
+        )})
         build(node, tmp_path, "-t", "adding-urls")
+        assert "Using cache" in build(node, tmp_path, "-t", "adding-urls")
         assert node("run", "--rm", "adding-urls", "cat", "/got/data", "/named") == "payloadpayload"
-        assert node("run", "--rm", "adding-urls", "stat", "-c", "%a", "/named") == "600"
+        assert node("run", "--rm", "adding-urls", "stat", "-c", "%a %Y", "/named") == "600 1445412480"
+        assert node("run", "--rm", "adding-urls", "cat", "/dl/given.txt", "/plain") == "by headerby header"
+        write(tmp_path, {"Dockerfile": f"FROM busybox\nADD {base}/none /x\n"})
+        assert "ADD failed: " in (said := refused(node, tmp_path)) and "404" in said
         write(tmp_path, {"Dockerfile": f"FROM busybox\nADD --checksum=sha256:{'0' * 64} {base}/data /x\n"})
         assert "digest mismatch" in refused(node, tmp_path)
     finally:

@@ -422,3 +422,17 @@ def test_the_api_takes_a_context_in_every_compression(node: View) -> None:
             list(client.build(fileobj=io.BytesIO(b"no archive" * 100), custom_context=True))
     finally:
         client.close()
+
+
+def test_stages_that_share_a_locked_cache_wait_for_it_and_not_for_their_turn_to_speak(
+    node: View, tmp_path: Path
+) -> None:
+    mount = "RUN --mount=type=cache,id=shared,target=/c,sharing=locked"
+    write(tmp_path, {"Dockerfile": (
+        f"FROM busybox AS first\nRUN sleep 1\n{mount} cat /c/busy > /seen\n"
+        f"FROM busybox AS second\n{mount} touch /c/busy; for n in $(seq 700); do echo $n; usleep 2500; done\n"
+        "FROM busybox\nCOPY --from=first /seen /\nCOPY --from=second /etc/passwd /\n"
+    )})
+    said = build(node, tmp_path)
+
+    assert "\n700\n" in said and "Successfully built" in said

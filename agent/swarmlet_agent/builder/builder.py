@@ -158,7 +158,13 @@ class Builder:
 
     async def _run_stages(self, build: Build, listener: Listener) -> None:
         """Side by side, as far as they do not need each other; told one after another."""
-        lanes = {stage.number: Lane() for stage in build.plan.stages}
+        telling = asyncio.Lock()
+
+        async def tell(message: dict[str, Any]) -> None:
+            async with telling:
+                await listener(message)
+
+        lanes = {stage.number: Lane(tell) for stage in build.plan.stages}
         sources = build.cache_sources()
         failures: list[BaseException] = []
 
@@ -181,11 +187,11 @@ class Builder:
                 for stage in build.plan.stages:
                     group.create_task(one(stage), name=f"build stage {stage.number}")
                 for lane in lane_order:
-                    await lane.drain(listener)
+                    await lane.drain()
                     told += 1
         except BaseExceptionGroup as errors:
             for lane in lane_order[told:]:
-                await lane.flush(listener)
+                await lane.flush()
             raise (failures[0] if failures else errors.exceptions[0]) from None
 
     async def _finish(self, build: Build, state: State, listener: Listener) -> str:
