@@ -44,7 +44,7 @@ class AgentSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     cgroup_parent: str = "/swarmlet"
     bridge_name: str = "swl0"
     bridge_subnet: str = "172.17.0.0/16"
-    insecure_registries: tuple[str, ...] = ("127.0.0.0/8",)  # host[:port] or CIDR: plain HTTP allowed
+    insecure_registries: tuple[str, ...] = ("127.0.0.0/8", "::1/128")  # host[:port] or CIDR: plain HTTP allowed
     registry_mirrors: tuple[str, ...] = ()  # base URLs tried before Docker Hub
     registry_certificates: str = "/etc/docker/certs.d"  # in <host[:port]>/: *.crt, *.cert and *.key
     runtime: str = "auto"  # auto, crun or runc

@@ -50,6 +50,8 @@ from swarmlet_agent.archive.service import ContainerFiles
 from swarmlet_agent.builder.builder import Builder
 from swarmlet_agent.engine.engine import Engine
 from swarmlet_agent.engine.events import EventBus
+from swarmlet_agent.images.endpoints import registry_config
+from swarmlet_agent.images.proxies import shown_proxies
 from swarmlet_agent.images.store import ImageStore
 from swarmlet_agent.journal import Journal
 from swarmlet_agent.line import ClusterLine, default_address
@@ -231,6 +233,8 @@ async def _system_routes(settings: AgentSettings, parts: Parts, swarm: adapters.
         node=NodeFacts(
             await _engine_id(parts.journal), Path(settings.data_dir), RELEASE, time.time_ns(), labels,
             userns_remap=bool(settings.userns_remap),
+            registries=registry_config(settings.insecure_registries, settings.registry_mirrors),
+            proxies=shown_proxies(os.environ),
         ),
     )
 

@@ -23,6 +23,7 @@ from swarmlet_agent.images.auth import Challenge, basic, parse_challenges
 from swarmlet_agent.images.certificates import tls_of
 from swarmlet_agent.images.endpoints import Endpoint
 from swarmlet_agent.images.patience import retry_after
+from swarmlet_agent.images.proxies import proxy_for
 from swarmlet_agent.images.refusals import (
     Entries,
     RegistryDenied,
@@ -62,6 +63,10 @@ class Door:
         self._authorization = ""
         self._token_lock = asyncio.Lock()
 
+    @property
+    def is_mirror(self) -> bool:
+        return self._endpoint.is_mirror
+
     async def connect(self) -> None:
         """Find out how the registry is spoken to. RegistryUnreachable with the reason."""
         error: SwarmletError | None = None
@@ -71,7 +76,7 @@ class Door:
                 self._certificates, self._endpoint.host, insecure=self._endpoint.insecure
             )
             try:
-                async with self._http.get(f"{base}/v2/", ssl=self._tls) as answer:
+                async with self._http.get(f"{base}/v2/", ssl=self._tls, proxy=proxy_for(base)) as answer:
                     await read_some(answer, _MAX_ERROR_BYTES)
                     if answer.status >= 500 and answer.status != 501:
                         raise RegistryUnreachable(
@@ -126,7 +131,7 @@ class Door:
             try:
                 async with self._http.request(
                     method, url, headers=sent, data=body() if body else None, ssl=self._tls,
-                    allow_redirects=method in ("GET", "HEAD"),
+                    allow_redirects=method in ("GET", "HEAD"), proxy=proxy_for(str(url)),
                 ) as answer:
                     challenges = _challenges(answer)
                     if answer.status == 401 and attempt == 0 and at_home and (wanted := _pick(challenges)) is not None:
@@ -185,14 +190,14 @@ class Door:
         return token.token or token.access_token
 
     def _ask_token(self, challenge: Challenge, auth: RegistryAuth | None) -> Any:
-        scopes = list(dict.fromkeys([*self._scopes, *challenge.scope.split()]))
+        scopes, proxy = list(dict.fromkeys([*self._scopes, *challenge.scope.split()])), proxy_for(challenge.realm)
         service = [("service", challenge.service)] if challenge.service else []
         if auth is not None and auth.identity_token:
             form = dict(
                 [*service, ("grant_type", "refresh_token"), ("refresh_token", auth.identity_token),
                  ("client_id", _CLIENT_ID), *([("scope", " ".join(scopes))] if scopes else [])]
             )
-            return self._http.post(challenge.realm, data=form, ssl=self._tls)
+            return self._http.post(challenge.realm, data=form, ssl=self._tls, proxy=proxy)
         params = [*service, *(("scope", scope) for scope in scopes)]
         headers = {}
         if auth is not None and auth.username:
@@ -200,7 +205,7 @@ class Door:
             headers["Authorization"] = basic(auth)
         if self._offline:
             params += [("offline_token", "true"), ("client_id", _CLIENT_ID)]
-        return self._http.get(challenge.realm, params=params, headers=headers, ssl=self._tls)
+        return self._http.get(challenge.realm, params=params, headers=headers, ssl=self._tls, proxy=proxy)
 
 
 def _login_refusal(

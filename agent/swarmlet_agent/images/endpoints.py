@@ -7,6 +7,7 @@ import ipaddress
 import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 from urllib.parse import urlsplit
 
 from swarmlet.errors import InvalidArgument
@@ -60,6 +61,28 @@ def check_registries(insecure: Sequence[str], mirrors: Sequence[str]) -> None:
             raise InvalidArgument(f"insecure registry {entry!r} is not valid: expected host[:port] or a network range")
     for entry in mirrors:
         _mirror(entry)
+
+
+def registry_config(insecure: Sequence[str], mirrors: Sequence[str]) -> dict[str, Any]:
+    """SystemInfo.RegistryConfig: ranges, names and mirrors as they were set. Pure."""
+    named = [entry for entry in insecure if not _is_range(entry)]
+    shown_mirrors = [f"{url.rstrip('/')}/" for url in mirrors]
+    return {
+        "InsecureRegistryCIDRs": [entry for entry in insecure if _is_range(entry)],
+        "IndexConfigs": {
+            DOCKER_HUB: {"Name": DOCKER_HUB, "Mirrors": shown_mirrors, "Secure": True, "Official": True},
+            **{name: {"Name": name, "Mirrors": [], "Secure": False, "Official": False} for name in named},
+        },
+        "Mirrors": shown_mirrors,
+    }
+
+
+def _is_range(entry: str) -> bool:
+    try:
+        ipaddress.ip_network(entry, strict=False)
+    except ValueError:
+        return False
+    return "/" in entry
 
 
 def _mirror(url: str) -> Endpoint:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import ExitStack
 
-from swarmlet.errors import InvalidArgument
+from swarmlet.errors import InvalidArgument, NotFound
+from swarmlet.log import get_logger
 from swarmlet.model.container import ImageConfig
 from swarmlet.model.times import rfc3339
 from swarmlet_agent.images import encode
@@ -18,9 +19,13 @@ from swarmlet_agent.images.platforms import Platform, matches
 from swarmlet_agent.images.progress import Hub
 from swarmlet_agent.images.pull import Puller
 from swarmlet_agent.images.reference import Reference, parse_reference
+from swarmlet_agent.images.refusals import RegistryUnreachable
+from swarmlet_agent.images.registry import Fetched, Repository
 from swarmlet_agent.images.shelf import Shelf
 from swarmlet_agent.images.spool import open_archive, spooled
 from swarmlet_agent.images.types import Image, RegistryAuth
+
+log = get_logger(__name__)
 
 #: action, whom it is about (an id; a pull is about its reference), the name in its attributes, the image.
 Event = Callable[[str, str, str, Image], None]
@@ -32,7 +37,6 @@ class Intake:
 
     async def pull(self, ref: Reference, auth: RegistryAuth | None, wanted: Platform | None, hub: Hub) -> Image:
         """One reference with a tag or digest; what happens is told to the hub in dockerd's words."""
-        catalogue = self._shelf.catalogue
         known = self._known(ref, wanted or self._host)
         if known is not None and ref.digest:
             return self._up_to_date(ref, ref.digest, known, hub)  # content with this digest cannot have changed
@@ -41,6 +45,21 @@ class Intake:
         if top is None:
             assert known is not None
             return self._up_to_date(ref, digest, known, hub)
+        try:
+            return await self._bring(repository, top, ref, wanted, hub)
+        except (RegistryUnreachable, NotFound) as err:
+            if not repository.is_mirror:
+                raise
+            log.warning("mirror is passed over: it has only some of the image", image=ref.familiar, reason=str(err))
+        repository, top = await self._puller.resolve(ref, auth, past_mirrors=True)
+        assert top is not None
+        return await self._bring(repository, top, ref, wanted, hub)
+
+    async def _bring(
+        self, repository: Repository, top: Fetched, ref: Reference, wanted: Platform | None, hub: Hub
+    ) -> Image:
+        """The image behind a manifest or list of a repository."""
+        catalogue = self._shelf.catalogue
         manifest = await self._puller.manifest_for(repository, top, ref, wanted or self._host)
         config = await self._puller.configuration(repository, manifest.value.config)
         self._puller.check_platform(config.platform, wanted, ref)

@@ -57,13 +57,15 @@ class Puller:
         self._downloads = asyncio.Semaphore(MAX_DOWNLOADS)
 
     async def resolve(
-        self, ref: Reference, auth: RegistryAuth | None, known_digest: str = ""
+        self, ref: Reference, auth: RegistryAuth | None, known_digest: str = "", *, past_mirrors: bool = False
     ) -> tuple[Repository, Fetched | None]:
         """The manifest or list behind a reference; None if it still is the one with `known_digest`.
 
         A mirror that does not have it is no reason to give up: the registry itself is asked then.
         """
         repositories = await self._registries.open(ref, auth)
+        if past_mirrors:
+            repositories = repositories[-1:]
         error: SwarmletError | None = None
         for repository in repositories:
             try:

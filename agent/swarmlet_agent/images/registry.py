@@ -21,6 +21,7 @@ from swarmlet_agent.images.auth import Challenge
 from swarmlet_agent.images.door import Door, read_some
 from swarmlet_agent.images.endpoints import endpoints_of
 from swarmlet_agent.images.manifests import MANIFEST_TYPES, MAX_MANIFEST_BYTES, digest_of
+from swarmlet_agent.images.proxies import proxy_for
 from swarmlet_agent.images.reference import Reference
 from swarmlet_agent.images.refusals import Entries, RegistryDenied, RegistryUnreachable, refusal, unreachable
 from swarmlet_agent.images.target import Target
@@ -111,7 +112,7 @@ class Registries:
         if urlsplit(url).scheme not in ("http", "https") or not urlsplit(url).hostname:
             raise InvalidArgument(f"invalid URL {url!r}: expected http://… or https://…")
         try:
-            async with self.http.get(url) as answer:
+            async with self.http.get(url, proxy=proxy_for(url)) as answer:
                 if answer.status >= 400:
                     raise RegistryUnreachable(f'Get "{url}": got HTTP status code >= 400: {answer.status}')
                 disposition = answer.content_disposition
@@ -136,6 +137,10 @@ class Repository:
 
     def __init__(self, ref: Reference, door: Door) -> None:
         self._ref, self._door = ref, door
+
+    @property
+    def is_mirror(self) -> bool:
+        return self._door.is_mirror
 
     async def connect(self) -> None:
         """Find out how the registry is spoken to. RegistryUnreachable with the reason."""

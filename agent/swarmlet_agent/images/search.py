@@ -12,6 +12,7 @@ from swarmlet.engine_api.filters import Filters
 from swarmlet.errors import InvalidArgument
 from swarmlet_agent.images.auth import basic
 from swarmlet_agent.images.door import Door, read_some
+from swarmlet_agent.images.proxies import proxy_for
 from swarmlet_agent.images.reference import DOCKER_HUB
 from swarmlet_agent.images.refusals import RegistryUnreachable, unreachable
 from swarmlet_agent.images.registry import Registries
@@ -98,7 +99,7 @@ async def _hub(http: aiohttp.ClientSession, term: str, limit: int, auth: Registr
     url = f"{_HUB_SEARCH}?{urlencode({'q': term, 'n': limit})}"
     headers = {"Authorization": basic(auth)} if auth is not None and auth.username else {}
     try:
-        async with http.get(url, headers=headers) as answer:
+        async with http.get(url, headers=headers, proxy=proxy_for(url)) as answer:
             raw = await read_some(answer, _MAX_BYTES)
             if answer.status != 200:
                 raise RegistryUnreachable(f"Unexpected status code {answer.status}")

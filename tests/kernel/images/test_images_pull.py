@@ -23,6 +23,8 @@ from fakes.pki_made import make_pki
 from swarmlet.engine_api.filters import Filters
 from swarmlet.errors import InvalidArgument, NotFound, SwarmletError
 from swarmlet_agent.images import layers
+from swarmlet_agent.images import registry as registry_module
+from swarmlet_agent.images.endpoints import Endpoint
 from swarmlet_agent.images.registry import RegistryDenied, RegistryUnreachable
 from swarmlet_agent.images.types import RegistryAuth
 
@@ -156,10 +158,10 @@ async def test_a_layer_that_is_not_what_the_configuration_says_is_refused(node: 
 
 
 async def test_an_escaping_layer_is_refused_and_nothing_is_left(node: Node, registry: FakeRegistry) -> None:
-    evil = MadeImage([_LAYERS[0], tar_of([symlink("out", "/tmp"), member("out/swarmlet-images-escape", b"x")])])
+    evil = MadeImage([_LAYERS[0], tar_of([symlink("out", "../tmp"), member("out/swarmlet-images-escape", b"x")])])
     registry.push("x", "1", evil)
 
-    with pytest.raises(InvalidArgument, match="escapes its root through the symbolic link 'out' -> '/tmp'"):
+    with pytest.raises(InvalidArgument, match="escapes its root through the symbolic link 'out' -> '../tmp'"):
         await node.store.pull(f"{registry.host}/x:1")
 
     assert not Path("/tmp/swarmlet-images-escape").exists()
@@ -410,6 +412,42 @@ async def test_a_layer_that_is_moved_into_place_while_its_pull_fails_goes_with_t
     await asyncio.wait([pulling, closing])
 
     assert node.layer_folders() == set()
+
+
+async def test_a_mirror_that_has_only_some_of_an_image_is_passed_over(
+    node: Node, registry: FakeRegistry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    image = MadeImage(_LAYERS)
+    registry.push("library/made", "latest", image)
+    async with FakeRegistry().running() as mirror:
+        mirror.push("library/made", "latest", image)
+        del mirror.blobs[digest(image.blobs[1])]
+
+        async def both(*_: object) -> list[Endpoint]:
+            return [Endpoint(mirror.host, scheme="http", is_mirror=True), Endpoint(registry.host, insecure=True)]
+
+        monkeypatch.setattr(registry_module, "endpoints_of", both)
+        pulled, seen = await pull(node, "made")
+    assert pulled.id == image.id and seen[-1]["status"] == "Status: Downloaded newer image for made:latest"
+    assert registry.requests[f"blob {digest(image.blobs[1])}"] == 1
+
+
+async def test_a_registry_is_reached_through_the_proxy_of_the_environment(
+    tmp_path: Path, registry: FakeRegistry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The proxy is played by the registry itself: it answers for whatever host it is asked for."""
+    image = MadeImage(_LAYERS[:1])
+    registry.push("x", "1", image)
+    node = Node(tmp_path / "proxied", insecure_registries=["far.invalid:80"])
+    await node.start()
+    try:
+        monkeypatch.setenv("HTTP_PROXY", registry.host)
+        assert (await node.store.pull("far.invalid:80/x:1")).id == image.id
+        monkeypatch.setenv("NO_PROXY", "other.invalid, .far.invalid:80, far.invalid:80")
+        with pytest.raises(RegistryUnreachable, match=r"lookup far\.invalid"):
+            await node.store.pull("far.invalid:80/x:2")
+    finally:
+        await node.stop()
 
 
 async def test_a_registry_is_held_to_the_certificates_in_its_folder(tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ from swarmlet_agent.images.auth import Challenge, decode_auth, parse_challenges
 from swarmlet_agent.images.changes import apply_changes
 from swarmlet_agent.images.compression import decompressed
 from swarmlet_agent.images.durations import parse_duration
-from swarmlet_agent.images.endpoints import check_registries, is_insecure
+from swarmlet_agent.images.endpoints import check_registries, is_insecure, registry_config
 from swarmlet_agent.images.listing import matches_reference, select, until_ns
 from swarmlet_agent.images.manifests import (
     OCI_MANIFEST,
@@ -40,6 +40,7 @@ from swarmlet_agent.images.manifests import (
     parse_manifest,
 )
 from swarmlet_agent.images.platforms import Platform, host_platform, matches, parse_platform
+from swarmlet_agent.images.proxies import choose_proxy, shown_proxies
 from swarmlet_agent.images.reference import Reference, parse_reference
 from swarmlet_agent.images.removal import User, plan_removal
 from swarmlet_agent.images.tarstream import TarReader, parse_pax
@@ -292,6 +293,47 @@ def test_insecure_registries_are_named_or_lie_in_a_range() -> None:
 
 
 # manifests
+
+
+@pytest.mark.parametrize(
+    ("url", "excepted", "direct"),
+    [
+        ("https://registry.example/v2/", "", False),
+        ("https://registry.example/v2/", "registry.example", True),
+        ("https://a.registry.example/v2/", "registry.example", True),
+        ("https://a.registry.example/v2/", "x, .registry.example", True),
+        ("https://registry.example/v2/", ".registry.example", False),
+        ("https://notregistry.example/v2/", "registry.example", False),
+        ("https://registry.example:5000/v2/", "registry.example:5000", True),
+        ("https://registry.example/v2/", "registry.example:5000", False),
+        ("https://registry.example/v2/", "*", True),
+        ("https://10.1.2.3/v2/", "10.0.0.0/8", True),
+        ("https://11.1.2.3/v2/", "10.0.0.0/8,nonsense/99", False),
+        ("https://[fd00::1]:5000/v2/", "fd00::1", True),
+        ("https://127.0.0.2:5000/v2/", "", True),
+        ("https://localhost:5000/v2/", "", True),
+        ("http://registry.example/v2/", "", True),
+    ],
+)
+def test_the_proxy_of_the_environment_is_used_but_where_it_says_not_to(url: str, excepted: str, direct: bool) -> None:
+    environ = {"HTTPS_PROXY": "proxy.example:3128", "no_proxy": excepted}
+    assert choose_proxy(url, environ) == (None if direct else "http://proxy.example:3128")
+
+
+def test_proxies_are_shown_without_their_passwords() -> None:
+    environ = {"http_proxy": "me:secret@proxy:1", "HTTPS_PROXY": "http://me:secret@proxy:2/", "NO_PROXY": "a,b"}
+    assert shown_proxies(environ) == {
+        "HttpProxy": "xxxxx:xxxxx@proxy:1", "HttpsProxy": "http://xxxxx:xxxxx@proxy:2/", "NoProxy": "a,b",
+    }
+    assert shown_proxies({}) == {"HttpProxy": "", "HttpsProxy": "", "NoProxy": ""}
+
+
+def test_registries_are_shown_as_they_are_set() -> None:
+    shown = registry_config(["127.0.0.0/8", "reg.example:5000"], ["https://mirror.example"])
+    assert shown["InsecureRegistryCIDRs"] == ["127.0.0.0/8"] and shown["Mirrors"] == ["https://mirror.example/"]
+    assert {name: (index["Secure"], index["Mirrors"]) for name, index in shown["IndexConfigs"].items()} == {
+        "docker.io": (True, ["https://mirror.example/"]), "reg.example:5000": (False, []),
+    }
 
 
 def test_a_manifest_and_a_list_are_told_apart() -> None:

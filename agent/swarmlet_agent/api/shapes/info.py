@@ -6,13 +6,15 @@ import os
 import platform
 import socket
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
 from swarmlet.engine_api import versions
 from swarmlet.model.times import rfc3339
 from swarmlet_agent.engine.container import Container
+from swarmlet_agent.images.endpoints import registry_config
+from swarmlet_agent.images.proxies import shown_proxies
 
 
 class RuntimeFacts(Protocol):
@@ -70,7 +72,10 @@ class HostFacts:
 
 @dataclass(frozen=True, slots=True)
 class NodeFacts:
-    """What the agent was started with. node_id is the engine's id; release is our version."""
+    """What the agent was started with. node_id is the engine's id; release is our version.
+
+    registries: SystemInfo.RegistryConfig. proxies: HttpProxy, HttpsProxy and NoProxy.
+    """
 
     node_id: str
     data_dir: Path
@@ -78,6 +83,8 @@ class NodeFacts:
     started_at: int
     labels: tuple[str, ...] = ()
     userns_remap: bool = False
+    registries: Mapping[str, Any] = field(default_factory=lambda: registry_config((), ()))
+    proxies: Mapping[str, str] = field(default_factory=lambda: shown_proxies({}))
 
 
 def read_host_facts(data_dir: Path) -> HostFacts:
@@ -202,17 +209,9 @@ def system_info(
         "NCPU": host.cpus,
         "MemTotal": host.memory_bytes,
         "IndexServerAddress": "https://index.docker.io/v1/",
-        "RegistryConfig": {
-            "IndexConfigs": {
-                "docker.io": {"Mirrors": [], "Name": "docker.io", "Official": True, "Secure": True},
-            },
-            "InsecureRegistryCIDRs": ["127.0.0.0/8", "::1/128"],
-            "Mirrors": [],
-        },
+        "RegistryConfig": dict(node.registries),
         "GenericResources": None,
-        "HttpProxy": "",
-        "HttpsProxy": "",
-        "NoProxy": "",
+        **node.proxies,
         "Name": socket.gethostname(),
         "Labels": list(node.labels),
         "ExperimentalBuild": False,
