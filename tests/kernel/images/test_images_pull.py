@@ -161,7 +161,7 @@ async def test_an_escaping_layer_is_refused_and_nothing_is_left(node: Node, regi
     evil = MadeImage([_LAYERS[0], tar_of([symlink("out", "../tmp"), member("out/swarmlet-images-escape", b"x")])])
     registry.push("x", "1", evil)
 
-    with pytest.raises(InvalidArgument, match="escapes its root through the symbolic link 'out' -> '../tmp'"):
+    with pytest.raises(InvalidArgument, match=r"escapes its root through the symbolic link 'out' -> '\.\./tmp'"):
         await node.store.pull(f"{registry.host}/x:1")
 
     assert not Path("/tmp/swarmlet-images-escape").exists()
