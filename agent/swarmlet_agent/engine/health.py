@@ -11,12 +11,14 @@ from msgspec.structs import replace
 
 from swarmlet.errors import SwarmletError
 from swarmlet.log import get_logger
+from swarmlet.model.times import NS
 from swarmlet_agent.decide.health import LOG_LENGTH, OUTPUT_BYTES, Check, judge, next_probe_s, plan_check
 from swarmlet_agent.decide.users import Identity
 from swarmlet_agent.engine.container import Container, ExecRequest, Health, HealthResult
 from swarmlet_agent.engine.core import Core, Unit
 from swarmlet_agent.engine.plan import exec_plan
 from swarmlet_agent.engine.ports import ExecProcess
+from swarmlet_agent.images.durations import show_duration
 
 log = get_logger(__name__)
 #: After the probe is killed for its time-out, how long its end may take.
@@ -86,7 +88,7 @@ class HealthChecks:
                 code = await process.wait()
         except TimeoutError:
             await _kill(process)
-            code, text = -1, f"Health check exceeded timeout ({check.timeout_s:g}s)"
+            code, text = -1, f"Health check exceeded timeout ({show_duration(round(check.timeout_s * NS))})"
             shown = output.decode("utf-8", "replace")
             output = bytearray((f"{text}: {shown}" if shown else text).encode())
         except asyncio.CancelledError:  # the container ended, or the engine: its exec must not outlive us

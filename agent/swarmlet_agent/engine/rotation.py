@@ -22,6 +22,10 @@ from swarmlet_agent.engine.core import Core
 from swarmlet_agent.logs import rotate
 
 log = get_logger(__name__)
+#: When conmon has not made the next file after this long it is told again. Told twice without need it would throw the
+#: first one away.
+TELL_AGAIN_S = 5.0
+_MISSING = -1
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +47,8 @@ class LogRotation:
         self._settled: set[str] = set()
         #: Files change under it.
         self._turn = asyncio.Lock()
+        #: When each container's conmon was told to go on with a new file.
+        self._told: dict[str, float] = {}
         #: When it was looked, and the sizes then.
         self._looked, self._sizes = time.monotonic(), dict[str, int]()
 
@@ -51,35 +57,47 @@ class LogRotation:
         pause_s = 0.0
         while True:
             await asyncio.sleep(pause_s)
-            pause_s = await self.check()
+            try:
+                pause_s = await self.check()
+            except Exception:
+                log.exception("looking after logs failed")
+                pause_s = TELL_AGAIN_S
 
     async def check(self) -> float:
         """Rotate whatever is too large now, and see to what was put aside before; seconds until the next look."""
         logs = [found for unit in self._core.units.values() if (found := self._log(unit.record)) is not None]
-        self._settled &= {each.ident for each in logs}
+        known = {each.ident for each in logs}
+        self._settled &= known
+        self._told = {ident: at for ident, at in self._told.items() if ident in known}
         if not logs:
             self._sizes = {}
             return next_look_s((), 0.0)
         async with self._turn:
             settled, sizes = await asyncio.to_thread(_look, logs)
             self._settled |= settled
-            full = [each for each in logs if each.runs and sizes.get(each.ident, 0) >= each.limits.max_bytes]
+            now = time.monotonic()
+            full = [each for each in logs if each.runs and self._is_full(each, sizes.get(each.ident, 0), now)]
             renamed = await asyncio.to_thread(_put_aside, full) if full else ()
-        now = time.monotonic()
         growth = [
-            (sizes[each.ident], sizes[each.ident] - self._sizes.get(each.ident, 0), each.limits.max_bytes)
+            (size, size - self._sizes.get(each.ident, 0), each.limits.max_bytes)
             for each in logs
-            if each.runs and each.ident in sizes
+            if each.runs and (size := sizes.get(each.ident, 0)) > 0
         ]
         pause_s = next_look_s(growth, now - self._looked)
         self._looked, self._sizes = now, sizes | dict.fromkeys(renamed, 0)
         for ident in renamed:
             self._settled.discard(ident)
+            self._told[ident] = now
             try:
                 await self._core.runtime.reopen_log(ident)
             except SwarmletError as err:  # it has just ended: its next run makes a new file
                 log.debug("log not reopened", container_id=ident, error=str(err))
         return pause_s
+
+    def _is_full(self, each: _Log, size: int, now: float) -> bool:
+        if size == _MISSING:
+            return now - self._told.get(each.ident, -TELL_AGAIN_S) >= TELL_AGAIN_S
+        return size >= each.limits.max_bytes
 
     async def trim(self, record: Container) -> None:
         """Its run has ended, nobody writes any more: cut what has grown too large since the last look."""
@@ -108,8 +126,7 @@ def _look(logs: Sequence[_Log]) -> tuple[set[str], dict[str, int]]:
                     settled.add(each.ident)
             sizes[each.ident] = each.path.stat().st_size
         except FileNotFoundError:
-            # Put aside by an engine that died before conmon was told: as good as full.
-            sizes[each.ident] = each.limits.max_bytes
+            sizes[each.ident] = _MISSING  # put aside, and conmon has not gone on yet, or has not been told
         except OSError as err:
             log.warning("rotated log cannot be cut or packed", container_id=each.ident, error=err.strerror)
             settled.add(each.ident)
