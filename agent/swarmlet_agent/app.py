@@ -176,7 +176,7 @@ def view_routes(parts: Parts, system: SystemRoutes, swarm: SwarmRoutes) -> list[
     """All that the node view answers (docs/api.md)."""
     groups: list[RouteGroup] = [
         BuildRoutes(parts.builder), ImageRoutes(parts.images), DistributionRoutes(parts.images),
-        NetworkRoutes(parts.networks, parts.engine.events), VolumeRoutes(parts.volumes), swarm,
+        NetworkRoutes(parts.networks, parts.engine.events, swarm), VolumeRoutes(parts.volumes), swarm,
         ArchiveRoutes(ContainerFiles(parts.engine, parts.images)),
     ]
     return node_routes(parts.engine, parts.images, parts.logs, system, groups)
@@ -203,7 +203,7 @@ async def agent(settings: AgentSettings, *, open_files: tuple[int, int] | None =
         manager = ManagerProcess(settings, lambda: member.address)
         stack.push_async_callback(manager.close)
         line = ClusterLine(
-            parts.engine, parts.images, parts.journal, settings, hostname=hostname, release=RELEASE,
+            parts.engine, parts.images, parts.networks, parts.journal, settings, hostname=hostname, release=RELEASE,
             node_routes=lambda: [*node_view(), *TunnelRoutes(socket).routes()], address=lambda: member.address,
         )
         member = Member(

@@ -26,9 +26,11 @@ from swarmlet.model.task import TaskStatus
 from swarmlet.pki import subject_and_key
 from swarmlet.tls import require_role, server_context
 from swarmlet.wire.messages import ContainerRef
+from swarmlet.wire.networking import Networking
 from swarmlet_agent.engine.engine import Engine
 from swarmlet_agent.images.store import ImageStore
 from swarmlet_agent.journal import Journal
+from swarmlet_agent.net.bridge import BridgeNetworks
 from swarmlet_agent.session.buffer import StatusBuffer
 from swarmlet_agent.session.identity import NodeIdentity
 from swarmlet_agent.session.inventory import follow_containers
@@ -46,7 +48,7 @@ AGAIN_S = 2.0
 
 _PLUGINS = (
     ("Log", "json-file"), ("Log", "local"), ("Log", "none"),
-    ("Network", "bridge"), ("Network", "host"), ("Network", "null"), ("Volume", "local"),
+    ("Network", "bridge"), ("Network", "host"), ("Network", "null"), ("Network", "overlay"), ("Volume", "local"),
 )
 
 
@@ -54,11 +56,13 @@ class ClusterLine:
     """One per agent; `start` when the host becomes a member, `stop` when it leaves or the agent ends."""
 
     def __init__(
-        self, engine: Engine, images: ImageStore, journal: Journal, settings: AgentSettings, *,
-        hostname: str, release: str, node_routes: Callable[[], Sequence[Route]], address: Callable[[], str],
+        self, engine: Engine, images: ImageStore, networks: BridgeNetworks, journal: Journal,
+        settings: AgentSettings, *, hostname: str, release: str, node_routes: Callable[[], Sequence[Route]],
+        address: Callable[[], str],
     ) -> None:
         self._engine = engine
         self._images = images
+        self._networks = networks
         self._journal = journal
         self._settings = settings
         self._hostname = hostname
@@ -90,7 +94,8 @@ class ClusterLine:
 
         facts = NodeFacts(identity.node_id, self._hostname, "linux", platform.machine())
         worker = TaskWorker(
-            self._engine, self._images, self._journal, node=lambda: facts, report=report, forget=statuses.forget
+            self._engine, self._images, self._journal, node=lambda: facts, report=report, forget=statuses.forget,
+            networks=self._networks,
         )
         manager_addr = f"{self._address()}:{settings.manager_port}" if is_manager else ""
         session = AgentSession(
@@ -99,6 +104,7 @@ class ClusterLine:
             place=NodePlace(self._address(), settings.node_port, manager_addr),
             describe=lambda: describe(settings, self._hostname, self._version, identity),
             containers=self._containers, statuses=statuses, orders=worker,
+            networks=self._networks.cluster,
         )
         self._session, self._worker = session, worker
         await worker.start()
@@ -119,6 +125,7 @@ class ClusterLine:
         if self._worker is not None:
             if forget:
                 await self._release(self._worker)
+                await self._networks.cluster.update(Networking(full=True), underlay=self._address())
             await self._worker.close()
         if forget and self._session is not None:
             await self._session.managers.forget()

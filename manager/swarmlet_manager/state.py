@@ -14,12 +14,13 @@ from typing import TypeVar
 
 from swarmlet.errors import Conflict, NotFound
 from swarmlet.model.cluster import Cluster
+from swarmlet.model.network import Lease, Network
 from swarmlet.model.node import Node
 from swarmlet.model.service import Service
 from swarmlet.model.task import Task
 
 #: Everything the store keeps. A record's kind is its class; its identity is its `id`.
-StoredRecord = Cluster | Node | Service | Task
+StoredRecord = Cluster | Lease | Network | Node | Service | Task
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +39,7 @@ class Delete:
 
 Op = Put | Delete
 
-_Found = TypeVar("_Found", Node, Service, Task)
+_Found = TypeVar("_Found", Network, Node, Service, Task)
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,15 +64,26 @@ class State:
         self.revision = 0
         self.cluster: Cluster | None = None
         self._nodes: dict[str, Node] = {}
+        self._networks: dict[str, Network] = {}
+        self._leases: dict[str, Lease] = {}
         self._services: dict[str, Service] = {}
         self._service_ids: dict[str, str] = {}
         self._tasks: dict[str, Task] = {}
         self._tasks_of_service: defaultdict[str, dict[str, Task]] = defaultdict(dict)
         self._tasks_on_node: defaultdict[str, dict[str, Task]] = defaultdict(dict)
+        self._tasks_on_network: defaultdict[str, dict[str, Task]] = defaultdict(dict)
 
     @property
     def nodes(self) -> Mapping[str, Node]:
         return self._nodes
+
+    @property
+    def networks(self) -> Mapping[str, Network]:
+        return self._networks
+
+    @property
+    def leases(self) -> Mapping[str, Lease]:
+        return self._leases
 
     @property
     def services(self) -> Mapping[str, Service]:
@@ -89,6 +101,10 @@ class State:
         """All tasks ever placed on a node that still have a record."""
         return self._tasks_on_node[node_id].values() if node_id in self._tasks_on_node else _NO_TASKS
 
+    def tasks_on_network(self, network_id: str) -> ValuesView[Task]:
+        """All tasks that were given an address in a network and still have a record."""
+        return self._tasks_on_network[network_id].values() if network_id in self._tasks_on_network else _NO_TASKS
+
     def get(self, record: StoredRecord) -> StoredRecord | None:
         """The current record of the same kind and id."""
         match record:
@@ -98,6 +114,10 @@ class State:
                 return self._nodes.get(record.id)
             case Service():
                 return self._services.get(record.id)
+            case Network():
+                return self._networks.get(record.id)
+            case Lease():
+                return self._leases.get(record.id)
             case Cluster():
                 return self.cluster
 
@@ -109,6 +129,14 @@ class State:
         """By id, name, or unambiguous id prefix, in this order. NotFound, Conflict."""
         found = self._services.get(ref) or self.service_named(ref)
         return found or _by_prefix("service", ref, self._services.values())
+
+    def network_named(self, name: str) -> Network | None:
+        return next((network for network in self._networks.values() if network.name == name), None)
+
+    def find_network(self, ref: str) -> Network:
+        """By id, name, or unambiguous id prefix, in this order. NotFound, Conflict."""
+        found = self._networks.get(ref) or self.network_named(ref)
+        return found or _by_prefix("network", ref, self._networks.values())
 
     def find_node(self, ref: str) -> Node:
         """By id, hostname, or unambiguous id prefix. NotFound; Conflict if several share the hostname."""
@@ -139,6 +167,8 @@ class State:
                 self._tasks_of_service[record.service_id][record.id] = record
                 if record.node_id:
                     self._tasks_on_node[record.node_id][record.id] = record
+                for attachment in record.networks:
+                    self._tasks_on_network[attachment.network_id][record.id] = record
             case Node():
                 self._nodes[record.id] = record
             case Service():
@@ -150,6 +180,10 @@ class State:
                 elif self._service_ids.get(record.spec.name) == record.id:
                     # Removed for its users, though its tasks still have to stop: the name is free again.
                     del self._service_ids[record.spec.name]
+            case Network():
+                self._networks[record.id] = record
+            case Lease():
+                self._leases[record.id] = record
             case Cluster():
                 self.cluster = record
         return Change(before, record)
@@ -166,6 +200,10 @@ class State:
                 del self._services[before.id]
                 if self._service_ids.get(before.spec.name) == before.id:
                     del self._service_ids[before.spec.name]
+            case Network():
+                del self._networks[before.id]
+            case Lease():
+                del self._leases[before.id]
             case Cluster():
                 self.cluster = None
             case None:
@@ -173,7 +211,10 @@ class State:
         return Change(before, None)
 
     def _unindex(self, task: Task) -> None:
-        for index, key in ((self._tasks_of_service, task.service_id), (self._tasks_on_node, task.node_id)):
+        networks = ((self._tasks_on_network, attachment.network_id) for attachment in task.networks)
+        for index, key in (
+            (self._tasks_of_service, task.service_id), (self._tasks_on_node, task.node_id), *networks
+        ):
             if key in index:
                 index[key].pop(task.id, None)
                 if not index[key]:

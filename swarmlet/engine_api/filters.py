@@ -9,9 +9,13 @@ from typing import Any
 import msgspec
 
 from swarmlet.errors import InvalidArgument
+from swarmlet.model.times import parse_timestamp
 
 #: Longest pattern tried: names and ids are at most a few hundred characters.
 MAX_PATTERN = 300
+_DURATION = re.compile(r"(?:\d+(?:\.\d*)?(?:ns|us|µs|ms|s|m|h))+")
+_DURATION_PART = re.compile(r"(\d+(?:\.\d*)?)(ns|us|µs|ms|s|m|h)")
+_NS = {"ns": 1, "us": 1e3, "µs": 1e3, "ms": 1e6, "s": 1e9, "m": 60e9, "h": 3600e9}
 
 
 class Filters:
@@ -109,3 +113,19 @@ def decode_filters(text: str) -> Filters:
             raise InvalidArgument(f"invalid filter '{key}': expected a list of strings")
         values[key] = tuple(chosen)
     return Filters(values)
+
+
+def until_of(filters: Filters, now: int) -> int | None:
+    """The `until` filter in nanoseconds since the epoch: a time, or a duration like 10m before now. InvalidArgument."""
+    values = filters.get("until")
+    if not values:
+        return None
+    if len(values) > 1:
+        raise InvalidArgument("more than one until filter specified")
+    text = values[0]
+    if _DURATION.fullmatch(text):
+        return now - int(sum(float(number) * _NS[unit] for number, unit in _DURATION_PART.findall(text)))
+    try:
+        return parse_timestamp(text)
+    except ValueError as err:
+        raise InvalidArgument(f"invalid filter 'until={text}': expected a time or a duration") from err

@@ -78,6 +78,9 @@ class Cluster(Record, frozen=True, kw_only=True):
     manager_token: str = ""
     #: 32 random bytes that seal what must not lie about in clear (registry credentials of services).
     seal_key: bytes = b""
+    #: Where subnets of the cluster's networks are cut from, and their prefix length.
+    address_pools: tuple[str, ...] = ("10.0.0.0/8",)
+    subnet_size: int = 20
     created_at: int = 0
     updated_at: int = 0
     version: int = 0

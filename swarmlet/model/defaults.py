@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from swarmlet.model.service import Service, TaskRestartPolicy, TaskSpec, UpdateConfig
+from swarmlet.model.service import Service, ServiceSpec, TaskRestartPolicy, TaskSpec, UpdateConfig
 from swarmlet.model.times import NS
 
 RESTART_DELAY_NS = 5 * NS
@@ -60,3 +60,17 @@ def stop_grace_period_ns(spec: TaskSpec) -> int:
     if container is None or container.stop_grace_period is None:
         return STOP_GRACE_PERIOD_NS
     return container.stop_grace_period
+
+
+#: Networks every node has of its own; all others a service names are the cluster's.
+NODE_NETWORKS = frozenset({"default", "bridge", "host", "none"})
+
+
+def cluster_networks(spec: TaskSpec) -> tuple[str, ...]:
+    """Ids of the cluster's networks that tasks of this spec are on, in the spec's order."""
+    return tuple(network.target for network in spec.networks if network.target not in NODE_NETWORKS)
+
+
+def has_vip(spec: ServiceSpec) -> bool:
+    """Whether its name stands for one virtual address (else for its tasks' addresses in turn)."""
+    return spec.endpoint_spec is None or spec.endpoint_spec.mode in ("", "vip")

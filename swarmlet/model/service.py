@@ -10,6 +10,7 @@ from msgspec import field
 
 from swarmlet.model.base import ApiStruct, Record
 from swarmlet.model.common import Driver, HealthConfig, Mount, Platform, Ulimit
+from swarmlet.model.network import NetworkAttachment
 
 
 class DnsConfig(ApiStruct, frozen=True, kw_only=True):
@@ -272,3 +273,5 @@ class Service(Record, frozen=True, kw_only=True):
     #: Registry credentials for pulls of `spec` and `previous_spec`, sealed with the cluster's `seal_key`; b"" = none.
     sealed_auth: bytes = b""
     previous_sealed_auth: bytes = b""
+    #: One address for the whole service in each of its networks (endpoint mode vip).
+    vips: tuple[NetworkAttachment, ...] = ()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from swarmlet.model.base import Record
+from swarmlet.model.network import NetworkAttachment
 from swarmlet.model.service import PortConfig, TaskSpec
 from swarmlet.model.states import TaskState
 
@@ -53,6 +54,8 @@ class Task(Record, frozen=True, kw_only=True):
     not_before: int = 0
     #: Made by a rolling update (not by scaling, nor as a restart): its failure counts against that update.
     by_update: bool = False
+    #: Its address in each of the cluster's networks it is on, once the allocator has given them.
+    networks: tuple[NetworkAttachment, ...] = ()
 
     @property
     def name(self) -> str:

@@ -13,6 +13,7 @@ import msgspec
 from swarmlet.model.base import Record
 from swarmlet.model.node import NodeDescription
 from swarmlet.model.task import Task, TaskStatus
+from swarmlet.wire.networking import Networking
 
 #: Grows with every change that an older peer could misread; Hello and Welcome carry it.
 PROTOCOL_VERSION = 1
@@ -89,6 +90,8 @@ class Assignments(Record, frozen=True, kw_only=True, tag="assignments"):
     removed: tuple[str, ...] = ()  # task ids whose records are gone: remove what is left of them
     #: Service id -> X-Registry-Auth value, for services of `tasks` that have one. Kept in memory, never logged.
     registry_auth: dict[str, str] = {}
+    #: Of the networks this node takes part in; None: nothing new.
+    networking: Networking | None = None
 
     def __repr__(self) -> str:
         return f"Assignments(term={self.term}, seq={self.seq}, full={self.full}, tasks={len(self.tasks)})"

@@ -10,6 +10,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from fakes.networks_made import FakeNetworks
 from msgspec.structs import replace
 
 from swarmlet.engine_api.server import Server
@@ -226,14 +227,15 @@ class Agent:
                 self.session.wake()
 
         self.worker = TaskWorker(
-            self.engine, self.images, self.journal, node=lambda: facts, report=report, forget=self.statuses.forget
+            self.engine, self.images, self.journal, node=lambda: facts, report=report, forget=self.statuses.forget,
+            networks=FakeNetworks(),
         )
         self.session = AgentSession(
             self.identity, data_dir=self.data_dir, journal=self.journal,
             managers=ManagerList(self.journal, managers), place=NodePlace("127.0.0.1", 1),
             describe=lambda: describe(self.hostname),
             containers=lambda: [ContainerRef(id=one.id, name=one.name) for one in self.engine.list()],
-            statuses=self.statuses, orders=self.worker,
+            statuses=self.statuses, orders=self.worker, networks=FakeNetworks(),
         )
         await self.worker.start()
         self._task = asyncio.create_task(self._run())

@@ -27,6 +27,7 @@ from swarmlet_agent.net.dns import EmbeddedDns, HostResolvers
 from swarmlet_agent.net.firewall_check import find_dropping
 from swarmlet_agent.net.ground import ENDPOINTS, NETWORKS, Ground, OnEvent
 from swarmlet_agent.net.kernel import KernelNet
+from swarmlet_agent.net.overlay.cluster import ClusterNetworks
 from swarmlet_agent.net.plan_create import default_network, plan_network
 from swarmlet_agent.net.plan_ipam import parse_subnet, pick_subnet
 from swarmlet_agent.net.records import BRIDGE, HOST, NONE, NetworkRecord, NotConnected, SandboxRecord
@@ -70,6 +71,7 @@ class BridgeNetworks:
         self._dns = EmbeddedDns(self._ground.names, HostResolvers(host_resolv_conf), self._open_inside)
         texts = ContainerFiles(self._ground, data_dir, host_resolv_conf, host_hosts)
         self._sandboxes = Sandboxes(self._ground, self._dns, texts)
+        self.cluster = ClusterNetworks(self._ground, self._make_wide, self._unmake_wide)
         self._changing = asyncio.Lock()
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -96,6 +98,7 @@ class BridgeNetworks:
         self._sandboxes.restore(sandboxes, ground.catalog.by_id)
         await ground.run(self._recover)
         await self._sandboxes.adopt()
+        await self.cluster.start()
         self._tasks = [
             asyncio.create_task(ground.reap(), name="net-reaper"),
             asyncio.create_task(_look_at_firewall(), name="net-firewall-check"),
@@ -254,6 +257,14 @@ class BridgeNetworks:
             plan_rules.add_network(network),
             lambda: plan_rules.ruleset([*ground.catalog.bridges(), network], ground.published()),
         )
+
+    async def _make_wide(self, network: NetworkRecord) -> None:
+        await self._ground.run(self._make_network, network)
+
+    async def _unmake_wide(self, network: NetworkRecord) -> None:
+        ground = self._ground
+        await ground.run(self._unmake_network, network)
+        await ground.run(ground.kernel.change_rules, plan_rules.remove_network(network), ground.rules)
 
     def _unmake_network(self, network: NetworkRecord) -> None:
         """Its links, unless another network (of a VLAN interface there may be several) is on them."""

@@ -158,7 +158,7 @@ class EmbeddedDns:
         if query.kind == dns_codec.PTR and (address := dns_codec.reverse_address(query.name)):
             if name := self._names.name_of(address, asker.networks):
                 return dns_codec.answer(query, [dns_codec.encode_name(name)], limit=limit)
-        elif found := self._names.addresses(query.name, asker.networks, asker.private):
+        elif (found := self._names.addresses(query.name, asker.networks, asker.private)) is not None:
             # Ours, so never asked of others: a type we have none of is an empty answer, not a missing name.
             random.shuffle(found)
             kind = dns_codec.A if query.kind == dns_codec.ANY else query.kind

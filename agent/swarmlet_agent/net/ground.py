@@ -60,6 +60,8 @@ class Ground:
         self.sandboxes: dict[str, SandboxRecord] = {}
         #: Containers whose namespace exists (or is being made).
         self.live: set[str] = set()
+        #: Addresses in networks of the cluster that a manager has given to containers of this node, by network.
+        self.granted: dict[str, frozenset[str]] = {}
         self.resting: dict[str, _Resting] = {}
         self.rest_began = asyncio.Event()
         #: (container, network) -> its last place there: who starts again gets the addresses it had.

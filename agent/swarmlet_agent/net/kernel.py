@@ -21,6 +21,7 @@ from swarmlet_agent.net.link_drivers import GROUP, BridgeLinks, LinkDriver, dele
 from swarmlet_agent.net.macvlan import MacvlanLinks
 from swarmlet_agent.net.netlink import Link, Message, Netlink
 from swarmlet_agent.net.nft import Nft, NftError
+from swarmlet_agent.net.overlay.links import OverlayLinks
 from swarmlet_agent.net.plan_attach import DefaultRoutes
 from swarmlet_agent.net.plan_ipam import AnyNetwork
 from swarmlet_agent.net.plan_rules import TABLE, dns_ruleset, no_ruleset
@@ -57,7 +58,8 @@ class KernelNet:
         netns.write_sysctl("net/ipv4/ip_forward", "1")
         self._host, self._nft = Netlink(), Nft()
         self.bridges = BridgeLinks(self._host)
-        self._drivers = {"bridge": self.bridges, "macvlan": MacvlanLinks(self._host)}
+        self.overlays = OverlayLinks(self._host)
+        self._drivers = {"bridge": self.bridges, "macvlan": MacvlanLinks(self._host), "overlay": self.overlays}
 
     def close(self) -> None:
         for sockets in self._dns.values():

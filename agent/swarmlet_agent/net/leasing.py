@@ -8,6 +8,7 @@ from ipaddress import ip_address
 
 import msgspec
 
+from swarmlet.errors import NotSupported
 from swarmlet.model.container import EndpointSettings
 from swarmlet.model.ids import new_hex_id
 from swarmlet_agent.net import plan_attach, plan_endpoint
@@ -68,6 +69,8 @@ class Leasing:
     ) -> EndpointRecord:
         """An endpoint with addresses of its own. earlier: what the container had there once."""
         catalog, ipam = self._ground.catalog, settings.ipam_config
+        if network.scope == "swarm":
+            self._check_granted(network, ipam.ipv4_address if ipam is not None else "")
         ident, named = new_hex_id(), not network.predefined
         endpoint = EndpointRecord(
             id=ident, network_id=network.id, network=network.name,
@@ -95,6 +98,14 @@ class Leasing:
             catalog.give_back(endpoint)
             raise
         return replace(endpoint, mac=settings.mac_address or mac_of(ip_address(endpoint.addresses[0])))
+
+    def _check_granted(self, network: NetworkRecord, address: str) -> None:
+        """In a network of the cluster only a manager gives addresses."""
+        if address not in self._ground.granted.get(network.id, ()):
+            raise NotSupported(
+                f"network {network.name} is the cluster's: containers other than tasks of its services cannot be "
+                "connected to it yet"
+            )
 
     def routes(self, sandbox: SandboxRecord) -> DefaultRoutes:
         """The endpoints with default routes; none if the container cannot leave its networks."""

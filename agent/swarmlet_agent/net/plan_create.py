@@ -8,7 +8,7 @@ from ipaddress import ip_network
 
 from msgspec.structs import replace
 
-from swarmlet.errors import Conflict, Forbidden, InvalidArgument, NotFound, NotSupported
+from swarmlet.errors import Conflict, Forbidden, InvalidArgument, NotAManager, NotFound, NotSupported
 from swarmlet_agent.net.plan_config import config_network, resolved
 from swarmlet_agent.net.plan_endpoint import OPTION_NAME_PREFIX
 from swarmlet_agent.net.plan_families import check_ipam, config_of, plan_family
@@ -131,10 +131,7 @@ def _check_name(name: str, existing: Mapping[str, NetworkRecord]) -> None:
 def _check_kind(request: NetworkCreate) -> None:
     driver = request.driver or "bridge"
     if driver == "overlay" or request.scope in ("swarm", "global"):
-        raise NotSupported(
-            f"network {request.name} spans nodes (driver overlay or scope swarm): overlay networks are not supported "
-            "yet; create a bridge network"
-        )
+        raise NotAManager
     if driver in ("host", "null"):
         raise Forbidden(f'only one instance of "{driver}" network is allowed')
     if driver == "ipvlan":

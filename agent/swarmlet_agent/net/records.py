@@ -55,7 +55,7 @@ class Subnet(Record, frozen=True, kw_only=True):
 
 
 class NetworkRecord(Record, frozen=True, kw_only=True):
-    """A local network. driver: bridge, macvlan, host or null.
+    """A network on this node. driver: bridge, macvlan, host or null; overlay for the cluster's.
 
     subnet, gateway, ip_range: IPv4's, as text; "" where there is none.
     """
@@ -72,6 +72,9 @@ class NetworkRecord(Record, frozen=True, kw_only=True):
     gateway: str = ""
     ip_range: str = ""
     auxiliary: dict[str, str] = {}
+    #: Of an overlay network: its VXLAN number, and this node's address for the other nodes.
+    vni: int = 0
+    underlay: str = ""
     #: The user chose the subnet: containers may then ask for addresses.
     chosen_subnet: bool = False
     #: Its IPv6 addresses; without a subnet it has no IPv6.
@@ -101,6 +104,10 @@ class NetworkRecord(Record, frozen=True, kw_only=True):
     @property
     def predefined(self) -> bool:
         return self.name in PREDEFINED
+
+    @property
+    def scope(self) -> str:
+        return "swarm" if self.driver == "overlay" else "local"
 
     @property
     def exclusive(self) -> bool:

@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable
 
 from swarmlet.engine_api.filters import Filters
+from swarmlet.engine_api.filters import until_of as until_of
 from swarmlet.errors import InvalidArgument
 from swarmlet.model.base import to_api
-from swarmlet.model.times import parse_timestamp, rfc3339
+from swarmlet.model.times import rfc3339
 from swarmlet_agent.net import plan_config
 from swarmlet_agent.net.records import EndpointRecord, NetworkRecord, SandboxRecord
 from swarmlet_agent.net.requests import ConfigReference, NetworkContainer, NetworkView
 
 LIST_FILTERS = ("dangling", "driver", "id", "label", "name", "scope", "type")
 PRUNE_FILTERS = ("until", "label", "label!")
-_DURATION = re.compile(r"(?:\d+(?:\.\d*)?(?:ns|us|µs|ms|s|m|h))+")
-_DURATION_PART = re.compile(r"(\d+(?:\.\d*)?)(ns|us|µs|ms|s|m|h)")
-_NS = {"ns": 1, "us": 1e3, "µs": 1e3, "ms": 1e6, "s": 1e9, "m": 60e9, "h": 3600e9}
 
 
 def view(network: NetworkRecord, attached: Iterable[tuple[SandboxRecord, EndpointRecord]] = ()) -> NetworkView:
@@ -36,7 +33,8 @@ def view(network: NetworkRecord, attached: Iterable[tuple[SandboxRecord, Endpoin
             entry["AuxiliaryAddresses"] = part.auxiliary
         config.append(entry)
     return NetworkView(
-        name=network.name, id=network.id, created=rfc3339(network.created_at), driver=network.driver,
+        name=network.name, id=network.id, created=rfc3339(network.created_at), scope=network.scope,
+        driver=network.driver,
         enable_ipv4=asked.enable_ipv4 if asked is not None else bool(network.subnet) or not network.v6.subnet,
         enable_ipv6=asked.enable_ipv6 if asked is not None else bool(network.v6.subnet),
         config_only=bool(network.blueprint), config_from=ConfigReference(network=network.config_from),
@@ -61,7 +59,7 @@ def selects(filters: Filters, network: NetworkRecord, *, in_use: bool) -> bool:
     dangling = filters.flag("dangling")
     return (
         filters.matches("driver", network.driver)
-        and filters.matches("scope", "local")
+        and filters.matches("scope", network.scope)
         and filters.matches_pattern("id", network.id)
         and filters.matches_pattern("name", network.name)
         and filters.matches("type", "builtin" if network.predefined else "custom")
@@ -73,7 +71,8 @@ def selects(filters: Filters, network: NetworkRecord, *, in_use: bool) -> bool:
 
 def prunes(filters: Filters, network: NetworkRecord, until: int | None) -> bool:
     """True if a prune with these filters may take an unused network. until: nanoseconds, None = any age."""
-    if network.predefined or network.blueprint or (until is not None and network.created_at > until):
+    kept = network.predefined or network.blueprint or network.scope == "swarm"
+    if kept or (until is not None and network.created_at > until):
         return False
     if not filters.matches_labels(network.labels):
         return False
@@ -82,19 +81,3 @@ def prunes(filters: Filters, network: NetworkRecord, until: int | None) -> bool:
         if name in network.labels and (not equals or network.labels[name] == value):
             return False
     return True
-
-
-def until_of(filters: Filters, now: int) -> int | None:
-    """The `until` filter in nanoseconds since the epoch: a time, or a duration like 10m before now. InvalidArgument."""
-    values = filters.get("until")
-    if not values:
-        return None
-    if len(values) > 1:
-        raise InvalidArgument("more than one until filter specified")
-    text = values[0]
-    if _DURATION.fullmatch(text):
-        return now - int(sum(float(number) * _NS[unit] for number, unit in _DURATION_PART.findall(text)))
-    try:
-        return parse_timestamp(text)
-    except ValueError as err:
-        raise InvalidArgument(f"invalid filter 'until={text}': expected a time or a duration") from err

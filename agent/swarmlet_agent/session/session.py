@@ -42,6 +42,7 @@ from swarmlet.wire.messages import (
     StatusAck,
     Welcome,
 )
+from swarmlet.wire.networking import Networking
 from swarmlet_agent.journal import Journal
 from swarmlet_agent.session.buffer import StatusBuffer
 from swarmlet_agent.session.identity import MANAGER_NAME, NodeIdentity, renew
@@ -84,6 +85,14 @@ class TaskOrders(Protocol):
         ...
 
 
+class NetworkOrders(Protocol):
+    """Who makes the cluster's networks on this node."""
+
+    async def update(self, news: Networking, *, underlay: str) -> None:
+        """Returns once it is so. underlay: this node's address for the others."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class NodePlace:
     """Where this node is reached: its address, its Engine API port (mTLS), its manager if it runs one."""
@@ -108,6 +117,7 @@ class AgentSession:
         containers: Callable[[], Sequence[ContainerRef]],
         statuses: StatusBuffer,
         orders: TaskOrders,
+        networks: NetworkOrders,
     ) -> None:
         self.identity = identity
         self.managers = managers
@@ -119,6 +129,7 @@ class AgentSession:
         self._containers = containers
         self._statuses = statuses
         self._orders = orders
+        self._networks = networks
         self._pulse = Pulse(SPACING_S)
         self._inventory: dict[str, ContainerRef | None] = {}
         self._inventory_lost = False
@@ -267,6 +278,8 @@ class AgentSession:
         if orders.seq != self._seq + 1 or orders.full is not (orders.seq == 1):
             raise _SessionEnded(f"orders {orders.seq} after {self._seq}")
         self._seq = orders.seq
+        if orders.networking is not None:  # before the tasks, which need them
+            await self._networks.update(orders.networking, underlay=self._place.addr)
         await self._orders.assign(
             full=orders.full, tasks=orders.tasks, removed=orders.removed, registry_auth=orders.registry_auth
         )

@@ -10,25 +10,38 @@ from __future__ import annotations
 import base64
 import binascii
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
 from msgspec.structs import replace
 
 from swarmlet.errors import InvalidArgument, NotSupported
 from swarmlet.model.common import Mount
-from swarmlet.model.container import ContainerCreate, HostConfig, LogConfig, PortBinding
+from swarmlet.model.container import (
+    ContainerCreate,
+    EndpointIPAMConfig,
+    EndpointSettings,
+    HostConfig,
+    LogConfig,
+    NetworkingConfig,
+    PortBinding,
+)
+from swarmlet.model.defaults import NODE_NETWORKS, cluster_networks
 from swarmlet.model.service import ContainerSpec, Limit, PortConfig, Privileges, Reservation, TaskSpec
 from swarmlet.model.task import Task
 from swarmlet_agent.worker.template import NodeFacts, expand, fields_of
 
 LABEL_PREFIX = "com.docker.swarm."
 TASK_LABEL = LABEL_PREFIX + "task.id"
-#: Networks every node has by itself.
-LOCAL_NETWORKS = ("bridge", "host", "none")
 
 
-def container_for(task: Task, node: NodeFacts) -> ContainerCreate:
-    """What to create for a task. InvalidArgument (NotSupported) tells why it cannot be."""
+def container_for(task: Task, node: NodeFacts, networks: Mapping[str, str] = MappingProxyType({})) -> ContainerCreate:
+    """What to create for a task. networks: its addresses ("10.0.1.5/24") in the cluster's networks, by name.
+
+    InvalidArgument (NotSupported) tells why it cannot be.
+    """
     spec = container_spec(task)
+    if len(networks) < len(cluster_networks(task.spec)):
+        raise InvalidArgument(f"task {task.name} was given no address in some of its networks")
     fields = fields_of(task, node)
     return ContainerCreate(
         image=spec.image,
@@ -44,7 +57,10 @@ def container_for(task: Task, node: NodeFacts) -> ContainerCreate:
         healthcheck=spec.healthcheck,
         labels={**spec.labels, **system_labels(task)},
         exposed_ports={_port_key(port): {} for port in task.ports},
-        host_config=_host_config(task, spec, fields),
+        host_config=_host_config(task, spec, fields, next(iter(networks), "")),
+        networking_config=NetworkingConfig(
+            endpoints_config={name: _endpoint(address) for name, address in networks.items()}
+        ),
     )
 
 
@@ -79,7 +95,8 @@ def published(
     return tuple(found)
 
 
-def _host_config(task: Task, spec: ContainerSpec, fields: Mapping[str, str]) -> HostConfig:
+def _host_config(task: Task, spec: ContainerSpec, fields: Mapping[str, str], network: str) -> HostConfig:
+    """network: the first of the cluster's networks it is on, "" for none."""
     resources = task.spec.resources
     limits = (resources.limits if resources else None) or Limit()
     reservations = (resources.reservations if resources else None) or Reservation()
@@ -110,7 +127,7 @@ def _host_config(task: Task, spec: ContainerSpec, fields: Mapping[str, str]) -> 
         dns_options=dns.options if dns else (),
         security_opt=_security(spec.privileges),
         log_config=_log_config(task.spec),
-        network_mode=_network_mode(task.spec),
+        network_mode=network or _network_mode(task.spec),
         port_bindings=_bindings(task.ports),
     )
 
@@ -186,13 +203,16 @@ def _log_config(spec: TaskSpec) -> LogConfig:
 
 
 def _network_mode(spec: TaskSpec) -> str:
-    """A task without networks sits on the default bridge; local networks may be named instead."""
-    targets = [network.target for network in spec.networks]
-    if not targets:
-        return "default"
-    if len(targets) > 1 or targets[0] not in LOCAL_NETWORKS:
-        raise NotSupported(f"network {targets[0]}: services can use the networks bridge, host and none so far")
-    return targets[0]
+    """A task without networks sits on the default bridge; local networks may be named instead. Those of the cluster
+    are endpoints."""
+    targets = [network.target for network in spec.networks if network.target in NODE_NETWORKS]
+    if len(targets) > 1:
+        raise NotSupported(f"network {targets[1]} cannot be combined with network {targets[0]}")
+    return targets[0] if targets else "default"
+
+
+def _endpoint(address: str) -> EndpointSettings:
+    return EndpointSettings(ipam_config=EndpointIPAMConfig(ipv4_address=address.partition("/")[0]))
 
 
 def _bindings(ports: Sequence[PortConfig]) -> dict[str, tuple[PortBinding, ...] | None]:

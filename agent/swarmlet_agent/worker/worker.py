@@ -27,6 +27,7 @@ from swarmlet.model.times import NS
 from swarmlet_agent.engine.container import Container
 from swarmlet_agent.engine.events import Event, EventBus
 from swarmlet_agent.journal import Journal, Write
+from swarmlet_agent.net.records import NetworkRecord
 from swarmlet_agent.worker.convert import TASK_LABEL, container_for, container_spec
 from swarmlet_agent.worker.decide import (
     Become,
@@ -71,6 +72,14 @@ class TaskEngine(Protocol):
     async def remove(self, ref: str, *, force: bool = False, volumes: bool = False) -> None: ...
 
 
+class NetworkNames(Protocol):
+    """The networks of this node, as a task needs them."""
+
+    def get(self, ref: str) -> NetworkRecord:
+        """NotFound."""
+        ...
+
+
 class Stored(Record, frozen=True, kw_only=True):
     """A task in the journal; status only once it is final."""
 
@@ -97,6 +106,7 @@ class TaskWorker:
         node: Callable[[], NodeFacts],
         report: Callable[[str, TaskStatus], None],
         forget: Callable[[str], None],
+        networks: NetworkNames,
         starts: int = STARTS,
         now: Callable[[], int] = time.time_ns,
     ) -> None:
@@ -106,6 +116,7 @@ class TaskWorker:
         self._node = node
         self._report = report
         self._forget = forget
+        self._networks = networks
         self._now = now
         self._puller = Puller(images)
         self._auth: dict[str, str] = {}  # service -> credentials, in memory only
@@ -290,12 +301,19 @@ class TaskWorker:
 
     async def _create(self, local: _Local) -> None:
         try:
-            request = container_for(local.task, self._node())
+            request = container_for(local.task, self._node(), self._networks_of(local.task))
             await self._engine.create(local.task.name, request)
         except Unavailable:
             raise  # not the task's fault: try again
         except SwarmletError as err:
             await self._fail(local, str(err))
+
+    def _networks_of(self, task: Task) -> dict[str, str]:
+        """Name -> address in it, of the cluster's networks. Unavailable while one of them is not here yet."""
+        try:
+            return {self._networks.get(place.network_id).name: place.address for place in task.networks}
+        except NotFound as err:
+            raise Unavailable(str(err)) from err
 
     async def _start_container(self, local: _Local) -> None:
         try:

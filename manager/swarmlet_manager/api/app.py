@@ -10,6 +10,7 @@ from swarmlet_manager.api.routes.events import ClusterEvents, EventRoutes, Subsc
 from swarmlet_manager.api.routes.images import ImageRoutes
 from swarmlet_manager.api.routes.later import LaterRoutes
 from swarmlet_manager.api.routes.logs import LogRoutes
+from swarmlet_manager.api.routes.networks import NetworkRoutes
 from swarmlet_manager.api.routes.nodes import NodeRoutes
 from swarmlet_manager.api.routes.objects import ObjectRoutes
 from swarmlet_manager.api.routes.services import ServiceRoutes
@@ -23,10 +24,11 @@ def cluster_routes(
     commands: Commands, fleet: Fleet, inventory: Inventory, place: Place, store: Subscribable
 ) -> list[Route]:
     """The Engine API of the whole cluster."""
+    objects = ObjectRoutes(fleet)
     parts = (
         SystemRoutes(commands, fleet, place), UnsupportedRoutes(), SwarmRoutes(commands), NodeRoutes(commands, place),
         LogRoutes(commands, fleet), ServiceRoutes(commands, fleet), TaskRoutes(commands),
-        ContainerRoutes(fleet, inventory), ImageRoutes(fleet), ObjectRoutes(fleet),
+        ContainerRoutes(fleet, inventory), ImageRoutes(fleet), NetworkRoutes(commands, objects), objects,
         EventRoutes(fleet, ClusterEvents(store)), LaterRoutes(),
     )
     return [route for part in parts for route in part.routes()]

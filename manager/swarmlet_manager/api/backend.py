@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from swarmlet.model.cluster import Cluster, SwarmSpec
+from swarmlet.model.network import Network, NetworkCreate
 from swarmlet.model.node import Node, NodeSpec
 from swarmlet.model.service import Service, ServiceSpec
 from swarmlet.model.task import Task
@@ -44,6 +45,12 @@ class Commands(Protocol):
     def service(self, ref: str) -> Service: ...
 
     def services(self) -> list[Service]: ...
+
+    async def create_network(self, spec: NetworkCreate) -> Network: ...
+
+    async def remove_network(self, ref: str) -> None: ...
+
+    def network(self, ref: str) -> Network: ...
 
     def task(self, ref: str) -> Task: ...
 

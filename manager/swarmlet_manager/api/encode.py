@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import base64
 import functools
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import msgspec
@@ -18,11 +19,13 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from swarmlet.model import defaults
 from swarmlet.model.base import to_api
 from swarmlet.model.cluster import Cluster
+from swarmlet.model.network import Network
 from swarmlet.model.node import Node
 from swarmlet.model.service import EndpointSpec, PortConfig, Service, ServiceSpec, TaskSpec
 from swarmlet.model.states import NodeState, TaskState
 from swarmlet.model.task import Task
 from swarmlet.model.times import rfc3339
+from swarmlet_manager.api import encode_network
 
 Json = dict[str, Any]
 
@@ -140,6 +143,8 @@ def service(
         endpoint["Spec"] = endpoint_spec(record.spec.endpoint_spec)
     if record.ports:
         endpoint["Ports"] = [port(entry) for entry in record.ports]
+    if record.vips:
+        endpoint["VirtualIPs"] = [{"NetworkID": vip.network_id, "Addr": vip.address} for vip in record.vips]
     answer: Json = {
         "ID": record.id,
         **meta(record.version, record.created_at, record.updated_at),
@@ -165,8 +170,8 @@ def service(
     return answer
 
 
-def task(record: Task, spec: Any = None) -> Json:
-    """Engine API Task. spec: the encoded task spec if the caller has it."""
+def task(record: Task, networks: Mapping[str, Network] = MappingProxyType({}), spec: Any = None) -> Json:
+    """Engine API Task. networks: the cluster's, by id. spec: the encoded task spec if the caller has it."""
     status = record.status
     answer: Json = {
         "ID": record.id,
@@ -181,7 +186,11 @@ def task(record: Task, spec: Any = None) -> Json:
             "PortStatus": {"Ports": [port(entry) for entry in status.ports]} if status.ports else {},
         },
         "DesiredState": record.desired_state.api_name,
-        "NetworksAttachments": [],
+        "NetworksAttachments": [
+            encode_network.attachment(networks[place.network_id], place.address)
+            for place in record.networks
+            if place.network_id in networks
+        ],
         "Volumes": [],
     }
     if record.slot:
@@ -214,9 +223,9 @@ class TaskEncoder:
         self._tasks: dict[str, tuple[int, msgspec.Raw]] = {}
         self._specs: dict[int, tuple[TaskSpec, msgspec.Raw]] = {}
 
-    def encode(self, records: Iterable[Task]) -> bytes:
+    def encode(self, records: Iterable[Task], networks: Mapping[str, Network]) -> bytes:
         """A JSON array."""
-        return self._encoder.encode([self._one(record) for record in records])
+        return self._encoder.encode([self._one(record, networks) for record in records])
 
     def forget_all_but(self, live: Iterable[str]) -> None:
         """Drop what is no longer in the state; called now and then with the ids that are."""
@@ -227,11 +236,11 @@ class TaskEncoder:
     def __len__(self) -> int:
         return len(self._tasks)
 
-    def _one(self, record: Task) -> msgspec.Raw:
+    def _one(self, record: Task, networks: Mapping[str, Network]) -> msgspec.Raw:
         known = self._tasks.get(record.id)
         if known is not None and known[0] == record.version:
             return known[1]
-        encoded = msgspec.Raw(self._encoder.encode(task(record, self._spec(record.spec))))
+        encoded = msgspec.Raw(self._encoder.encode(task(record, networks, self._spec(record.spec))))
         self._tasks[record.id] = (record.version, encoded)
         return encoded
 
@@ -276,8 +285,8 @@ def cluster_info(record: Cluster) -> Json:
         "Spec": swarm_spec(record),
         "TLSInfo": tls_info(record.ca_cert_pem),
         "RootRotationInProgress": False,
-        "DefaultAddrPool": [],
-        "SubnetSize": 0,
+        "DefaultAddrPool": [*record.address_pools],
+        "SubnetSize": record.subnet_size,
         "DataPathPort": 4789,
     }
 

@@ -6,18 +6,22 @@ Errors are answers: NotFound, Conflict, InvalidArgument (NotSupported), OutOfSeq
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
 from msgspec.structs import replace
 
-from swarmlet.errors import Conflict, NotAManager, NotFound, OutOfSequence, StaleView, Unavailable
+from swarmlet.errors import Conflict, InvalidArgument, NotAManager, NotFound, OutOfSequence, StaleView, Unavailable
 from swarmlet.loops import KeyedLocks
 from swarmlet.model.cluster import Cluster, SwarmSpec
+from swarmlet.model.defaults import cluster_networks
 from swarmlet.model.ids import new_cluster_id
+from swarmlet.model.network import Network, NetworkCreate
 from swarmlet.model.node import Node, NodeSpec
 from swarmlet.model.service import Service, ServiceSpec
 from swarmlet.model.task import Task
@@ -26,14 +30,14 @@ from swarmlet_manager.ca.seal import seal
 from swarmlet_manager.control import edits
 from swarmlet_manager.control.naming import new_name
 from swarmlet_manager.control.ports import StorePort
-from swarmlet_manager.decide import allocate, validate
+from swarmlet_manager.decide import allocate, networks, validate
 from swarmlet_manager.state import Delete, Op, Put, State
 
 #: How often a command whose record changed under it looks again before it gives up.
 ATTEMPTS = 20
 
 
-_Written = TypeVar("_Written", Service, Node, Cluster)
+_Written = TypeVar("_Written", Network, Service, Node, Cluster)
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +75,8 @@ class Control:
         self._new_id = new_id
         self._rng = rng or random.Random()
         self._names: KeyedLocks[str] = KeyedLocks()
+        #: Held from a decision on what is unique in the cluster (subnets, ports) to its commit.
+        self._unique = asyncio.Lock()
 
     @property
     def state(self) -> State:
@@ -93,8 +99,9 @@ class Control:
                     "rpc error: code = AlreadyExists desc = name conflicts with an existing object: "
                     f"service {taken.spec.name} already exists"
                 )
-            ports = allocate.plan_ports(self.state, "", spec)
-            return await self._put(edits.new_service(ident, spec, ports, sealed, self._now()))
+            async with self._deciding_on(spec):
+                ports = allocate.plan_ports(self.state, "", spec)
+                return await self._put(edits.new_service(ident, spec, ports, sealed, self._now()))
 
     async def update_service(
         self,
@@ -113,6 +120,13 @@ class Control:
         service = self.service(ref)
         if version != service.version:
             raise OutOfSequence
+        going = edits.previous_spec(service) if rollback or spec is None else spec
+        async with self._deciding_on(going):
+            return await self._update(service, spec, rollback, registry_auth, registry_auth_from)
+
+    async def _update(
+        self, service: Service, spec: ServiceSpec | None, rollback: bool, registry_auth: str, registry_auth_from: str
+    ) -> Service:
         if rollback or spec is None:
             ports = allocate.plan_ports(self.state, service.id, edits.previous_spec(service))
             changed = edits.rolled_back_service(service, ports, self._now())
@@ -144,6 +158,37 @@ class Control:
 
     def services(self) -> list[Service]:
         return [service for service in self.state.services.values() if not service.pending_delete]
+
+    @contextlib.asynccontextmanager
+    async def _deciding_on(self, spec: ServiceSpec) -> AsyncIterator[None]:
+        """Commands whose results must not collide come one after another; the others side by side. The networks a
+        service names are there, and stay, inside the block. NotFound."""
+        wanted = cluster_networks(spec.task_template)
+        if not wanted and (spec.endpoint_spec is None or not spec.endpoint_spec.ports):
+            yield
+            return
+        async with self._unique:
+            for network_id in wanted:
+                self.network(network_id)
+            yield
+
+    # Networks
+
+    async def create_network(self, spec: NetworkCreate) -> Network:
+        async with self._unique:
+            return await self._put(networks.plan_network(self.state, spec, self._new_id(), self._now()))
+
+    async def remove_network(self, ref: str) -> None:
+        """InvalidArgument says which service, task or container uses it."""
+        async with self._unique:
+            network = self.network(ref)
+            if users := networks.users_of(self.state, network):
+                raise InvalidArgument(f"rpc error: code = FailedPrecondition desc = {users}")
+            await self._store.commit([Delete(network)])
+
+    def network(self, ref: str) -> Network:
+        """By id, name or id prefix."""
+        return self.state.find_network(ref)
 
     # Tasks
 

@@ -19,12 +19,14 @@ from swarmlet.log import get_logger
 from swarmlet.loops import Backoff, Group, Pulse, WorkQueue, every, work
 from swarmlet.model.cluster import Cluster
 from swarmlet.model.ids import new_cluster_id
+from swarmlet.model.network import Lease, Network
 from swarmlet.model.node import Node
 from swarmlet.model.service import Service
 from swarmlet.model.states import TaskState
 from swarmlet.model.task import Task
 from swarmlet.model.times import NS
 from swarmlet_manager.control.ports import StorePort
+from swarmlet_manager.decide.addresses import Allocator
 from swarmlet_manager.decide.nodes import plan_node
 from swarmlet_manager.decide.orchestrate import plan_service
 from swarmlet_manager.decide.plan import Plan
@@ -67,6 +69,8 @@ class Reconcilers:
         self._now = now
         self._new_id = new_id
         self._queue: WorkQueue[Key] = WorkQueue()
+        self._allocator: Allocator | None = None
+        self._allocate = Pulse(SCHEDULE_SPACING_S)
         self._scheduler: Scheduler | None = None
         self._schedule = Pulse(SCHEDULE_SPACING_S)
         self._reap = Pulse(REAP_SPACING_S)
@@ -76,7 +80,7 @@ class Reconcilers:
 
     async def start(self) -> None:
         self._queue = WorkQueue()
-        self._scheduler = None
+        self._allocator = self._scheduler = None
         self._unsubscribe = self._store.subscribe(self._changed)
         self._group = Group()
         backoff: Backoff[Key] = Backoff(base=0.005, limit=5.0)
@@ -88,6 +92,7 @@ class Reconcilers:
                 ),
                 name=f"reconcile {number}",
             )
+        self._group.start(self._allocate_for_ever(), name="allocator")
         self._group.start(self._schedule_for_ever(), name="scheduler")
         self._group.start(self._reap_for_ever(), name="reaper")
         self._group.start(every(RESYNC_S, self._resync, name="resync"), name="resync")
@@ -100,7 +105,7 @@ class Reconcilers:
             group, self._group = self._group, None
             await group.close()
         self._queue.close()
-        self._scheduler = None
+        self._allocator = self._scheduler = None
 
     async def wait(self) -> None:
         assert self._group is not None
@@ -115,12 +120,15 @@ class Reconcilers:
             self._reapable.add(service_id)
         for node_id in {*state.nodes, *(task.node_id for task in state.tasks.values() if task.node_id)}:
             self._queue.add(Key("node", node_id))
+        self._allocate.beat()
         self._schedule.beat()
         self._reap.beat()
 
     # What a change makes worth a look
 
     def _changed(self, changes: Sequence[Change]) -> None:
+        if self._allocator is not None:
+            self._allocator.apply(changes)
         if self._scheduler is not None:
             self._scheduler.apply(changes)
         for change in changes:
@@ -129,10 +137,13 @@ class Reconcilers:
                     self._queue.add(Key("service", service.id))
                     self._reapable.add(service.id)
                     self._reap.beat()
+                    self._allocate.beat()
                 case Task() as task:
                     self._task_changed(task, change)
                 case Node() as node:
                     self._node_changed(node, change)
+                case Network() | Lease():
+                    self._allocate.beat()
                 case Cluster():
                     self._reap.beat()
 
@@ -141,6 +152,7 @@ class Reconcilers:
         # A new task waits for a place, an ended one gives one back.
         if change.after is None or task.status.state.is_terminal or task.status.state < TaskState.ASSIGNED:
             self._schedule.beat()
+            self._allocate.beat()
             self._reapable.add(task.service_id)
             self._reap.beat()
 
@@ -189,6 +201,25 @@ class Reconcilers:
                 self._scheduler = None
                 await asyncio.sleep(FAILED_S)
                 self._schedule.beat()
+
+    async def _allocate_for_ever(self) -> None:
+        """What was given but not written is forgotten with the allocator: a new one is made of what is stored."""
+        while True:
+            await self._allocate.wait()
+            try:
+                if self._allocator is None:
+                    self._allocator = Allocator(self._store.state)
+                await self._commit(self._allocator.plan(self._now()))
+            except (StaleView, Unavailable) as err:
+                log.debug("allocate again", reason=err)
+                self._allocator = None
+                await asyncio.sleep(0 if isinstance(err, StaleView) else RETRY_S)
+                self._allocate.beat()
+            except Exception:
+                log.exception("allocating addresses failed")
+                self._allocator = None
+                await asyncio.sleep(FAILED_S)
+                self._allocate.beat()
 
     async def _reap_for_ever(self) -> None:
         while True:

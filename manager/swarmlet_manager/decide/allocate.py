@@ -1,11 +1,15 @@
-"""Published ports of services: unique over the cluster for the routing mesh, chosen where the user left it open."""
+"""Published ports of services: unique over the cluster for the routing mesh, chosen where the user left it open.
+
+Addresses are the allocator's (`addresses.py`).
+"""
 
 from __future__ import annotations
 
 from msgspec.structs import replace
 
 from swarmlet.errors import InvalidArgument
-from swarmlet.model.service import PortConfig, ServiceSpec
+from swarmlet.model.defaults import cluster_networks
+from swarmlet.model.service import PortConfig, ServiceSpec, TaskSpec
 from swarmlet.model.states import TaskState
 from swarmlet.model.task import TaskStatus
 from swarmlet_manager.state import State
@@ -40,12 +44,16 @@ def plan_ports(state: State, service_id: str, spec: ServiceSpec) -> tuple[PortCo
     return tuple(chosen)
 
 
-def initial_status(now: int) -> TaskStatus:
-    """The status a new task is stored with.
+def initial_status(spec: TaskSpec, now: int) -> TaskStatus:
+    """The status a new task is stored with: NEW if the allocator must give it addresses first.
 
-    SwarmKit's allocator moves NEW to PENDING once networks and addresses are there. No task needs any yet
-    (such services are refused), so the move would be a write for nothing.
+    Every other task begins as PENDING: the move would be a write for nothing.
     """
+    return TaskStatus(state=TaskState.NEW, at=now, message="created") if cluster_networks(spec) else pending_status(now)
+
+
+def pending_status(now: int) -> TaskStatus:
+    """Of a task that only waits for a node."""
     return TaskStatus(state=TaskState.PENDING, at=now, message="pending task scheduling")
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 
 from swarmlet.errors import InvalidArgument, NotSupported
-from swarmlet.model.defaults import MINIMUM_MEMORY_BYTES, MINIMUM_NANO_CPUS
+from swarmlet.model.defaults import MINIMUM_MEMORY_BYTES, MINIMUM_NANO_CPUS, cluster_networks, has_vip
 from swarmlet.model.service import (
     EndpointSpec,
     PortConfig,
@@ -24,8 +24,6 @@ from swarmlet_manager.decide.validate_container import check_container_spec
 #: Letters, digits, and inside also - and _ (SwarmKit's rule, in a form that takes linear time on any input).
 _NAME = re.compile(r"[a-zA-Z0-9](?:[-_a-zA-Z0-9]*[a-zA-Z0-9])?")
 _MAX_NAME = 63
-#: Networks every node has of its own; all others need the cluster's networks.
-NODE_NETWORKS = frozenset({"default", "bridge", "host", "none"})
 _PROTOCOLS = ("tcp", "udp", "sctp")
 
 
@@ -37,12 +35,7 @@ def check_service_spec(spec: ServiceSpec) -> None:
     _check_update_config(spec.update_config)
     _check_update_config(spec.rollback_config)
     _check_endpoint(spec.endpoint_spec)
-    for network in (*spec.networks, *spec.task_template.networks):
-        if network.target not in NODE_NETWORKS:
-            raise NotSupported(
-                f"network {network.target}: services on networks of the cluster come later; "
-                "leave the network out, or use bridge, host or none"
-            )
+    _check_networks(spec)
 
 
 def check_update(old: ServiceSpec, new: ServiceSpec) -> None:
@@ -165,6 +158,24 @@ def _check_endpoint(endpoint: EndpointSpec | None) -> None:
     published = [(port.protocol, port.published_port) for port in endpoint.ports if port.published_port]
     if len(set(published)) < len(published):
         raise InvalidArgument("EndpointSpec: duplicate published ports provided")
+
+
+def _check_networks(spec: ServiceSpec) -> None:
+    chosen = [network.target for network in spec.task_template.networks]
+    if len(set(chosen)) < len(chosen):
+        raise InvalidArgument("networks must be unique, but one is named twice")
+    wide = cluster_networks(spec.task_template)
+    if wide and len(wide) < len(chosen):
+        local = next(target for target in chosen if target not in wide)
+        raise NotSupported(f"network {local} cannot be combined with networks of the cluster in one service")
+    for network in spec.task_template.networks:
+        if network.driver_opts:
+            raise NotSupported(f"network {network.target}: option {min(network.driver_opts)} is not supported")
+    if wide and has_vip(spec):
+        raise NotSupported(
+            f"network {wide[0]}: endpoint mode vip is not supported on networks of the cluster yet: "
+            "use --endpoint-mode dnsrr"
+        )
 
 
 def _check_port(port: PortConfig) -> None:

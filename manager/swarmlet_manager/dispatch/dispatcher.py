@@ -21,7 +21,9 @@ from swarmlet.log import get_logger
 from swarmlet.loops import Group
 from swarmlet.model.cluster import Cluster
 from swarmlet.model.defaults import HEARTBEAT_GRACE_PERIODS
+from swarmlet.model.network import Lease
 from swarmlet.model.node import Node
+from swarmlet.model.service import Service
 from swarmlet.model.states import NodeState, Role
 from swarmlet.model.task import Task, TaskStatus
 from swarmlet.model.times import NS
@@ -260,6 +262,9 @@ class Dispatcher:
 
     def _changed(self, changes: Sequence[Change]) -> None:
         """Called by the store with each applied batch: marks what sessions must look at."""
+        networks = [change for change in changes if _concerns_networks(change)]
+        for each in self._sessions.values() if networks else ():
+            each.note_networks(networks)
         for change in changes:
             before, after = change.before, change.after
             if isinstance(change.record, Task):
@@ -278,6 +283,9 @@ class Dispatcher:
             if (session := self._sessions.get(before.id)) is not None:
                 session.end(messages.CLOSE_REMOVED, "the node was removed from the cluster")
         elif isinstance(after, Node):
+            if isinstance(before, Node) and (before.addr, before.state) != (after.addr, after.state):
+                for other in self._sessions.values():
+                    other.note_node(after.id)
             known = before.manager_addr if isinstance(before, Node) else ""
             if known != after.manager_addr:
                 self._welcome_all()
@@ -305,6 +313,16 @@ async def _hello(socket: web.WebSocketResponse) -> Hello:
             messages.CLOSE_BAD_MESSAGE, f"protocol {message.protocol} is not spoken here (ours is {PROTOCOL_VERSION})"
         )
     return message
+
+
+def _concerns_networks(change: Change) -> bool:
+    match change.record:
+        case Task() as task:
+            return bool(task.networks)
+        case Service() | Lease():
+            return True
+        case _:
+            return False
 
 
 def _period_of(cluster: Cluster) -> int:

@@ -7,6 +7,7 @@ sends counts as a sign of life.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from typing import Protocol
 
 import msgspec
@@ -28,7 +29,8 @@ from swarmlet.wire.messages import (
     Welcome,
 )
 from swarmlet_manager.dispatch.feed import Feed
-from swarmlet_manager.state import State
+from swarmlet_manager.dispatch.netfeed import NetworkFeed
+from swarmlet_manager.state import Change, State
 
 log = get_logger(__name__)
 
@@ -76,6 +78,7 @@ class Session:
         self._acknowledged = 0
         self._sent_ack = 0
         self._feed = Feed(node_id)
+        self._networks = NetworkFeed(node_id)
         self._pulse = Pulse(SPACING_S)
         self._welcome_due = True
         self._ended: Ended | None = None
@@ -105,6 +108,17 @@ class Session:
         """This task may be news for the agent."""
         self._feed.note(task_id)
         self._pulse.beat()
+
+    def note_networks(self, changes: Sequence[Change]) -> None:
+        """What has changed of tasks, services and leases, anywhere in the cluster."""
+        for change in changes:
+            if self._networks.note(change):
+                self._pulse.beat()
+
+    def note_node(self, node_id: str) -> None:
+        """Another node's address or state may be news for this one."""
+        if self._networks.node_changed(node_id):
+            self._pulse.beat()
 
     def welcome_again(self) -> None:
         """Something that Welcome tells has changed."""
@@ -150,16 +164,21 @@ class Session:
             if self._acknowledged > self._sent_ack:
                 self._sent_ack = self._acknowledged
                 await self._send(StatusAck(seq=self._sent_ack))
-            if self._feed.pending:
-                full, tasks, removed = self._feed.take(self._owner.state)
-                if full or tasks or removed:
-                    self._seq += 1
-                    await self._send(
-                        Assignments(
-                            term=self._term, seq=self._seq, full=full, tasks=tuple(tasks), removed=tuple(removed),
-                            registry_auth=self._owner.auth_for(tasks),
-                        )
-                    )
+            if self._feed.pending or self._networks.pending:
+                await self._order()
+
+    async def _order(self) -> None:
+        # Both of one state: what a task needs of its networks comes with it.
+        full, tasks, removed = self._feed.take(self._owner.state)
+        networking = self._networks.take(self._owner.state)
+        if full or tasks or removed or networking:
+            self._seq += 1
+            await self._send(
+                Assignments(
+                    term=self._term, seq=self._seq, full=full, tasks=tuple(tasks), removed=tuple(removed),
+                    registry_auth=self._owner.auth_for(tasks), networking=networking or None,
+                )
+            )
 
     async def _send(self, message: messages.ManagerMessage) -> None:
         async with asyncio.timeout(SEND_S):

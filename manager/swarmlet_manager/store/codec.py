@@ -20,6 +20,7 @@ import msgspec
 
 from swarmlet.errors import Internal
 from swarmlet.model.cluster import Cluster
+from swarmlet.model.network import Lease, Network, NetworkAttachment
 from swarmlet.model.node import Node
 from swarmlet.model.service import PortConfig, Service, TaskSpec
 from swarmlet.model.states import TaskState
@@ -28,7 +29,8 @@ from swarmlet.model.task import Task, TaskStatus
 #: The number of this layout. A store with a higher one is refused.
 SCHEMA = 1
 
-_Whole = TypeVar("_Whole", Cluster, Node, Service)
+Whole = Cluster | Lease | Network | Node | Service
+_Whole = TypeVar("_Whole", Cluster, Lease, Network, Node, Service)
 
 
 class _Head(msgspec.Struct, array_like=True, frozen=True, gc=False):
@@ -64,6 +66,7 @@ class _PackedTask(msgspec.Struct, array_like=True, frozen=True, gc=False):
     applied_at: int
     not_before: int
     by_update: bool
+    networks: tuple[tuple[str, str], ...] = ()
 
 
 class _Block(msgspec.Struct, array_like=True, frozen=True, gc=False):
@@ -73,8 +76,8 @@ class _Block(msgspec.Struct, array_like=True, frozen=True, gc=False):
 
 
 _encoder = msgspec.msgpack.Encoder()
-_decoders: dict[type, msgspec.msgpack.Decoder[Cluster | Node | Service]] = {
-    kind: msgspec.msgpack.Decoder(kind) for kind in (Cluster, Node, Service)
+_decoders: dict[type, msgspec.msgpack.Decoder[Whole]] = {
+    kind: msgspec.msgpack.Decoder(kind) for kind in (Cluster, Lease, Network, Node, Service)
 }
 _block_decoder = msgspec.msgpack.Decoder(_Block)
 _spec_decoder = msgspec.msgpack.Decoder(TaskSpec)
@@ -106,7 +109,7 @@ class SpecPool:
             self._specs.popitem(last=False)
 
 
-def encode_record(record: Cluster | Node | Service) -> bytes:
+def encode_record(record: Whole) -> bytes:
     return _encoder.encode(record)
 
 
@@ -199,6 +202,7 @@ def _pack(task: Task, head: int) -> _PackedTask:
         status.applied_at,
         task.not_before,
         task.by_update,
+        tuple((attachment.network_id, attachment.address) for attachment in task.networks),
     )
 
 
@@ -232,4 +236,5 @@ def _unpack(service_id: str, packed: _PackedTask, head: _Head, spec: TaskSpec) -
         job_iteration=head.job_iteration,
         not_before=packed.not_before,
         by_update=packed.by_update,
+        networks=tuple(NetworkAttachment(network_id=intern(net), address=at) for net, at in packed.networks),
     )

@@ -4,7 +4,7 @@
     <prefix>leader                        held by the elected manager through its lease
     <prefix>wseq                          the leader's write sequence: changed by every transaction
     <prefix>cluster                       the cluster record
-    <prefix>nodes/<id>, services/<id>     one record per key
+    <prefix>nodes/<id>, services/<id>     one record per key; networks/<id> and leases/<id> as well
     <prefix>tasks/<service id>/<block>    up to 64 slots of a service in one key
 
 A task's block follows from what never changes about it, so it stays where it is for life: replicated tasks by
@@ -19,6 +19,7 @@ from dataclasses import dataclass
 
 from swarmlet.errors import InvalidArgument
 from swarmlet.model.cluster import Cluster
+from swarmlet.model.network import Lease, Network
 from swarmlet.model.node import Node
 from swarmlet.model.service import Service
 from swarmlet.model.task import Task
@@ -28,7 +29,9 @@ from swarmlet_manager.store.kv import prefix_end
 SLOTS_PER_BLOCK = 64
 HASHED_BLOCKS = 64
 
-_KINDS: dict[str, type[Node] | type[Service]] = {"nodes": Node, "services": Service}
+#: Records with a key of their own, by folder; the cluster's is single.
+Foldered = Lease | Network | Node | Service
+_KINDS: dict[str, type[Foldered]] = {"leases": Lease, "networks": Network, "nodes": Node, "services": Service}
 _FOLDERS: dict[type, str] = {kind: folder for folder, kind in _KINDS.items()}
 
 
@@ -44,7 +47,7 @@ class BlockKey:
 class RecordKey:
     """A record that has a key of its own."""
 
-    kind: type[Cluster] | type[Node] | type[Service]
+    kind: type[Cluster | Foldered]
     id: str
 
 
@@ -59,7 +62,7 @@ class Keys:
         self.wseq = prefix + b"wseq"
         self._cluster = prefix + b"cluster"
 
-    def of_record(self, record: Cluster | Node | Service) -> bytes:
+    def of_record(self, record: Cluster | Foldered) -> bytes:
         if isinstance(record, Cluster):
             return self._cluster
         return self.prefix + f"{_FOLDERS[type(record)]}/{_checked(record.id)}".encode()

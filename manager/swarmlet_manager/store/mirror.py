@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+from swarmlet.model.network import Lease, Network
 from swarmlet.model.service import Service
 from swarmlet.model.task import Task
 from swarmlet_manager.state import Change, Delete, Put, State, StoredRecord
@@ -95,7 +96,10 @@ class Mirror:
         state = self.state
         cluster = [state.cluster] if state.cluster else []
         # Tasks last when putting, first when removing: no task without its service in between.
-        return [*state.tasks.values(), *state.services.values(), *state.nodes.values(), *cluster]
+        return [
+            *state.tasks.values(), *state.leases.values(), *state.services.values(), *state.networks.values(),
+            *state.nodes.values(), *cluster,
+        ]
 
     def _follow(self, event: Event) -> list[Change]:
         match self.keys.parse(event.key):
@@ -111,9 +115,15 @@ class Mirror:
 
     def _by_key(self, kind: type, ident: str) -> StoredRecord | None:
         state = self.state
-        if kind is Service:
-            return state.services.get(ident)
-        return state.nodes.get(ident) if ident else state.cluster
+        match kind:
+            case _ if kind is Service:
+                return state.services.get(ident)
+            case _ if kind is Network:
+                return state.networks.get(ident)
+            case _ if kind is Lease:
+                return state.leases.get(ident)
+            case _:
+                return state.nodes.get(ident) if ident else state.cluster
 
     def _follow_block(self, key: BlockKey, kv: KeyValue | None) -> list[Change]:
         before = self.blocks.get(key, {})

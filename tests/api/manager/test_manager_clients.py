@@ -75,7 +75,7 @@ async def test_a_network_that_is_not_on_every_node_is_refused_as_it_was_named(la
     await lab.join(node)
     spec = {"Name": "web", "TaskTemplate": {"ContainerSpec": {"Image": "busybox"}, "Networks": [{"Target": "abc123"}]}}
     status, refused = await lab.ask("POST", "/services/create", spec)
-    assert status == 400 and refused["message"].startswith("network abc123: ")
+    assert status == 403 and refused["message"].startswith("The network abc123 cannot be used with services.")
 
 
 async def test_a_build_is_cancelled_wherever_it_runs(lab: Lab) -> None:

@@ -89,7 +89,7 @@ async def test_refusals_reach_the_user_in_dockers_words(lab: Lab) -> None:
             ("create", "app"): "network with name app already exists",
             ("create", "--subnet", "172.17.8.0/24", "x"): "Pool overlaps with other one on this address space",
             ("create", "-d", "weave", "x"): 'plugin "weave" not found',
-            ("create", "-d", "overlay", "x"): "overlay networks are not supported yet",
+            ("create", "-d", "overlay", "x"): "This node is not a swarm manager",
             ("rm", "bridge"): "bridge is a pre-defined network and cannot be removed",
             ("inspect", "nowhere"): "network nowhere not found",
             ("ls", "--filter", "colour=red"): "invalid filter 'colour'",

@@ -6,7 +6,7 @@ from ipaddress import IPv4Network, IPv6Network
 
 import pytest
 
-from swarmlet.errors import Conflict, Forbidden, InvalidArgument, NotFound, NotSupported, SwarmletError
+from swarmlet.errors import Conflict, Forbidden, InvalidArgument, NotAManager, NotFound, NotSupported, SwarmletError
 from swarmlet_agent.net.plan_create import default_network, plan_network
 from swarmlet_agent.net.records import NetworkRecord, PoolOverlap, Subnet
 from swarmlet_agent.net.requests import ConfigReference, Ipam, IpamConfig, NetworkCreate
@@ -102,7 +102,7 @@ def test_a_gateway_that_nobody_named_spares_auxiliary_addresses() -> None:
         (NetworkCreate(name=""), InvalidArgument, "name is empty"),
         (NetworkCreate(name="a/b"), InvalidArgument, "invalid network name"),
         (NetworkCreate(name="bridge"), Forbidden, "operation is not permitted on predefined bridge network"),
-        (NetworkCreate(name="x", driver="overlay"), NotSupported, "overlay networks are not supported yet"),
+        (NetworkCreate(name="x", driver="overlay"), NotAManager, "This node is not a swarm manager"),
         (NetworkCreate(name="x", driver="ipvlan"), NotSupported, "ipvlan is not supported"),
         (macvlan(parent="lo"), InvalidArgument, "loopback interface is not a valid macvlan parent link"),
         (macvlan(parent="eth9"), InvalidArgument, "required interface name format is: name.vlan_id"),

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from aiohttp import web
 from fakes.control_world import describe, until
+from fakes.networks_made import FakeNetworks
 
 from swarmlet.errors import Internal, SwarmletError
 from swarmlet.model.service import TaskSpec
@@ -138,6 +139,7 @@ class World:
             NodeIdentity("n1", Role.WORKER, "c1", pair("n1", Role.WORKER)), data_dir=self.folder, journal=journal,
             managers=ManagerList(journal, [self.address]), place=NodePlace("127.0.0.1", 1),
             describe=lambda: describe("host"), containers=list, statuses=self.statuses, orders=self.orders,
+            networks=FakeNetworks(),
         )
         task = asyncio.create_task(session.run())
         try:

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from swarmlet.errors import Internal, InvalidArgument
 from swarmlet.model.cluster import Cluster, SwarmSpec
 from swarmlet.model.common import HealthConfig, Mount, TmpfsOptions, VolumeOptions
+from swarmlet.model.network import NetworkAttachment
 from swarmlet.model.node import Node, NodeDescription, NodeResources, NodeSpec
 from swarmlet.model.service import (
     ContainerSpec,
@@ -170,7 +171,10 @@ def test_every_field_of_a_task_is_stored() -> None:
 
 def _full_task() -> Task:
     port = (PortConfig(target_port=80),)
-    values: dict[str, Any] = {"spec": TaskSpec(force_update=1), "desired_state": TaskState.SHUTDOWN, "ports": port}
+    place = (NetworkAttachment(network_id="n", address="10.0.0.5/24"),)
+    values: dict[str, Any] = {
+        "spec": TaskSpec(force_update=1), "desired_state": TaskState.SHUTDOWN, "ports": port, "networks": place,
+    }
     status_values: dict[str, Any] = {"state": TaskState.FAILED, "ports": port}
     for kind, given_values in ((Task, values), (TaskStatus, status_values)):
         for field in msgspec.structs.fields(kind):

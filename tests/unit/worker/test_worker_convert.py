@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from swarmlet.errors import InvalidArgument, NotSupported
 from swarmlet.model.common import Driver, HealthConfig, Mount, Ulimit, VolumeOptions
-from swarmlet.model.container import PortBinding
+from swarmlet.model.container import EndpointIPAMConfig, PortBinding
 from swarmlet.model.service import (
     AppArmorOptions,
     ConfigReference,
@@ -152,13 +152,22 @@ def test_a_template_that_cannot_be_resolved_is_refused_by_name(text: str) -> Non
         (ContainerSpec(image="x", isolation="hyperv"), {}),
         (ContainerSpec(image="x", configs=(ConfigReference(config_name="c"),)), {}),
         (ContainerSpec(image="x", privileges=Privileges(credential_spec=CredentialSpec(file="f"))), {}),
-        (ContainerSpec(image="x"), {"networks": (NetworkAttachmentConfig(target="overlay-1"),)}),
         (ContainerSpec(image="x"), {"ports": (PortConfig(target_port=80, published_port=80),)}),
     ],
 )
 def test_what_cannot_be_honoured_is_refused(spec: ContainerSpec, more: dict[str, object]) -> None:
     with pytest.raises(NotSupported):
         container_for(task(spec, **more), NODE)
+
+
+def test_a_task_comes_into_the_clusters_networks_with_the_addresses_it_was_given() -> None:
+    wide = task(ContainerSpec(image="x"), networks=(NetworkAttachmentConfig(target="id1"),))
+    made = container_for(wide, NODE, {"back": "10.0.1.5/24"})
+    assert made.host_config.network_mode == "back"
+    (endpoint,) = made.networking_config.endpoints_config.values()
+    assert endpoint is not None and endpoint.ipam_config == EndpointIPAMConfig(ipv4_address="10.0.1.5")
+    with pytest.raises(InvalidArgument, match="no address in some of its networks"):
+        container_for(wide, NODE)
 
 
 def test_a_seccomp_profile_of_ones_own_is_passed_on_as_text() -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from fakes.control_world import FakeEngine, FakeImages, until
+from fakes.networks_made import FakeNetworks
 from msgspec.structs import replace
 
 from swarmlet.errors import Internal, NotFound
@@ -45,6 +46,7 @@ class Node:
             self.engine, self.images, journal, node=lambda: NodeFacts("n1", "host"),
             report=lambda ident, status: self.reports.setdefault(ident, []).append(status),
             forget=lambda ident: self.reports.pop(ident, None), starts=starts,
+            networks=FakeNetworks(),
         )
         await worker.start()
         try:

@@ -66,6 +66,22 @@ class SwarmRoutes:
         ]
         return own + swarm + others
 
+    @property
+    def is_manager(self) -> bool:
+        return self._member.is_manager
+
+    async def ask(self, method: str, path_qs: str, body: bytes | None = None) -> tuple[int, Any]:
+        """(status, decoded JSON) of this host's manager. Unavailable if it does not answer."""
+        headers = {"Content-Type": "application/json"} if body is not None else None
+        try:
+            async with self._manager(method).request(
+                method, f"http://manager{path_qs}", data=body, headers=headers
+            ) as answer:
+                text = await answer.read()
+                return answer.status, json.loads(text) if text else None
+        except aiohttp.ClientConnectionError as err:
+            raise Unavailable("this host's manager does not answer; it is being started") from err
+
     async def init(self, call: Call) -> web.Response:
         """SwarmInit: the node's id; 400 bad request, 503 already a member."""
         return json_answer(await self._member.init(await _body(call)))

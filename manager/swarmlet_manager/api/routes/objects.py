@@ -1,6 +1,6 @@
-"""/volumes and /networks of the whole cluster.
+"""/volumes of the whole cluster, and networks that are local to nodes (those that span them: `networks.py`).
 
-Both are local to nodes here: one made through this view is made on every node that takes work, under the same
+One made through this view is made on every node that takes work, under the same
 name, so that a container finds it wherever it is placed; one removed is removed everywhere.
 """
 
@@ -9,11 +9,12 @@ from __future__ import annotations
 from typing import Any
 from urllib.parse import quote, urlencode
 
+import msgspec
 from aiohttp import web
 
 from swarmlet.engine_api.answers import json_answer
 from swarmlet.engine_api.router import Call, Route
-from swarmlet.errors import NotSupported, Unavailable
+from swarmlet.errors import Unavailable
 from swarmlet_manager.fleet.client import Answer, Fleet, NodeError, first_found
 
 CHANGE_S = 60.0
@@ -31,11 +32,6 @@ class ObjectRoutes:
             Route("GET", "/volumes/{id}", self.volume),
             Route("PUT", "/volumes/{id}", self.update_volume),
             Route("DELETE", "/volumes/{id}", self.remove_everywhere),
-            Route("GET", "/networks", self.networks),
-            Route("POST", "/networks/create", self.create_network),
-            Route("POST", "/networks/prune", self.prune_networks),
-            Route("GET", "/networks/{id}", self.network),
-            Route("DELETE", "/networks/{id}", self.remove_network),
             Route("POST", "/networks/{id}/connect", self.connect),
             Route("POST", "/networks/{id}/disconnect", self.connect),
         ]
@@ -51,19 +47,21 @@ class ObjectRoutes:
                 known["Nodes"].append(answer.node.description.hostname)
         return json_answer({"Volumes": list(merged.values()), "Warnings": warnings})
 
-    async def networks(self, call: Call) -> web.Response:
+    async def local_networks(self, call: Call) -> list[dict[str, Any]]:
         """Predefined networks once; the others once by name, with the names of the nodes that have them."""
         merged: dict[str, dict[str, Any]] = {}
-        for answer in await self._ask(call, "GET"):
+        filters = call.filters()
+        asked = {**{key: [*filters.get(key)] for key in filters.keys()}, "scope": ["local"]}  # noqa: SIM118
+        query = urlencode({"filters": msgspec.json.encode(asked).decode()})
+        answers = await self._fleet.ask_all(self._fleet.ready(), "GET", f"/networks?{query}")
+        _raise_refusal(answers)
+        for answer in answers:
             for network in answer.body:
                 known = merged.setdefault(network["Name"], network | {"Nodes": []})
                 known["Nodes"].append(answer.node.description.hostname)
-        return json_answer(list(merged.values()))
+        return list(merged.values())
 
-    async def create_network(self, call: Call) -> web.Response:
-        body = await call.raw_json()
-        if isinstance(body, dict) and body.get("Driver") == "overlay":
-            raise NotSupported("overlay networks are not supported yet; bridge networks are local to each node")
+    async def create_network(self, call: Call, body: Any) -> web.Response:
         return await self._create(call, body)
 
     async def create_everywhere(self, call: Call) -> web.Response:
@@ -99,7 +97,7 @@ class ObjectRoutes:
 
     async def network(self, call: Call) -> web.Response:
         """As the first node has it, with the containers of all nodes that have one of that name."""
-        _, answers = await self._network(call.params["id"], call.request.rel_url.raw_query_string)
+        _, answers = await self._network(call.params["id"], verbose=call.flag("verbose"))
         known = [answer for answer in answers if answer.status < 400]
         containers = {key: each for answer in known for key, each in (answer.body.get("Containers") or {}).items()}
         nodes = [answer.node.description.hostname for answer in known]
@@ -127,14 +125,14 @@ class ObjectRoutes:
         first_found(answers, "container", str(body.get("Container", "")))
         return web.Response()
 
-    async def _network(self, ref: str, query: str = "") -> tuple[str, list[Answer]]:
+    async def _network(self, ref: str, *, verbose: bool = False) -> tuple[str, list[Answer]]:
         """The name behind a name or an id, which differs from node to node, and what each node knows of it.
 
         The node that was meant comes first. NotFound.
         """
 
         async def ask(word: str) -> list[Answer]:
-            path = f"/networks/{quote(word, safe='')}" + (f"?{query}" if query else "")
+            path = f"/networks/{quote(word, safe='')}?scope=local" + ("&verbose=true" if verbose else "")
             return await self._fleet.ask_all(self._fleet.ready(), "GET", path)
 
         answers = await ask(ref)
@@ -150,19 +148,20 @@ class ObjectRoutes:
         reclaimed = sum(answer.body.get("SpaceReclaimed", 0) for answer in answers)
         return json_answer({"VolumesDeleted": sorted(deleted), "SpaceReclaimed": reclaimed})
 
-    async def prune_networks(self, call: Call) -> web.Response:
+    async def prune_local(self, call: Call) -> list[str]:
         """A network that is in use on one node stays on all of them."""
-        in_use = urlencode({"filters": '{"dangling":["false"],"type":["custom"]}'})
+        in_use = urlencode({"filters": '{"dangling":["false"],"type":["custom"],"scope":["local"]}'})
         answers = await self._fleet.ask_all(self._fleet.ready(), "GET", f"/networks?{in_use}")
         _raise_refusal(answers)
         kept = {network["Name"] for answer in answers if answer.status < 400 for network in answer.body}
-        query = urlencode([*call.request.query.items(), *(("keep", name) for name in sorted(kept))])
+        query = urlencode([*call.request.query.items(), ("scope", "local"), *(("keep", name) for name in sorted(kept))])
         answers = await self._fleet.ask_all(
             self._fleet.ready(), "POST", f"/networks/prune?{query}", timeout_s=CHANGE_S
         )
         _raise_refusal(answers)
-        deleted = {name for answer in answers if answer.status < 400 for name in answer.body["NetworksDeleted"] or []}
-        return json_answer({"NetworksDeleted": sorted(deleted)})
+        return sorted(
+            {name for answer in answers if answer.status < 400 for name in answer.body["NetworksDeleted"] or []}
+        )
 
     async def _ask(self, call: Call, method: str) -> list[Answer]:
         """The client's own question to every node; a refusal of the question itself is the client's."""

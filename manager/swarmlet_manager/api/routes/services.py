@@ -11,14 +11,13 @@ from aiohttp import web
 
 from swarmlet.engine_api.answers import json_answer
 from swarmlet.engine_api.router import NO_BODY, Call, Route, convert
-from swarmlet.errors import InvalidArgument
+from swarmlet.errors import Forbidden, InvalidArgument, NotFound
 from swarmlet.model import defaults
 from swarmlet.model.service import NetworkAttachmentConfig, Service, ServiceSpec
 from swarmlet.model.states import TaskState
 from swarmlet_manager.api import encode
 from swarmlet_manager.api.backend import Commands
 from swarmlet_manager.api.routes.nodes import version_of
-from swarmlet_manager.decide.validate import NODE_NETWORKS
 from swarmlet_manager.fleet.client import Fleet
 
 
@@ -101,23 +100,42 @@ class ServiceRoutes:
         if body is None:
             raise InvalidArgument(NO_BODY)
         spec = convert(body, ServiceSpec)
+        # Old clients name the networks beside the template: as dockerd, the template's win where there are any.
         task = msgspec.structs.replace(
-            spec.task_template, networks=await self._by_name(spec.task_template.networks)
+            spec.task_template, networks=await self._by_name(spec.task_template.networks or spec.networks)
         )
         return msgspec.structs.replace(spec, task_template=task, networks=await self._by_name(spec.networks))
 
     async def _by_name(self, networks: Iterable[NetworkAttachmentConfig]) -> tuple[NetworkAttachmentConfig, ...]:
-        """Networks that every node has, by name where clients gave one node's id of them: ids differ by node."""
+        """The cluster's networks by id; those every node has by name, since their ids differ by node. NotFound."""
         named = []
         for network in networks:
-            name = network.target
-            if name and name not in NODE_NETWORKS:
-                path = f"/networks/{quote(name, safe='')}"
-                answers = await self._fleet.ask_all(self._fleet.ready(), "GET", path)
-                found = (answer.body["Name"] for answer in answers if answer.status < 400)
-                name = next((known for known in found if known in NODE_NETWORKS), name)
+            ref = network.target
+            name = ref if ref in defaults.NODE_NETWORKS else self._wide(ref) or await self._of_nodes(ref)
             named.append(msgspec.structs.replace(network, target=name))
         return tuple(named)
+
+    async def _of_nodes(self, ref: str) -> str:
+        """NotFound; Forbidden for a network that only some node has."""
+        path = f"/networks/{quote(ref, safe='')}?scope=local"
+        answers = await self._fleet.ask_all(self._fleet.ready(), "GET", path) if ref else []
+        found: list[str] = [answer.body["Name"] for answer in answers if answer.status < 400]
+        if not found:
+            raise NotFound("network", ref, f"network {ref} not found")
+        for name in found:
+            if name in defaults.NODE_NETWORKS:
+                return name
+        raise Forbidden(
+            f"The network {ref} cannot be used with services. Only networks scoped to the swarm can be used, such as "
+            "those created with the overlay driver."
+        )
+
+    def _wide(self, ref: str) -> str:
+        """The id of a network of the cluster, "" if there is none of that name or id."""
+        try:
+            return self._commands.network(ref).id
+        except NotFound:
+            return ""
 
 
 def mode_of(spec: ServiceSpec) -> str:

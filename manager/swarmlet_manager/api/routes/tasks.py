@@ -38,10 +38,11 @@ class TaskRoutes:
         tasks = sorted(self._select(filters), key=lambda task: (task.created_at, task.id))
         if len(self._encoder) > len(self._commands.state.tasks) + STALE_ENTRIES:
             self._encoder.forget_all_but(self._commands.state.tasks)
-        return web.Response(body=self._encoder.encode(tasks), content_type="application/json")
+        body = self._encoder.encode(tasks, self._commands.state.networks)
+        return web.Response(body=body, content_type="application/json")
 
     async def inspect(self, call: Call) -> web.Response:
-        return json_answer(encode.task(self._commands.task(call.params["id"])))
+        return json_answer(encode.task(self._commands.task(call.params["id"]), self._commands.state.networks))
 
     def _select(self, filters: Filters) -> Iterable[Task]:
         desired = {_desired(word) for word in filters.get("desired-state")}

@@ -1,0 +1,180 @@
+"""The cluster's networks on this node: what a manager tells of them, kept, and made so in the kernel and the names.
+
+A network exists here while this node takes part in it. What was told last is in the journal: an agent that comes back
+answers for it, and a host that comes up again makes it again, also while no manager can be reached.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from ipaddress import ip_address
+
+import msgspec
+
+from swarmlet.errors import SwarmletError
+from swarmlet.log import get_logger
+from swarmlet.model.base import Record
+from swarmlet.wire.networking import EndpointInfo, NetworkInfo, Networking, ServiceInfo
+from swarmlet_agent.journal import Write
+from swarmlet_agent.net.ground import Ground
+from swarmlet_agent.net.overlay.directory import directory
+from swarmlet_agent.net.overlay.links import Remote, bridge_of
+from swarmlet_agent.net.plan_ipam import mac_of
+from swarmlet_agent.net.records import NetworkRecord
+
+log = get_logger(__name__)
+
+#: Journal table: what was told of each network's endpoints and services.
+TOLD = "overlays"
+
+
+class _Told(Record, frozen=True, kw_only=True):
+    endpoints: tuple[EndpointInfo, ...] = ()
+    services: tuple[ServiceInfo, ...] = ()
+
+
+@dataclass(slots=True)
+class _Net:
+    """One network in memory. programmed: what the kernel has been told, by address."""
+
+    endpoints: dict[str, EndpointInfo] = field(default_factory=dict)
+    services: dict[str, ServiceInfo] = field(default_factory=dict)
+    programmed: dict[str, Remote] = field(default_factory=dict)
+
+
+class ClusterNetworks:
+    """One per agent. `update` calls come one after another.
+
+    make and unmake add and remove a network's links and rules (they are those of local networks).
+    """
+
+    def __init__(
+        self, ground: Ground, make: Callable[[NetworkRecord], Awaitable[None]],
+        unmake: Callable[[NetworkRecord], Awaitable[None]],
+    ) -> None:
+        self._ground = ground
+        self._make = make
+        self._unmake = unmake
+        self._nets: dict[str, _Net] = {}
+        self._leaving: set[str] = set()
+
+    async def start(self) -> None:
+        """After the networks' own recovery: names from the journal, and the kernel's entries, whatever it has."""
+        for network_id, value in self._ground.journal.items(TOLD):
+            if network_id not in self._ground.catalog.by_id:
+                continue
+            told = msgspec.msgpack.decode(value, type=_Told)
+            self._nets[network_id] = _Net(
+                {endpoint.id: endpoint for endpoint in told.endpoints},
+                {service.id: service for service in told.services},
+            )
+            await self._apply(network_id)
+
+    async def update(self, news: Networking, *, underlay: str) -> None:
+        """Returns once it is in the journal and in the kernel. underlay: this node's address for the others."""
+        before = {ident for ident, network in self._ground.catalog.by_id.items() if network.driver == "overlay"}
+        touched: set[str] = set()
+        gone = set(news.gone_networks)
+        if news.full:
+            gone |= before - {info.id for info in news.networks}
+        for info in news.networks:
+            await self._join(info, underlay)
+            net = self._nets.setdefault(info.id, _Net())
+            net.endpoints, net.services = {}, {}
+            touched.add(info.id)
+        for place in news.gone_endpoints:
+            if (known := self._nets.get(place[0])) is not None:
+                known.endpoints.pop(place[1], None)
+                touched.add(place[0])
+        for place in news.gone_services:
+            if (known := self._nets.get(place[0])) is not None:
+                known.services.pop(place[1], None)
+                touched.add(place[0])
+        for endpoint in news.endpoints:
+            if (known := self._nets.get(endpoint.network_id)) is not None:
+                known.endpoints[endpoint.id] = endpoint
+                touched.add(endpoint.network_id)
+        for service in news.services:
+            if (known := self._nets.get(service.network_id)) is not None:
+                known.services[service.id] = service
+                touched.add(service.network_id)
+        self._leaving |= gone
+        for network_id in sorted(touched - self._leaving):
+            await self._apply(network_id, underlay)
+        await self._ground.journal.write(*(self._write(ident) for ident in sorted(touched - self._leaving)))
+        await self._leave()
+
+    async def _join(self, info: NetworkInfo, underlay: str) -> None:
+        self._leaving.discard(info.id)
+        wanted, known = record_of(info, underlay), self._ground.catalog.by_id.get(info.id)
+        if known == wanted:
+            return
+        if known is not None and (known.underlay, known.vni) != (wanted.underlay, wanted.vni):
+            await self._unmake(known)  # the node has another address now: the old device would send from nowhere
+            self._nets.pop(info.id, None)
+        await self._ground.save_network(wanted)
+        self._ground.catalog.put(wanted)
+        try:
+            await self._make(wanted)
+        except SwarmletError as err:
+            # Its containers cannot start, and say why; everything else goes on.
+            log.error("network cannot be made", network=info.name, reason=str(err))
+        self._ground.on_event("create", wanted, {"name": wanted.name, "type": wanted.driver})
+
+    async def _apply(self, network_id: str, underlay: str = "") -> None:
+        network, net = self._ground.catalog.by_id[network_id], self._nets[network_id]
+        here = underlay or network.underlay
+        self._ground.granted[network_id] = frozenset(
+            endpoint.address for endpoint in net.endpoints.values() if endpoint.node_addr == here
+        )
+        wanted = {
+            endpoint.address: Remote(endpoint.address, mac_of(ip_address(endpoint.address)), endpoint.node_addr)
+            for endpoint in net.endpoints.values()
+            if endpoint.node_addr and endpoint.node_addr != here
+        }
+        try:
+            await self._ground.run(self._ground.kernel.overlays.program, network, net.programmed, wanted)
+        except SwarmletError as err:
+            net.programmed = {}
+            log.error("endpoints of a network cannot be reached", network=network.name, reason=str(err))
+        else:
+            net.programmed = wanted
+        # Last: who is told a name can reach what it stands for.
+        self._ground.names.share(
+            network_id, network.name, directory(net.endpoints.values(), net.services.values())
+        )
+
+    async def _leave(self) -> None:
+        """Networks this node is not in any more go, once no container of it is left on them."""
+        for network_id in sorted(self._leaving):
+            network = self._ground.catalog.by_id.get(network_id)
+            if network is not None:
+                attached = [
+                    ident for ident in self._ground.live if self._ground.sandboxes[ident].on(network_id) is not None
+                ]
+                if attached:
+                    continue
+                self._ground.catalog.drop(network_id)
+                await self._unmake(network)
+                self._ground.on_event("destroy", network, {"name": network.name, "type": network.driver})
+            self._leaving.discard(network_id)
+            self._nets.pop(network_id, None)
+            self._ground.granted.pop(network_id, None)
+            self._ground.names.unshare(network_id)
+            await self._ground.journal.write(Write(TOLD, network_id, None), Write("networks", network_id, None))
+
+    def _write(self, network_id: str) -> Write:
+        net = self._nets[network_id]
+        told = _Told(endpoints=tuple(net.endpoints.values()), services=tuple(net.services.values()))
+        return Write(TOLD, network_id, msgspec.msgpack.encode(told))
+
+
+def record_of(info: NetworkInfo, underlay: str) -> NetworkRecord:
+    """The network as this node's engine has it."""
+    return NetworkRecord(
+        id=info.id, name=info.name, driver="overlay", created_at=info.created_at, bridge=bridge_of(info.id),
+        subnet=info.subnet, gateway=info.gateway, ip_range=info.ip_range, chosen_subnet=True, vni=info.vni,
+        underlay=underlay, mtu=info.mtu, internal=info.internal, attachable=info.attachable,
+        options=dict(info.options), labels=dict(info.labels),
+    )

@@ -1,0 +1,47 @@
+"""What is called how in one of the cluster's networks: from its endpoints and services to names. Pure.
+
+A service's name and aliases stand for its VIP, or for its serving tasks in turn where it has none; `tasks.<service>`
+always for the tasks, `<slot>.<service>` for one of them. Names of a service without tasks are known, and have no
+address: an answer without records, not a missing name.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Collection
+from dataclasses import dataclass, field
+
+from swarmlet.wire.networking import EndpointInfo, ServiceInfo
+
+
+@dataclass(frozen=True, slots=True)
+class Directory:
+    """by_name: lower-case name -> addresses; by_address: address -> its best name."""
+
+    by_name: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    by_address: dict[str, str] = field(default_factory=dict)
+
+
+def directory(endpoints: Collection[EndpointInfo], services: Collection[ServiceInfo]) -> Directory:
+    names: defaultdict[str, list[str]] = defaultdict(list)
+    by_address: dict[str, str] = {}
+    serving: defaultdict[str, list[EndpointInfo]] = defaultdict(list)
+    for endpoint in sorted(endpoints, key=lambda endpoint: (endpoint.slot, endpoint.id)):
+        for name in endpoint.names:
+            names[name.lower()].append(endpoint.address)
+        if endpoint.names:
+            by_address[endpoint.address] = endpoint.names[0]
+        if endpoint.serving and endpoint.service_id:
+            serving[endpoint.service_id].append(endpoint)
+    for service in sorted(services, key=lambda service: (service.name, service.id)):
+        tasks = serving[service.id]
+        addresses = [task.address for task in tasks]
+        for name in dict.fromkeys((service.name.lower(), *(alias.lower() for alias in service.aliases))):
+            names[name] += [service.vip] if service.vip else addresses
+            names[f"tasks.{name}"] += addresses
+            for task in tasks:
+                if task.slot:
+                    names[f"{task.slot}.{name}"].append(task.address)
+        if service.vip:
+            by_address[service.vip] = service.name
+    return Directory({name: tuple(dict.fromkeys(found)) for name, found in names.items()}, by_address)

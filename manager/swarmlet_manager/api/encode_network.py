@@ -1,0 +1,118 @@
+"""From stored networks of the cluster to Engine API objects (API 1.50: Network, ServiceInfo, PeerInfo). Pure."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from swarmlet.model.base import to_api
+from swarmlet.model.network import Network, NetworkContainer, NetworkView
+from swarmlet.model.states import TaskState
+from swarmlet.model.task import Task
+from swarmlet.model.times import rfc3339
+from swarmlet_manager.decide.networks import mac_of
+from swarmlet_manager.decide.reaper import is_gone
+from swarmlet_manager.state import State
+
+Json = dict[str, Any]
+#: libnetwork's key of the option that tells a network's number between nodes.
+VNI_OPTION = "com.docker.network.driver.overlay.vxlanid_list"
+
+
+def network(record: Network) -> Json:
+    """As lists show it."""
+    spec = record.spec
+    config: Json = {"Subnet": record.subnet, "Gateway": record.gateway}
+    if record.ip_range:
+        config["IPRange"] = record.ip_range
+    auxiliary = {name: text for given in spec.ipam.config for name, text in given.auxiliary_addresses.items()}
+    if auxiliary:
+        config["AuxiliaryAddresses"] = auxiliary
+    view = NetworkView(
+        name=record.name, id=record.id, created=rfc3339(record.created_at), scope="swarm", driver=spec.driver,
+        ipam={"Driver": "default", "Options": spec.ipam.options or None, "Config": [config]},
+        internal=spec.internal, attachable=spec.attachable, ingress=spec.ingress,
+        options={VNI_OPTION: str(record.vni), **spec.options}, labels=spec.labels,
+    )
+    answer: Json = to_api(view)
+    return answer
+
+
+def attachment(record: Network, address: str) -> Json:
+    """One entry of a task's NetworksAttachments."""
+    spec = record.spec
+    described: Json = {
+        "ID": record.id,
+        "Version": {"Index": record.version},
+        "CreatedAt": rfc3339(record.created_at),
+        "UpdatedAt": rfc3339(record.updated_at),
+        "Spec": {
+            "Name": record.name, "Labels": spec.labels, "DriverConfiguration": {"Name": spec.driver},
+            "IPAMOptions": {"Driver": {"Name": "default"}}, "Scope": "swarm",
+            **({"Attachable": True} if spec.attachable else {}), **({"Internal": True} if spec.internal else {}),
+            **({"Ingress": True} if spec.ingress else {}),
+        },
+        "DriverState": {"Name": spec.driver, "Options": {VNI_OPTION: str(record.vni)}},
+        "IPAMOptions": {
+            "Driver": {"Name": "default"}, "Configs": [{"Subnet": record.subnet, "Gateway": record.gateway}],
+        },
+    }
+    return {"Network": described, "Addresses": [address]}
+
+
+def containers(state: State, record: Network) -> Json:
+    """Containers on the network anywhere in the cluster, by id."""
+    found: Json = {}
+    for task in state.tasks_on_network(record.id):
+        if task.status.container_id and not is_gone(task):
+            found[task.status.container_id] = _container(task.name, task.id, _address(task, record))
+    for lease in state.leases.values():
+        if lease.network_id == record.id:
+            found[lease.container_id] = _container(lease.container_name, lease.id, lease.address)
+    return found
+
+
+def services(state: State, record: Network) -> Json:
+    """Services on the network, by name, with their running tasks (verbose inspect)."""
+    found: Json = {}
+    for service in state.services.values():
+        vip = next((vip.address for vip in service.vips if vip.network_id == record.id), "")
+        tasks = [task for task in state.tasks_of_service(service.id) if _address(task, record) and not is_gone(task)]
+        if not vip and not tasks:
+            continue
+        found[service.spec.name] = {
+            "VIP": vip.partition("/")[0],
+            "Ports": [
+                f"Target: {port.target_port}, Publish: {port.published_port}"
+                for port in (service.ports if service.spec.endpoint_spec else ())
+            ],
+            "LocalLBIndex": 0,
+            "Tasks": [
+                {
+                    "Name": task.name, "EndpointID": task.id, "EndpointIP": _address(task, record).partition("/")[0],
+                    "Info": {"Host IP": state.nodes[task.node_id].addr if task.node_id in state.nodes else ""},
+                }
+                for task in sorted(tasks, key=lambda task: (task.slot, task.id))
+                if task.status.state == TaskState.RUNNING
+            ],
+        }
+    return found
+
+
+def peers(state: State, record: Network) -> list[Json]:
+    """Nodes that have a part of the network."""
+    ids = {task.node_id for task in state.tasks_on_network(record.id) if task.node_id and not is_gone(task)}
+    ids |= {lease.node_id for lease in state.leases.values() if lease.network_id == record.id}
+    return [{"Name": ident[:12], "IP": state.nodes[ident].addr} for ident in sorted(ids) if ident in state.nodes]
+
+
+def _container(name: str, endpoint_id: str, address: str) -> Json:
+    answer: Json = to_api(
+        NetworkContainer(
+            name=name, endpoint_id=endpoint_id, mac_address=mac_of(address.partition("/")[0]), ipv4_address=address
+        )
+    )
+    return answer
+
+
+def _address(task: Task, record: Network) -> str:
+    return next((place.address for place in task.networks if place.network_id == record.id), "")

@@ -1,0 +1,242 @@
+"""The allocator: an address for each task in each of its networks, and one per network for each service with a VIP.
+
+Like the scheduler it is fed with changes and holds an index of the state, no truth: a new leader builds it anew, and
+what records hold stays theirs. A task is NEW until it has all its addresses, then PENDING for the scheduler; where a
+network has none left, the task says so, and gets one as soon as one comes free.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network
+
+from msgspec.structs import replace
+
+from swarmlet.model.defaults import cluster_networks, has_vip
+from swarmlet.model.network import Lease, Network, NetworkAttachment
+from swarmlet.model.service import Service
+from swarmlet.model.states import TaskState
+from swarmlet.model.task import Task
+from swarmlet_manager.decide.allocate import pending_status
+from swarmlet_manager.decide.plan import Plan
+from swarmlet_manager.decide.reaper import is_gone
+from swarmlet_manager.state import Change, Op, Put, State
+
+
+class Exhausted(Exception):
+    """A network has no free address. The text is for `service ps`."""
+
+
+class Pool:
+    """One network's addresses by owner. They are given in turn, so that one that comes free rests for a while."""
+
+    def __init__(self, network: Network) -> None:
+        self._network = network
+        self.subnet = IPv4Network(network.subnet)
+        self._range = IPv4Network(network.ip_range) if network.ip_range else self.subnet
+        fixed = [network.gateway]
+        for config in network.spec.ipam.config:
+            fixed += config.auxiliary_addresses.values()
+        self._reserved = {int(IPv4Address(text)) for text in fixed}
+        self._reserved |= {int(self.subnet.network_address), int(self.subnet.broadcast_address)}
+        self._owners: dict[int, set[str]] = {}
+        self._next = int(self._range.network_address)
+
+    @property
+    def taken(self) -> int:
+        return len(self._owners)
+
+    def hold(self, address: str, owner: str) -> None:
+        """Count a recorded address as its owner's. Two owners of one address both count until both have let go."""
+        number = int(IPv4Interface(address).ip)
+        self._owners.setdefault(number, set()).add(owner)
+
+    def go_on(self) -> None:
+        """Begin behind the highest address in use: those just below may have come free a moment ago."""
+        first = int(self._range.network_address)
+        inside = (number for number in self._owners if first <= number < first + self._range.num_addresses)
+        self._next = max(inside, default=first - 1) + 1
+
+    def free(self, address: str, owner: str) -> None:
+        """Not held is fine."""
+        number = int(IPv4Interface(address).ip)
+        owners = self._owners.get(number)
+        if owners is not None:
+            owners.discard(owner)
+            if not owners:
+                del self._owners[number]
+
+    def take(self, owner: str) -> str:
+        """The next free address, in interface form. Exhausted."""
+        first, size = int(self._range.network_address), self._range.num_addresses
+        # One step more than addresses that are not free must find one that is.
+        for step in range(min(size, len(self._owners) + len(self._reserved) + 1)):
+            number = first + (self._next - first + step) % size
+            if number not in self._owners and number not in self._reserved:
+                self._owners[number] = {owner}
+                self._next = number + 1
+                return f"{IPv4Address(number)}/{self.subnet.prefixlen}"
+        raise Exhausted(
+            f"no address is free in network {self._network.name} ({self._range}, {len(self._owners)} in use)"
+        )
+
+
+class Allocator:
+    """One per leader. What a plan gives counts as given; if its writes fail, make a new Allocator of the state."""
+
+    def __init__(self, state: State) -> None:
+        self._state = state
+        self._pools: dict[str, Pool] = {}
+        self._waiting: dict[str, Task] = {}
+        self._services: set[str] = set(state.services)
+        #: Networks without a free address, as far as is known: waiting tasks are not tried until one comes free.
+        self._full: dict[str, str] = {}
+        for network in state.networks.values():
+            self._pools[network.id] = Pool(network)
+        for lease in state.leases.values():
+            self._hold((NetworkAttachment(network_id=lease.network_id, address=lease.address),), lease.id)
+        for service in state.services.values():
+            self._hold(service.vips, service.id)
+        for task in state.tasks.values():
+            self._set_task(None, task)
+        for pool in self._pools.values():
+            pool.go_on()
+
+    def apply(self, changes: Sequence[Change]) -> None:
+        """Take in what was written, by the allocator as well as by others."""
+        for change in changes:
+            before, after = change.before, change.after
+            match change.record:
+                case Network() as network:
+                    self._set_network(network, gone=after is None)
+                case Task():
+                    self._set_task(
+                        before if isinstance(before, Task) else None, after if isinstance(after, Task) else None
+                    )
+                case Service() as service:
+                    self._set_service(before if isinstance(before, Service) else None, service, gone=after is None)
+                case Lease() as lease:
+                    place = (NetworkAttachment(network_id=lease.network_id, address=lease.address),)
+                    if after is None:
+                        self._free(place, lease.id)
+                    else:
+                        self._hold(place, lease.id)
+
+    def pool(self, network_id: str) -> Pool | None:
+        return self._pools.get(network_id)
+
+    def plan(self, now: int) -> Plan:
+        """Addresses for every service and task that waits for some, the oldest task first."""
+        ops: list[Op] = []
+        lacking = self._plan_services(now, ops)
+        for task in sorted(self._waiting.values(), key=lambda task: (task.created_at, task.id)):
+            reason = lacking.get(task.service_id, "")
+            addresses: tuple[NetworkAttachment, ...] = ()
+            if not reason:
+                try:
+                    addresses = self._give(cluster_networks(task.spec), task.id, task.networks)
+                except Exhausted as err:
+                    reason = str(err)
+            if reason:
+                if task.status.err != reason:
+                    waiting = replace(task.status, err=reason, at=now)
+                    self._waiting[task.id] = changed = replace(task, status=waiting, updated_at=now)
+                    ops.append(Put(changed))
+                continue
+            del self._waiting[task.id]
+            ops.append(Put(replace(task, networks=addresses, status=pending_status(now), updated_at=now)))
+        return Plan(ops=tuple(ops))
+
+    def _plan_services(self, now: int, ops: list[Op]) -> dict[str, str]:
+        """VIPs where they are missing or not wanted any more. Returns why services lack one."""
+        lacking: dict[str, str] = {}
+        for service_id in sorted(self._services):
+            service = self._state.services.get(service_id)
+            if service is None or service.pending_delete:
+                self._services.discard(service_id)
+                continue
+            wanted = cluster_networks(service.spec.task_template) if has_vip(service.spec) else ()
+            try:
+                vips = self._give(wanted, service.id, service.vips)
+            except Exhausted as err:
+                lacking[service_id] = str(err)
+                continue
+            self._services.discard(service_id)
+            if vips != service.vips:
+                self._free([vip for vip in service.vips if vip not in vips], service.id)
+                ops.append(Put(replace(service, vips=vips, updated_at=now)))
+        return lacking
+
+    def _give(
+        self, wanted: Sequence[str], owner: str, had: Sequence[NetworkAttachment]
+    ) -> tuple[NetworkAttachment, ...]:
+        """An address in each network, all or none; what is held already stays. Exhausted."""
+        kept = {attachment.network_id: attachment for attachment in had}
+        given: list[NetworkAttachment] = []
+        fresh: list[NetworkAttachment] = []
+        try:
+            for network_id in wanted:
+                if (known := kept.get(network_id)) is None:
+                    known = NetworkAttachment(network_id=network_id, address=self._take(network_id, owner))
+                    fresh.append(known)
+                given.append(known)
+        except Exhausted:
+            for attachment in fresh:
+                self._pools[attachment.network_id].free(attachment.address, owner)
+            raise
+        return tuple(given)
+
+    def _take(self, network_id: str, owner: str) -> str:
+        if (reason := self._full.get(network_id)) is not None:
+            raise Exhausted(reason)
+        pool = self._pools.get(network_id)
+        if pool is None:
+            raise Exhausted(f"network {network_id} is gone")
+        try:
+            return pool.take(owner)
+        except Exhausted as err:
+            self._full[network_id] = str(err)
+            raise
+
+    # Taking in
+
+    def _set_network(self, network: Network, *, gone: bool) -> None:
+        self._full.pop(network.id, None)
+        if gone:
+            self._pools.pop(network.id, None)
+        elif network.id not in self._pools:
+            self._pools[network.id] = Pool(network)
+
+    def _set_task(self, before: Task | None, after: Task | None) -> None:
+        held = () if before is None else before.networks
+        holds = after.networks if after is not None and not is_gone(after) else ()
+        newest = after or before
+        assert newest is not None
+        self._hold(holds, newest.id)
+        self._free([attachment for attachment in held if attachment not in holds], newest.id)
+        if after is not None and after.status.state < TaskState.PENDING and after.desired_state <= TaskState.RUNNING:
+            self._waiting[after.id] = after
+        else:
+            self._waiting.pop(newest.id, None)
+
+    def _set_service(self, before: Service | None, service: Service, *, gone: bool) -> None:
+        held = () if before is None else before.vips
+        # While its tasks still stop nobody may get its address: the record holds it to its end.
+        holds = () if gone else service.vips
+        self._hold(holds, service.id)
+        self._free([vip for vip in held if vip not in holds], service.id)
+        if gone:
+            self._services.discard(service.id)
+        elif before is None or before.spec is not service.spec:
+            self._services.add(service.id)
+
+    def _hold(self, attachments: Sequence[NetworkAttachment], owner: str) -> None:
+        for attachment in attachments:
+            if (pool := self._pools.get(attachment.network_id)) is not None:
+                pool.hold(attachment.address, owner)
+
+    def _free(self, attachments: Sequence[NetworkAttachment], owner: str) -> None:
+        for attachment in attachments:
+            if (pool := self._pools.get(attachment.network_id)) is not None:
+                pool.free(attachment.address, owner)
+                self._full.pop(attachment.network_id, None)

@@ -1,0 +1,207 @@
+"""What one agent has been told of networks, and what it must be told next: pure bookkeeping of one session.
+
+A node takes part in a network while it has a task or a leased container there; it then knows every endpoint and
+every service of that network, and nothing of any other.
+"""
+
+from __future__ import annotations
+
+from swarmlet.model.defaults import cluster_networks
+from swarmlet.model.network import Lease, Network
+from swarmlet.model.service import Service
+from swarmlet.model.states import NodeState, TaskState
+from swarmlet.model.task import Task
+from swarmlet.wire.networking import EndpointInfo, NetworkInfo, Networking, ServiceInfo
+from swarmlet_manager.decide.reaper import is_gone
+from swarmlet_manager.state import Change, State
+
+#: (network id, id of a task, lease or service)
+Place = tuple[str, str]
+
+
+class NetworkFeed:
+    """One session's view. `note` each change, then `take` what to send."""
+
+    def __init__(self, node_id: str) -> None:
+        self.node_id = node_id
+        self._members: dict[str, set[str]] = {}  # network -> this node's tasks and leases there
+        self._told: dict[str, NetworkInfo] = {}
+        self._endpoints: dict[Place, EndpointInfo] = {}
+        self._services: dict[Place, ServiceInfo] = {}
+        self._dirty: set[Place] = set()
+        self._dirty_services: set[Place] = set()
+        self._full = True
+
+    @property
+    def pending(self) -> bool:
+        return self._full or bool(self._dirty or self._dirty_services)
+
+    def note(self, change: Change) -> bool:
+        """Remember what a change may make news; False if it certainly makes none for this node."""
+        if self._full:
+            return False
+        noted = False
+        for record in (change.before, change.after):
+            match record:
+                case Task():
+                    for place in record.networks:
+                        if place.network_id in self._told or record.node_id == self.node_id:
+                            self._dirty.add((place.network_id, record.id))
+                            noted = True
+                case Lease():
+                    if record.network_id in self._told or record.node_id == self.node_id:
+                        self._dirty.add((record.network_id, record.id))
+                        noted = True
+                case Service():
+                    for network_id in {*(vip.network_id for vip in record.vips), *_wanted(record)}:
+                        if network_id in self._told:
+                            self._dirty_services.add((network_id, record.id))
+                            noted = True
+                case _:
+                    pass
+        return noted
+
+    def node_changed(self, node_id: str) -> bool:
+        """A node has another address or state: its endpoints may be news."""
+        places = [place for place, known in self._endpoints.items() if known.node_id == node_id]
+        self._dirty.update(places)
+        return bool(places)
+
+    def take(self, state: State) -> Networking:
+        """What was taken counts as told. An empty answer if nothing is news."""
+        if self._full:
+            self._full = False
+            self._members, self._told, self._endpoints, self._services = {}, {}, {}, {}
+            self._dirty = {
+                (place.network_id, task.id) for task in state.tasks_on_node(self.node_id) for place in task.networks
+            }
+            self._dirty |= {
+                (lease.network_id, lease.id) for lease in state.leases.values() if lease.node_id == self.node_id
+            }
+            news = self._take(state)
+            return Networking(
+                full=True, networks=news.networks, endpoints=news.endpoints, services=news.services,
+            )
+        return self._take(state)
+
+    def _take(self, state: State) -> Networking:
+        dirty, self._dirty = self._dirty, set()
+        dirty_services, self._dirty_services = self._dirty_services, set()
+        for place in dirty:
+            self._count(state, place)
+        joined = [ident for ident in self._members if ident not in self._told and ident in state.networks]
+        left = [ident for ident in self._told if ident not in self._members]
+        networks = tuple(_network(state.networks[ident]) for ident in joined)
+        for info in networks:
+            self._told[info.id] = info
+            dirty |= {(info.id, task.id) for task in state.tasks_on_network(info.id)}
+            dirty |= {(info.id, lease.id) for lease in state.leases.values() if lease.network_id == info.id}
+            dirty_services |= {
+                (info.id, service.id) for service in state.services.values() if info.id in _wanted(service)
+            }
+        for ident in left:
+            del self._told[ident]
+            self._endpoints = {place: known for place, known in self._endpoints.items() if place[0] != ident}
+            self._services = {place: known for place, known in self._services.items() if place[0] != ident}
+        endpoints, gone_endpoints = self._changed_endpoints(state, dirty)
+        services, gone_services = self._changed_services(state, dirty_services)
+        return Networking(
+            networks=networks, gone_networks=tuple(left), endpoints=tuple(endpoints), services=tuple(services),
+            gone_endpoints=tuple(gone_endpoints), gone_services=tuple(gone_services),
+        )
+
+    def _count(self, state: State, place: Place) -> None:
+        """Keep up whether this node takes part in a network because of this task or lease."""
+        network_id, ident = place
+        here = _endpoint(state, place)
+        if here is not None and here.node_id == self.node_id:
+            self._members.setdefault(network_id, set()).add(ident)
+        elif (members := self._members.get(network_id)) is not None:
+            members.discard(ident)
+            if not members:
+                del self._members[network_id]
+
+    def _changed_endpoints(self, state: State, dirty: set[Place]) -> tuple[list[EndpointInfo], list[Place]]:
+        changed: list[EndpointInfo] = []
+        gone: list[Place] = []
+        for place in dirty:
+            if place[0] not in self._told:
+                continue
+            now = _endpoint(state, place)
+            if now is None:
+                if self._endpoints.pop(place, None) is not None:
+                    gone.append(place)
+            elif self._endpoints.get(place) != now:
+                self._endpoints[place] = now
+                changed.append(now)
+        return changed, gone
+
+    def _changed_services(self, state: State, dirty: set[Place]) -> tuple[list[ServiceInfo], list[Place]]:
+        changed: list[ServiceInfo] = []
+        gone: list[Place] = []
+        for place in dirty:
+            if place[0] not in self._told:
+                continue
+            now = _service(state, place)
+            if now is None:
+                if self._services.pop(place, None) is not None:
+                    gone.append(place)
+            elif self._services.get(place) != now:
+                self._services[place] = now
+                changed.append(now)
+        return changed, gone
+
+
+def _wanted(service: Service) -> tuple[str, ...]:
+    return cluster_networks(service.spec.task_template)
+
+
+def _network(network: Network) -> NetworkInfo:
+    spec = network.spec
+    return NetworkInfo(
+        id=network.id, name=network.name, subnet=network.subnet, gateway=network.gateway, ip_range=network.ip_range,
+        vni=network.vni, mtu=network.mtu, internal=spec.internal, attachable=spec.attachable, options=spec.options,
+        labels=spec.labels, created_at=network.created_at,
+    )
+
+
+def _endpoint(state: State, place: Place) -> EndpointInfo | None:
+    """None for a task that has ended, or was not given to a node yet."""
+    network_id, ident = place
+    if (lease := state.leases.get(ident)) is not None:
+        node = state.nodes.get(lease.node_id)
+        return EndpointInfo(
+            network_id=network_id, id=ident, address=_plain(lease.address), node_id=lease.node_id,
+            node_addr=node.addr if node is not None else "", names=lease.names,
+        )
+    task = state.tasks.get(ident)
+    if task is None or is_gone(task) or task.status.state < TaskState.ASSIGNED:
+        return None
+    address = next((place.address for place in task.networks if place.network_id == network_id), "")
+    node = state.nodes.get(task.node_id)
+    if not address or node is None:
+        return None
+    serving = (
+        task.status.state == TaskState.RUNNING and task.desired_state <= TaskState.RUNNING
+        and node.state is not NodeState.DOWN
+    )
+    return EndpointInfo(
+        network_id=network_id, id=task.id, address=_plain(address), node_id=task.node_id, node_addr=node.addr,
+        names=(task.name,), service_id=task.service_id, slot=task.slot, serving=serving,
+    )
+
+
+def _service(state: State, place: Place) -> ServiceInfo | None:
+    network_id, ident = place
+    service = state.services.get(ident)
+    if service is None or service.pending_delete or network_id not in _wanted(service):
+        return None
+    vip = next((vip.address for vip in service.vips if vip.network_id == network_id), "")
+    aliases = next(
+        network.aliases for network in service.spec.task_template.networks if network.target == network_id
+    )
+    return ServiceInfo(network_id=network_id, id=ident, name=service.spec.name, aliases=aliases, vip=_plain(vip))
+
+
+def _plain(address: str) -> str:
+    return address.partition("/")[0]

@@ -1,0 +1,71 @@
+"""What a manager tells an agent of the networks its node takes part in, and of no others.
+
+One full set with the first assignments of a session, increments from then on. Addresses are IPv4 text.
+"""
+
+from __future__ import annotations
+
+from swarmlet.model.base import Record
+
+
+class NetworkInfo(Record, frozen=True, kw_only=True):
+    """A network: what the node needs to make its part of it."""
+
+    id: str
+    name: str
+    subnet: str
+    gateway: str
+    ip_range: str = ""
+    vni: int
+    mtu: int
+    internal: bool = False
+    attachable: bool = False
+    options: dict[str, str] = {}
+    labels: dict[str, str] = {}
+    created_at: int = 0
+
+
+class EndpointInfo(Record, frozen=True, kw_only=True):
+    """A container's place in a network, on this node or another. id: the task's, or the lease's.
+
+    node_addr: where packets for it go. names: its own, not its service's. serving: it may be sent clients (a task
+    that runs, is healthy and is meant to go on).
+    """
+
+    network_id: str
+    id: str
+    address: str
+    node_id: str
+    node_addr: str
+    names: tuple[str, ...] = ()
+    service_id: str = ""
+    slot: int = 0
+    serving: bool = False
+
+
+class ServiceInfo(Record, frozen=True, kw_only=True):
+    """A service in a network. vip "": its names stand for its tasks' addresses in turn."""
+
+    network_id: str
+    id: str
+    name: str
+    aliases: tuple[str, ...] = ()
+    vip: str = ""
+
+
+class Networking(Record, frozen=True, kw_only=True):
+    """A full set (everything else is to be forgotten) or an increment. gone_…: (network id, id)."""
+
+    full: bool = False
+    networks: tuple[NetworkInfo, ...] = ()
+    endpoints: tuple[EndpointInfo, ...] = ()
+    services: tuple[ServiceInfo, ...] = ()
+    gone_networks: tuple[str, ...] = ()
+    gone_endpoints: tuple[tuple[str, str], ...] = ()
+    gone_services: tuple[tuple[str, str], ...] = ()
+
+    def __bool__(self) -> bool:
+        """Whether it says anything."""
+        return self.full or any((
+            self.networks, self.endpoints, self.services, self.gone_networks, self.gone_endpoints, self.gone_services,
+        ))

@@ -1,0 +1,24 @@
+"""Networks of a node for tests that are about something else."""
+
+from __future__ import annotations
+
+from swarmlet.errors import NotFound
+from swarmlet.wire.networking import Networking
+from swarmlet_agent.net.records import NetworkRecord
+
+
+class FakeNetworks:
+    """What a session and a task worker ask: `told` is what managers said."""
+
+    def __init__(self, *records: NetworkRecord) -> None:
+        self.told: list[Networking] = []
+        self._records = {record.id: record for record in records}
+
+    def get(self, ref: str) -> NetworkRecord:
+        if ref not in self._records:
+            raise NotFound("network", ref)
+        return self._records[ref]
+
+    async def update(self, news: Networking, *, underlay: str) -> None:
+        assert underlay
+        self.told.append(news)

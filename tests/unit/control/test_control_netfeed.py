@@ -1,0 +1,121 @@
+"""What agents are told of networks: always what the state says, and only of networks their node takes part in."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from swarmlet.model.network import Network, NetworkAttachment, NetworkCreate
+from swarmlet.model.node import Node
+from swarmlet.model.service import NetworkAttachmentConfig, Service, ServiceSpec, TaskSpec
+from swarmlet.model.states import NodeState, TaskState
+from swarmlet.model.task import Task, TaskStatus
+from swarmlet.wire.networking import Networking
+from swarmlet_manager.dispatch.netfeed import NetworkFeed
+from swarmlet_manager.state import Delete, Put, State
+
+NETWORKS = ("n1", "n2")
+
+
+def make_state() -> State:
+    state = State()
+    for number, ident in enumerate(NETWORKS, start=1):
+        spec = NetworkCreate(name=ident, driver="overlay")
+        subnet = f"10.{number}.0.0/24"
+        state.apply(Put(Network(id=ident, spec=spec, subnet=subnet, gateway=f"10.{number}.0.1", vni=4096 + number)))
+    for ident in ("here", "there"):
+        state.apply(Put(Node(id=ident, addr=f"192.0.2.{len(ident)}", state=NodeState.READY)))
+    return state
+
+
+def task(ident: str, network: str, node: str, state: TaskState, desired: TaskState = TaskState.RUNNING) -> Task:
+    spec = TaskSpec(networks=(NetworkAttachmentConfig(target=network),))
+    place = NetworkAttachment(network_id=network, address=f"10.{network[1]}.0.{10 + 'abcd'.index(ident)}/24")
+    return Task(
+        id=ident, service_id="s", service_name="web", slot=1, node_id=node, spec=spec, networks=(place,),
+        desired_state=desired, status=TaskStatus(state=state),
+    )
+
+
+class Agent:
+    """What an agent knows that takes in everything it is told."""
+
+    def __init__(self) -> None:
+        self.networks: set[str] = set()
+        self.endpoints: dict[tuple[str, str], object] = {}
+        self.services: dict[tuple[str, str], object] = {}
+
+    def hear(self, news: Networking) -> None:
+        if news.full:
+            self.__init__()  # type: ignore[misc]
+        self.networks |= {info.id for info in news.networks}
+        self.networks -= set(news.gone_networks)
+        for place in news.gone_endpoints:
+            del self.endpoints[place]
+        for place in news.gone_services:
+            del self.services[place]
+        self.endpoints |= {(info.network_id, info.id): info for info in news.endpoints}
+        self.services |= {(info.network_id, info.id): info for info in news.services}
+        self.endpoints = {place: info for place, info in self.endpoints.items() if place[0] in self.networks}
+        self.services = {place: info for place, info in self.services.items() if place[0] in self.networks}
+
+
+steps = st.lists(
+    st.tuples(
+        st.sampled_from("abcd"), st.sampled_from(NETWORKS), st.sampled_from(["here", "there"]),
+        st.none() | st.sampled_from([TaskState.PENDING, TaskState.ASSIGNED, TaskState.RUNNING, TaskState.FAILED]),
+        st.sampled_from([TaskState.RUNNING, TaskState.SHUTDOWN]), st.booleans(),
+    )
+)
+
+
+@given(steps)
+def test_increments_add_up_to_what_a_new_session_would_be_told(
+    plan: list[tuple[str, str, str, TaskState | None, TaskState, bool]],
+) -> None:
+    state, feed, agent = make_state(), NetworkFeed("here"), Agent()
+    spec = TaskSpec(networks=tuple(NetworkAttachmentConfig(target=network, aliases=("w",)) for network in NETWORKS))
+    state.apply(Put(Service(id="s", spec=ServiceSpec(name="web", task_template=spec))))
+    for ident, network, node, observed, desired, send in plan:
+        if observed is None:
+            if ident not in state.tasks:
+                continue
+            change = state.apply(Delete(state.tasks[ident]))
+        else:
+            change = state.apply(Put(task(ident, network, node, observed, desired)))
+        feed.note(change)
+        if send:
+            agent.hear(feed.take(state))
+    agent.hear(feed.take(state))
+
+    fresh = Agent()
+    fresh.hear(NetworkFeed("here").take(state))
+    assert (agent.networks, agent.endpoints, agent.services) == (fresh.networks, fresh.endpoints, fresh.services)
+    assert not feed.take(state)
+
+
+def test_a_node_without_a_task_in_a_network_hears_nothing_of_it() -> None:
+    state, feed = make_state(), NetworkFeed("here")
+    state.apply(Put(task("a", "n1", "there", TaskState.RUNNING)))
+    assert feed.take(state) == Networking(full=True)
+    assert feed.note(state.apply(Put(task("b", "n1", "there", TaskState.RUNNING)))) is False
+    assert feed.note(state.apply(Put(task("c", "n1", "here", TaskState.ASSIGNED)))) is True
+    news = feed.take(state)
+    assert [info.id for info in news.networks] == ["n1"]
+    assert {info.id: (info.node_addr, info.serving) for info in news.endpoints} == {
+        "a": ("192.0.2.5", True), "b": ("192.0.2.5", True), "c": ("192.0.2.4", False),
+    }  # fmt: skip
+
+
+def test_a_task_serves_while_it_runs_is_wanted_and_its_node_is_not_down() -> None:
+    state, feed = make_state(), NetworkFeed("here")
+    state.apply(Put(task("a", "n1", "here", TaskState.RUNNING)))
+    state.apply(Put(task("b", "n1", "there", TaskState.RUNNING)))
+    assert {info.id for info in feed.take(state).endpoints if info.serving} == {"a", "b"}
+
+    feed.note(state.apply(Put(task("a", "n1", "here", TaskState.RUNNING, TaskState.SHUTDOWN))))
+    assert [(info.id, info.serving) for info in feed.take(state).endpoints] == [("a", False)]
+
+    state.apply(Put(Node(id="there", addr="192.0.2.5", state=NodeState.DOWN)))
+    assert feed.node_changed("there")
+    assert [(info.id, info.serving) for info in feed.take(state).endpoints] == [("b", False)]
