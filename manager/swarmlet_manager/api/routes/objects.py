@@ -14,7 +14,7 @@ from aiohttp import web
 
 from swarmlet.engine_api.answers import json_answer
 from swarmlet.engine_api.router import Call, Route
-from swarmlet.errors import Unavailable
+from swarmlet.errors import NotSupported, Unavailable
 from swarmlet_manager.fleet.client import Answer, Fleet, NodeError, first_found
 
 CHANGE_S = 60.0
