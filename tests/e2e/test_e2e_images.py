@@ -345,6 +345,47 @@ def test_an_import_through_the_cluster_view_is_one_image_wherever_it_is(cluster:
     assert [cluster.node(number).run("image", "inspect", ident).returncode for number in (1, 2, 3)] == [1, 1, 1]
 
 
+def test_what_happens_to_images_is_told_as_events(cluster: Cluster, registry: str, base: Image, tmp_path: Path) -> None:
+    node, image = cluster.node(1), base.on({"told": b"1"}, Labels={"by": "events"})
+    name, started = f"{registry}/told:1", node("info", "--format", "{{.SystemTime}}")
+    node("load", input=image.archive("told:1"))
+    node("tag", "told:1", name)
+    node("push", name)
+    node("save", "-o", str(tmp_path / "saved.tar"), "told:1")
+    node("rmi", name)
+    node("rmi", "told:1")
+    node("pull", name)
+    imported = node("import", "-", "imported:1", input=base.layers[0])
+    node("rmi", "-f", name, "imported:1")
+    node("image", "prune", "-f")
+    until = node("info", "--format", "{{.SystemTime}}")
+
+    told = [json.loads(line) for line in node(
+        "events", "--since", started, "--until", until, "--filter", "type=image", "--format", "{{json .}}"
+    ).splitlines()]  # fmt: skip
+    assert [(event["Action"], event["Actor"]["ID"], event["Actor"]["Attributes"].get("name")) for event in told] == [
+        ("load", image.id, image.id),
+        ("tag", image.id, name),
+        ("push", name, f"{registry}/told"),
+        ("save", image.id, image.id),
+        ("untag", image.id, image.id),
+        ("untag", image.id, image.id),  # the digest that the push gave it
+        ("untag", image.id, image.id),
+        ("delete", image.id, image.id),
+        ("pull", name, f"{registry}/told"),
+        ("tag", imported, "imported:1"),
+        ("import", imported, imported),
+        ("untag", image.id, image.id),
+        ("untag", image.id, image.id),
+        ("delete", image.id, image.id),
+        ("untag", imported, imported),
+        ("delete", imported, imported),
+        ("prune", "", None),
+    ]
+    assert {event["Actor"]["Attributes"].get("by") for event in told if event["Actor"]["ID"] == image.id} == {"events"}
+    assert told[-1]["Actor"]["Attributes"] == {"reclaimed": "0"}
+
+
 # --- looking
 
 

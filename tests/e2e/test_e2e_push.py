@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from urllib.error import HTTPError
 from urllib.request import Request, urlopen
@@ -110,6 +111,14 @@ def test_an_image_pushed_after_login_is_pulled_on_another_node(
     code, out = docker(one, config, "logout", guarded)
     assert code == 0, out
     forget(cluster, ref)
+    for number in (1, 2, 3):
+        assert _files_with(cluster.host(number).data_dir, (_WORDS, base64.b64encode(b"anna:" + _WORDS))) == []
+
+
+def _files_with(folder: Path, secrets: Sequence[bytes]) -> list[Path]:
+    """Files of a host, its logs and the journal among them, in which a secret can be read; images' own are left out."""
+    files = [file for file in folder.rglob("*") if "layers" not in file.parts and file.is_file()]
+    return [file for file in files if any(secret in file.read_bytes() for secret in secrets)]
 
 
 def test_the_cluster_pushes_from_whichever_nodes_have_the_tags(

@@ -7,7 +7,7 @@ import json
 import os
 import tempfile
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any
 from urllib.parse import quote
 
@@ -18,7 +18,7 @@ from swarmlet.engine_api.answers import json_answer
 from swarmlet.engine_api.connection import WhileConnected
 from swarmlet.engine_api.router import Call, Route
 from swarmlet.engine_api.streams import JsonStream
-from swarmlet.errors import InvalidArgument, NotFound, SwarmletError, Unavailable
+from swarmlet.errors import Internal, InvalidArgument, NotFound, SwarmletError, Unavailable
 from swarmlet.model.node import Node
 from swarmlet.model.times import rfc3339
 from swarmlet.wire.imports import CREATED_AT
@@ -29,6 +29,8 @@ from swarmlet_manager.fleet.progress import Progress
 #: Removing or tagging on every node waits this long for the slowest.
 CHANGE_S = 120.0
 COPY_BYTES = 1 << 20
+#: Where an archive lies on its way to every node: it may be large, and /tmp may be memory.
+SPOOL = "/var/tmp"
 
 
 class ImageRoutes:
@@ -66,7 +68,7 @@ class ImageRoutes:
             for image in answer.body if answer.status < 400 else ():
                 known = merged.setdefault(image["Id"], dict(image))
                 for field in ("RepoTags", "RepoDigests"):
-                    known[field] = sorted({*(known.get(field) or ()), *(image.get(field) or ())})
+                    known[field] = merged_names(known.get(field), image.get(field))
                 known["Containers"] = max(known.get("Containers", -1), image.get("Containers", -1))
         return json_answer(sorted(merged.values(), key=lambda image: image.get("Created", 0), reverse=True))
 
@@ -122,10 +124,13 @@ class ImageRoutes:
         nodes = self._some(self._fleet.schedulable())
         if len(nodes) == 1:
             return await forward(call, self._fleet, nodes[0])
-        with tempfile.TemporaryFile() as file:
+        with tempfile.TemporaryFile(dir=os.environ.get("TMPDIR", SPOOL)) as file:
             async for data in call.request.content.iter_chunked(COPY_BYTES):
-                await asyncio.to_thread(file.write, data)
-            await asyncio.to_thread(file.flush)
+                try:
+                    await asyncio.to_thread(file.write, data)
+                    await asyncio.to_thread(file.flush)
+                except OSError as err:
+                    raise Internal(f"the archive cannot be stored on the way to the nodes: {err.strerror}") from err
             headers = {"Content-Type": "application/x-tar", CREATED_AT: rfc3339(time.time_ns())}
             async with asyncio.TaskGroup() as group:
                 tasks = [
@@ -296,6 +301,12 @@ def split_tag(name: str) -> tuple[str, str]:
     ends = [at for mark in "@:" if (at := name.find(mark, start)) >= 0]
     end = min(ends, default=len(name))
     return name[:end], name[end:]
+
+
+def merged_names(some: Sequence[str] | None, others: Sequence[str] | None) -> list[str]:
+    """Names an image has on one node or another; what stands for none (before API 1.43) only if it has none. Pure."""
+    names = {*(some or ()), *(others or ())}
+    return sorted(name for name in names if not name.startswith("<none>")) or sorted(names)
 
 
 def tags_of(images: list[dict[str, Any]], repository: str) -> set[str]:
