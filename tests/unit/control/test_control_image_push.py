@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from swarmlet_manager.api.routes.images import share_out, split_tag, tags_of
+from swarmlet_manager.api.routes.images import merged_names, share_out, split_tag, tags_of
 
 
 @pytest.mark.parametrize(
@@ -40,3 +40,9 @@ def test_every_tag_is_pushed_once_by_a_node_that_has_it(tags: dict[str, set[str]
 
 def test_a_node_that_has_all_pushes_all() -> None:
     assert share_out({"a": {"1"}, "b": {"1", "2"}, "c": {"2"}}) == {"b": ["1", "2"]}
+
+
+def test_an_image_that_is_nameless_on_one_node_has_the_names_of_the_others() -> None:
+    none = ["<none>:<none>"]
+    assert merged_names(none, ["app:1"]) == merged_names(["app:1"], none) == merged_names(None, ["app:1"]) == ["app:1"]
+    assert merged_names(none, none) == none and merged_names(None, []) == []
