@@ -45,6 +45,9 @@ class AgentSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     bridge_name: str = "swl0"
     bridge_subnet: str = "172.17.0.0/16"
     insecure_registries: tuple[str, ...] = ("127.0.0.0/8", "::1/128")  # host[:port] or CIDR: plain HTTP allowed
+    bridge_subnet6: str = ""  # IPv6 of the default network; "" = it has none
+    #: Where networks without a subnet of their own get one: "10.200.0.0/16:24" cuts /24s; () = Docker's pools
+    default_address_pools: tuple[str, ...] = ()
     registry_mirrors: tuple[str, ...] = ()  # base URLs tried before Docker Hub
     registry_certificates: str = "/etc/docker/certs.d"  # in <host[:port]>/: *.crt, *.cert and *.key
     runtime: str = "auto"  # auto, crun or runc

@@ -59,6 +59,7 @@ from swarmlet_agent.logs.reader import LogReader
 from swarmlet_agent.manager_process import ManagerProcess
 from swarmlet_agent.membership import Member
 from swarmlet_agent.net.bridge import BridgeNetworks
+from swarmlet_agent.net.plan_ipam import parse_pools
 from swarmlet_agent.runtime.conmon_runtime import ConmonRuntime
 from swarmlet_agent.runtime.userns import read_remap
 from swarmlet_agent.volumes.store import VolumeStore
@@ -136,6 +137,7 @@ async def started_parts(settings: AgentSettings, open_files: tuple[int, int] | N
         )
         networks = BridgeNetworks(
             run_dir, data_dir, journal, bridge_name=settings.bridge_name, default_subnet=settings.bridge_subnet,
+            default_subnet6=settings.bridge_subnet6, pools=parse_pools(settings.default_address_pools),
         )
         runtime = ConmonRuntime(
             run_dir, data_dir=data_dir, cgroup_parent=settings.cgroup_parent, runtime=settings.runtime,
@@ -235,6 +237,9 @@ async def _system_routes(settings: AgentSettings, parts: Parts, swarm: adapters.
             userns_remap=bool(settings.userns_remap),
             registries=registry_config(settings.insecure_registries, settings.registry_mirrors),
             proxies=shown_proxies(os.environ),
+            address_pools=tuple(
+                (str(base), size) for base, size in parse_pools(settings.default_address_pools).configured
+            ),
         ),
     )
 

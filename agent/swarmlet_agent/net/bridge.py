@@ -29,7 +29,7 @@ from swarmlet_agent.net.ground import ENDPOINTS, NETWORKS, Ground, OnEvent
 from swarmlet_agent.net.kernel import KernelNet
 from swarmlet_agent.net.overlay.cluster import ClusterNetworks
 from swarmlet_agent.net.plan_create import default_network, plan_network
-from swarmlet_agent.net.plan_ipam import parse_subnet, pick_subnet
+from swarmlet_agent.net.plan_ipam import DEFAULT_POOLS, Pools, parse_subnet, pick_subnet
 from swarmlet_agent.net.records import BRIDGE, HOST, NONE, NetworkRecord, NotConnected, SandboxRecord
 from swarmlet_agent.net.requests import NetworkConnect, NetworkCreate, NetworkDisconnect, NetworkView
 from swarmlet_agent.net.sandboxes import Sandboxes
@@ -60,11 +60,13 @@ class BridgeNetworks:
 
     def __init__(
         self, run_dir: Path, data_dir: Path, journal: Journal, *, bridge_name: str = "swl0",
-        default_subnet: str = "172.17.0.0/16", default_gateway: str = "", mtu: int = 1500,
+        default_subnet: str = "172.17.0.0/16", default_subnet6: str = "", default_gateway: str = "", mtu: int = 1500,
+        pools: Pools = DEFAULT_POOLS,
         on_event: OnEvent = _ignore_event, host_resolv_conf: Path = Path("/etc/resolv.conf"),
         host_hosts: Path = Path("/etc/hosts"), clock: Callable[[], int] = time.time_ns,
     ) -> None:
-        self._default = (bridge_name, default_subnet, default_gateway, mtu)
+        self._default = (bridge_name, default_subnet, default_subnet6, default_gateway, mtu)
+        self._pools = pools
         self._clock = clock
         self._containers: Containers | None = None
         self._ground = Ground(KernelNet(run_dir / "netns"), journal, on_event)
@@ -180,7 +182,7 @@ class BridgeNetworks:
                 request, network_id=new_hex_id(), now=self._clock(), existing=ground.catalog.by_id,
                 host_routes=routes, links={link.name for link in links},
                 # Random, and the same for ever: every engine has unique local networks of its own.
-                seed=ground.catalog.get(BRIDGE).id,
+                seed=ground.catalog.get(BRIDGE).id, pools=self._pools,
             )
             try:
                 await ground.save_network(network)
@@ -304,8 +306,8 @@ class BridgeNetworks:
                 ground.catalog.put(network)
                 await ground.save_network(network)
         known = ground.catalog.find(BRIDGE)
-        bridge, subnet, gateway, mtu = self._default
-        configured = f"{bridge} {subnet} {gateway} {mtu}"
+        bridge, subnet, subnet6, gateway, mtu = self._default
+        configured = f"{bridge} {subnet} {gateway} {mtu}" + (f" {subnet6}" if subnet6 else "")
         if known is not None and known.configured == configured:
             return
         if known is not None and known.id in in_use:
@@ -317,12 +319,13 @@ class BridgeNetworks:
         foreign = routes if known is None and bridge not in {link.name for link in links} else []
         if any(route.overlaps(parse_subnet(subnet)) for route in foreign):
             # Another engine's bridge, or a network of the site: two ways to one address would break both.
-            chosen = pick_subnet(ground.catalog.subnets(), foreign)
+            chosen = pick_subnet(ground.catalog.subnets(), foreign, self._pools.of(4))
             log.warning("the default network's subnet is in use on this host", subnet=subnet, taken_instead=chosen)
             subnet, gateway = str(chosen), ""
         network = default_network(
-            network_id=known.id if known is not None else new_hex_id(), bridge=bridge, subnet=subnet, mtu=mtu,
-            now=known.created_at if known is not None else self._clock(), gateway=gateway, configured=configured,
+            network_id=known.id if known is not None else new_hex_id(), bridge=bridge, subnet=subnet,
+            subnet6=subnet6, gateway=gateway, mtu=mtu, configured=configured,
+            now=known.created_at if known is not None else self._clock(),
         )
         ground.catalog.put(network)
         await ground.save_network(network)

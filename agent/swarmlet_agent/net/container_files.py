@@ -29,7 +29,7 @@ class ContainerFiles:
             return {}
         hostname = {files.HOSTNAME: f"{sandbox.hostname}\n"}
         if sandbox.kind == HOST:
-            extra = plan_files.parse_extra_hosts(sandbox.extra_hosts, self._host_gateway())
+            extra = plan_files.parse_extra_hosts(sandbox.extra_hosts, self._host_gateways())
             resolv = files.read_text(self._host_resolv_conf)
             if sandbox.dns or sandbox.dns_search or sandbox.dns_options:
                 resolv = self._resolv_conf(sandbox)
@@ -50,12 +50,12 @@ class ContainerFiles:
         return plan_files.hosts(
             own=[address for endpoint in sandbox.endpoints for address in endpoint.addresses],
             hostname=sandbox.hostname, domainname=sandbox.domainname, linked=linked,
-            extra=plan_files.parse_extra_hosts(sandbox.extra_hosts, self._host_gateway()),
+            extra=plan_files.parse_extra_hosts(sandbox.extra_hosts, self._host_gateways()),
         )
 
-    def _host_gateway(self) -> str:
+    def _host_gateways(self) -> tuple[str, ...]:
         bridge = self._ground.catalog.find(BRIDGE)
-        return bridge.gateway if bridge is not None else ""
+        return tuple(part.gateway for part in bridge.families) if bridge is not None else ()
 
     # Links on the default network: names in /etc/hosts
 
@@ -82,7 +82,7 @@ class ContainerFiles:
     def check(self, sandbox: SandboxRecord, networks: Collection[str]) -> None:
         """InvalidArgument for bad extra hosts, Conflict for a link of the default network to a container that does not
         run or is not on it. (Elsewhere a link is a name for whoever is called so.)"""
-        plan_files.parse_extra_hosts(sandbox.extra_hosts, self._host_gateway())
+        plan_files.parse_extra_hosts(sandbox.extra_hosts, self._host_gateways())
         for target, alias in map(split_link, sandbox.links) if BRIDGE in networks else ():
             if (other := self.find(target)) is None:
                 raise Conflict(

@@ -12,7 +12,7 @@ from swarmlet.errors import Conflict, Forbidden, InvalidArgument, NotAManager, N
 from swarmlet_agent.net.plan_config import config_network, resolved
 from swarmlet_agent.net.plan_endpoint import OPTION_NAME_PREFIX
 from swarmlet_agent.net.plan_families import check_ipam, config_of, plan_family
-from swarmlet_agent.net.plan_ipam import AnyNetwork, parse_address, unique_local_pools
+from swarmlet_agent.net.plan_ipam import DEFAULT_POOLS, AnyNetwork, Pools, parse_address
 from swarmlet_agent.net.plan_macvlan import plan_parent
 from swarmlet_agent.net.records import PREDEFINED, NetworkRecord, Subnet
 from swarmlet_agent.net.requests import Ipam, IpamConfig, NetworkCreate
@@ -40,7 +40,7 @@ BRIDGE_PREFIX = "sw-"
 
 def plan_network(
     request: NetworkCreate, *, network_id: str, now: int, existing: Mapping[str, NetworkRecord],
-    host_routes: Collection[AnyNetwork], links: Collection[str], seed: str = "",
+    host_routes: Collection[AnyNetwork], links: Collection[str], pools: Pools = DEFAULT_POOLS, seed: str = "",
 ) -> NetworkRecord:
     """The record of a new user-defined network.
 
@@ -60,11 +60,11 @@ def plan_network(
     used = [ip_network(part.subnet) for known in existing.values() for part in known.families]
     v4 = v6 = Subnet()
     if request.enable_ipv4:
-        v4 = plan_family(config_of(request.ipam, 4, driver), used=used, host_routes=host_routes)
+        asked = config_of(request.ipam, 4, driver)
+        v4 = plan_family(asked, used=used, host_routes=host_routes, pools=pools.of(4))
     if request.enable_ipv6:
-        v6 = plan_family(
-            config_of(request.ipam, 6, driver), used=used, host_routes=host_routes, pools=unique_local_pools(seed)
-        )
+        asked = config_of(request.ipam, 6, driver)
+        v6 = plan_family(asked, used=used, host_routes=host_routes, pools=pools.of(6, seed))
     record = NetworkRecord(
         id=network_id, name=request.name, driver=driver, created_at=now, subnet=v4.subnet, gateway=v4.gateway,
         ip_range=v4.ip_range, auxiliary=v4.auxiliary, chosen_subnet=v4.chosen, v6=v6, internal=request.internal,
@@ -101,15 +101,17 @@ def _bridge_network(record: NetworkRecord, links: Collection[str]) -> NetworkRec
 
 
 def default_network(
-    *, network_id: str, now: int, bridge: str, subnet: str, gateway: str = "", mtu: int = 1500, configured: str = ""
+    *, network_id: str, now: int, bridge: str, subnet: str, subnet6: str = "", gateway: str = "", mtu: int = 1500,
+    configured: str = "",
 ) -> NetworkRecord:
     """The network called "bridge". configured: the settings it is made from."""
     config = IpamConfig(subnet=subnet, gateway=gateway)
-    check_ipam(Ipam(config=(config,)), ipv6=False)
+    config6 = IpamConfig(subnet=subnet6)
+    check_ipam(Ipam(config=(config, config6)), ipv6=True)
     v4 = plan_family(config, used=(), host_routes=())
     return NetworkRecord(
         id=network_id, name="bridge", created_at=now, bridge=bridge, subnet=v4.subnet, gateway=v4.gateway,
-        mtu=mtu, configured=configured,
+        v6=plan_family(config6, used=(), host_routes=()) if subnet6 else Subnet(), mtu=mtu, configured=configured,
         options={
             OPTION_DEFAULT: "true", OPTION_ICC: "true", OPTION_MASQUERADE: "true",
             OPTION_HOST_BINDING: "0.0.0.0", OPTION_NAME: bridge, OPTION_MTU: str(mtu),

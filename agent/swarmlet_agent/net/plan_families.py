@@ -90,7 +90,7 @@ def config_of(ipam: Ipam, version: int, driver: str) -> IpamConfig:
 
 def plan_family(
     config: IpamConfig, *, used: Collection[AnyNetwork], host_routes: Collection[AnyNetwork],
-    pools: Iterable[AnyNetwork] | None = None,
+    pools: Iterable[AnyNetwork] = (),
 ) -> Subnet:
     """A family's addresses, as asked for or from the pools. PoolOverlap, PoolExhausted."""
     if config.subnet:

@@ -75,24 +75,29 @@ def resolv_conf(
     return "\n".join(lines) + "\n"
 
 
-def parse_extra_hosts(entries: Iterable[str], gateway: str) -> list[tuple[str, str]]:
-    """(address, name) of "name:address" or "name=address"; "host-gateway" becomes `gateway`. InvalidArgument."""
-    found = []
+def parse_extra_hosts(entries: Iterable[str], gateways: Sequence[str]) -> list[tuple[str, str]]:
+    """(address, name) of "name:address" or "name=address"; "host-gateway" stands for each of `gateways`.
+
+    InvalidArgument.
+    """
+    found: list[tuple[str, str]] = []
     for entry in entries:
         separator = "=" if "=" in entry else ":"
         name, _, address = entry.partition(separator)
         address = address.strip("[]")
         if address == HOST_GATEWAY:
-            if not gateway:
+            if not gateways:
                 raise InvalidArgument(f"unable to derive the IP value for host-gateway in {entry!r}")
-            address = gateway
-        try:
-            ip_address(address)
-        except ValueError as err:
-            raise InvalidArgument(f"invalid extra host {entry!r}: expected name:address") from err
+            addresses = tuple(gateways)
+        else:
+            try:
+                ip_address(address)
+            except ValueError as err:
+                raise InvalidArgument(f"invalid extra host {entry!r}: expected name:address") from err
+            addresses = (address,)
         if not name or any(char.isspace() for char in name):
             raise InvalidArgument(f"invalid extra host {entry!r}: bad name")
-        found.append((address, name))
+        found += [(each, name) for each in addresses]
     return found
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import suppress
+from dataclasses import dataclass
 from ipaddress import (
     AddressValueError,
     IPv4Address,
@@ -40,11 +41,43 @@ def unique_local_pools(seed: str) -> Iterator[IPv6Network]:
     yield from IPv6Network((prefix + bytes(10), 48)).subnets(new_prefix=64)
 
 
+@dataclass(frozen=True, slots=True)
+class Pools:
+    """Where networks get their subnets: (base, size) in order; a family without any has its default."""
+
+    configured: tuple[tuple[AnyNetwork, int], ...] = ()
+
+    def of(self, version: int, seed: str = "") -> Iterator[AnyNetwork]:
+        """Docker's own pools for IPv4, unique local ones (of the engine whose `seed` this is) for IPv6."""
+        own = [(base, size) for base, size in self.configured if base.version == version]
+        if own:
+            for base, size in own:
+                yield from base.subnets(new_prefix=size)
+        else:
+            yield from default_pools() if version == 4 else unique_local_pools(seed)
+
+
+#: Nothing is configured.
+DEFAULT_POOLS = Pools()
+
+
+def parse_pools(texts: Iterable[str]) -> Pools:
+    """Of "10.200.0.0/16:24" and the like. InvalidArgument."""
+    found = []
+    for text in texts:
+        base, _, size = text.rpartition(":")
+        network = parse_subnet(base, "base of the address pool")
+        if not size.isdigit() or not network.prefixlen <= int(size) <= network.max_prefixlen - 2:
+            raise InvalidArgument(f"invalid address pool {text!r}: expected BASE:SIZE, such as 10.200.0.0/16:24")
+        found.append((network, int(size)))
+    return Pools(tuple(found))
+
+
 def pick_subnet(
-    used: Collection[AnyNetwork], host_routes: Collection[AnyNetwork], pools: Iterable[AnyNetwork] | None = None
+    used: Collection[AnyNetwork], host_routes: Collection[AnyNetwork], pools: Iterable[AnyNetwork]
 ) -> AnyNetwork:
-    """The first pool (default: Docker's for IPv4) that overlaps no network and no route of the host. PoolExhausted."""
-    for pool in default_pools() if pools is None else pools:
+    """The first pool that overlaps no network and no route of the host. PoolExhausted."""
+    for pool in pools:
         if not any(pool.overlaps(other) for other in (*used, *host_routes)):
             return pool
     raise PoolExhausted("all predefined address pools have been fully subnetted")

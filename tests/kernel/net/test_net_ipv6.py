@@ -11,6 +11,7 @@ from net_lab import HOST, HOST6, OUTSIDE, OUTSIDE6, Lab, in_own_network
 
 from swarmlet.model.container import EndpointIPAMConfig, EndpointSettings, PortBinding
 from swarmlet_agent.net import dns_codec, netns
+from swarmlet_agent.net.plan_ipam import parse_pools
 from swarmlet_agent.net.records import AddressTaken
 from swarmlet_agent.net.requests import Ipam, IpamConfig, NetworkCreate
 from swarmlet_agent.net.types import Attachment
@@ -225,3 +226,18 @@ async def test_a_relayed_connection_carries_much_both_ways_and_ends_each_way_by_
         assert len(await reader.read(-1)) == size
         writer.close()
         await writer.wait_closed()
+
+
+@in_own_network
+async def test_the_default_network_has_ipv6_if_the_settings_say_so(lab: Lab) -> None:
+    await lab.close()
+    lab.networks = lab.make(default_subnet6="fd00:17::/64", pools=parse_pools(["10.210.0.0/16:24", "fd00:a::/48:64"]))
+    await lab.networks.start()
+    _, web = await lab.attach("web", ports=PORT_8080, extra_hosts=("gate:host-gateway",))
+    made = await lab.networks.create(NetworkCreate(name="own", enable_ipv6=True))
+
+    assert web.endpoints["bridge"].global_ipv6_address == "fd00:17::2"
+    assert "172.17.0.1\tgate\nfd00:17::1\tgate\n" in web.files["/etc/hosts"].read_text()
+    async with lab.serve(web.netns_path, 80, "web", "::"):
+        assert await lab.ask(lab.outside, HOST6, 8080) == f"web {OUTSIDE6}"
+    assert (made.subnet, made.v6.subnet) == ("10.210.0.0/24", "fd00:a::/64")

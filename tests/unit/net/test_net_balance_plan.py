@@ -93,7 +93,8 @@ def test_one_backend_in_the_place_of_another_changes_its_slots_only() -> None:
     after = plan(before, {"10.0.0.1": [f"10.1.0.{n}" for n in range(2, 12)]})
 
     assert [(change.verb, len(change.elements)) for change in difference(before, after)] == [
-        (Verb.REMOVE, 1), (Verb.ADD, 1),
+        (Verb.REMOVE, 1),
+        (Verb.ADD, 1),
     ]
 
 

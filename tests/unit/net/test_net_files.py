@@ -46,7 +46,7 @@ def test_a_containers_resolv_conf(host: ResolvConf, wishes: dict[str, object], e
 
 
 def test_hosts_name_the_container_its_links_and_extras() -> None:
-    extra = plan_files.parse_extra_hosts(["gate:host-gateway", "six:fd00::1", "b=[fd00::2]"], "172.17.0.1")
+    extra = plan_files.parse_extra_hosts(["gate:host-gateway", "six:fd00::1", "b=[fd00::2]"], ["172.17.0.1"])
     text = plan_files.hosts(
         own=["172.17.0.2"], hostname="web", domainname="x.y", extra=extra, linked=[("172.17.0.3", "db")]
     )
@@ -58,7 +58,7 @@ def test_hosts_name_the_container_its_links_and_extras() -> None:
 @pytest.mark.parametrize("entry", ["nothing", "a:", ":1.2.3.4", "a:1.2.3", "a b:1.2.3.4", "x:host-gateway"])
 def test_bad_extra_hosts_are_refused(entry: str) -> None:
     with pytest.raises(InvalidArgument):
-        plan_files.parse_extra_hosts([entry], "")
+        plan_files.parse_extra_hosts([entry], [])
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from swarmlet.errors import InvalidArgument
-from swarmlet_agent.net.plan_ipam import AddressPool, default_pools, mac_of, pick_subnet
+from swarmlet_agent.net.plan_ipam import AddressPool, Pools, default_pools, mac_of, parse_pools, pick_subnet
 from swarmlet_agent.net.records import AddressTaken, NetworkRecord, PoolExhausted, Subnet
 
 subnets = st.builds(
@@ -88,7 +88,7 @@ def test_a_wanted_address_of_another_subnet_is_refused() -> None:
 @given(used=st.lists(st.sampled_from(list(default_pools())), max_size=40), routes=st.lists(subnets, max_size=3))
 def test_a_picked_subnet_overlaps_nothing(used: list[IPv4Network], routes: list[IPv4Network]) -> None:
     try:
-        picked = pick_subnet(used, routes)
+        picked = pick_subnet(used, routes, default_pools())
     except PoolExhausted:
         assert set(used) == set(default_pools())
         return
@@ -104,7 +104,7 @@ def test_pools_are_dockers() -> None:
         "192.168.0.0/20",
         "192.168.240.0/20",
     )
-    assert str(pick_subnet([], [IPv4Network("172.16.0.0/14")])) == "172.20.0.0/16"
+    assert str(pick_subnet([], [IPv4Network("172.16.0.0/14")], default_pools())) == "172.20.0.0/16"
 
 
 def test_a_mac_address_follows_from_the_ip_address() -> None:
@@ -133,3 +133,27 @@ def test_ipv6_addresses_of_a_big_network_come_in_turn() -> None:
 
     assert [str(pool.take()) for _ in range(2)] == ["fd00::2", "fd00::3"]
     assert str(pool.take("fd00::abcd")) == "fd00::abcd"
+
+
+def test_configured_pools_stand_instead_of_dockers_family_by_family() -> None:
+    pools = parse_pools(["10.200.0.0/22:24", "10.210.0.0/16:16"])
+
+    assert [str(pool) for pool in pools.of(4)] == [
+        "10.200.0.0/24",
+        "10.200.1.0/24",
+        "10.200.2.0/24",
+        "10.200.3.0/24",
+        "10.210.0.0/16",
+    ]
+    assert str(next(iter(pools.of(6, "me")))).startswith("fd")
+    assert list(Pools().of(4)) == list(default_pools())
+    six = parse_pools(["fd00:a::/48:64"])
+    assert str(next(iter(six.of(6, "me")))) == "fd00:a::/64" and next(iter(six.of(4))) == next(default_pools())
+
+
+@pytest.mark.parametrize(
+    "text", ["10.0.0.0/16", "10.0.0.0/16:8", "10.0.0.0/16:31", "10.0.0.1/16:24", "x:24", "fd00::/48:x"]
+)
+def test_impossible_pools_are_refused(text: str) -> None:
+    with pytest.raises(InvalidArgument):
+        parse_pools([text])

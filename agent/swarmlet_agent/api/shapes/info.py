@@ -85,6 +85,8 @@ class NodeFacts:
     userns_remap: bool = False
     registries: Mapping[str, Any] = field(default_factory=lambda: registry_config((), ()))
     proxies: Mapping[str, str] = field(default_factory=lambda: shown_proxies({}))
+    #: (base, size), as configured.
+    address_pools: tuple[tuple[str, int], ...] = ()
 
 
 def read_host_facts(data_dir: Path) -> HostFacts:
@@ -229,6 +231,8 @@ def system_info(
         "CDISpecDirs": [],
         "Warnings": _warnings(runtime) or None,
     }  # fmt: skip
+    if node.address_pools:
+        shown["DefaultAddressPools"] = [{"Base": base, "Size": size} for base, size in node.address_pools]
     if version < (1, 42):
         shown |= {"KernelMemory": False, "KernelMemoryTCP": False}
     if version < (1, 47):
