@@ -30,6 +30,8 @@ _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 _DOOMED = ".removed-"
 #: Between a container's id and the rest of the name, in roots that it has mounted beside its own.
 IMAGE_MARK = ".image."
+#: Where the layers of a mapped root are attached while it is mounted, on kernels that want that.
+_FOR_A_MOMENT = "layers.mapped"
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.mount.argtypes = (ctypes.c_char_p, ctypes.c_char_p, ctypes.c_char_p, ctypes.c_ulong, ctypes.c_char_p)
@@ -154,30 +156,57 @@ def _ensure(folder: Path, chains: Sequence[str], diffs: Sequence[Path], ids: Map
         if ids is None:
             _mount_overlay([_handle(path, stack) for path in lower], _handle(folder, stack), folder)
             return merged
-        _open_to(folder, ids)
+        _mount_mapped(lower, folder, ids, attached=not floating_layers())
+    return merged
+
+
+def floating_layers() -> bool:
+    """Whether overlayfs takes layers that are mounted nowhere (Linux 6.15)."""
+    numbers = re.match(r"(\d+)\.(\d+)", os.uname().release)
+    return numbers is not None and (int(numbers[1]), int(numbers[2])) >= (6, 15)
+
+
+def _mount_mapped(lower: Sequence[Path], folder: Path, ids: MappedIds, *, attached: bool) -> None:
+    """attached: the layers have to be mounted somewhere for a moment."""
+    _open_to(folder, ids)
+    _let_go(folder)
+    with contextlib.ExitStack() as stack:
         namespace = os.open(ids.namespace, os.O_RDONLY | os.O_CLOEXEC)
         stack.callback(os.close, namespace)
         try:
-            handles = [_mapped(path, namespace, stack) for path in (*lower, folder)]
+            clones = []
+            for path in (*lower, folder):
+                clones.append(linux.idmapped_clone(path, namespace))
+                stack.callback(os.close, clones[-1])
+            if attached:
+                stack.callback(_let_go, folder)
+                for number, clone in enumerate(clones):
+                    place = folder / _FOR_A_MOMENT / str(number)
+                    place.mkdir(parents=True, exist_ok=True)
+                    linux.attach_mount(clone, place)
         except OSError as err:
             raise Internal(
                 f"container {folder.name} cannot be mounted with mapped ids ({err}): userns_remap needs Linux 5.19 "
                 "and a data folder on a file system such as ext4, xfs or btrfs"
             ) from err
+        handles = [f"/proc/self/fd/{clone}" for clone in clones]
         # Overlayfs works in `work` as whoever mounts it, who must have ids there.
         with linux.acting_as(ids.remap.root):
             _mount_overlay(handles[:-1], handles[-1], folder)
-    return merged
+
+
+def _let_go(folder: Path) -> None:
+    """Of layers that were attached for a mount."""
+    places = folder / _FOR_A_MOMENT
+    if places.is_dir():
+        for place in places.iterdir():
+            _unmount(place)
+            place.rmdir()
+        places.rmdir()
 
 
 def _handle(path: Path, stack: contextlib.ExitStack) -> str:
     fd = os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-    stack.callback(os.close, fd)
-    return f"/proc/self/fd/{fd}"
-
-
-def _mapped(path: Path, namespace: int, stack: contextlib.ExitStack) -> str:
-    fd = linux.idmapped_clone(path, namespace)
     stack.callback(os.close, fd)
     return f"/proc/self/fd/{fd}"
 
@@ -252,6 +281,7 @@ def _remove(folder: Path, parent: Path) -> None:
     if not folder.exists():
         return
     _unmount(folder / "merged")
+    _let_go(folder)
     doomed = parent / f"{_DOOMED}{secrets.token_hex(8)}"
     os.rename(folder, doomed)
     remove_tree(doomed)

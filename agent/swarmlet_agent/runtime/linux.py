@@ -19,7 +19,8 @@ MNT_DETACH, UMOUNT_NOFOLLOW = 2, 8
 IN_CLOSE_WRITE, IN_MOVED_TO = 0x8, 0x80
 
 #: The same on every architecture.
-_SYS_OPEN_TREE, _SYS_MOUNT_SETATTR = 428, 442
+_SYS_OPEN_TREE, _SYS_MOVE_MOUNT, _SYS_MOUNT_SETATTR = 428, 429, 442
+_MOVE_MOUNT_F_EMPTY_PATH = 4
 _OPEN_TREE_CLONE, _AT_FDCWD, _AT_EMPTY_PATH, _MOUNT_ATTR_IDMAP = 1, -100, 0x1000, 0x00100000
 _CAPABILITY_VERSION_3 = 0x20080522
 
@@ -78,6 +79,15 @@ def idmapped_clone(path: Path, user_namespace: int) -> int:
         os.close(clone)
         raise
     return int(clone)
+
+
+def attach_mount(mount_: int, target: Path) -> None:
+    """Put a mount that `idmapped_clone` has made where it can be seen; move_mount(2). OSError."""
+    result = _libc.syscall(
+        ctypes.c_long(_SYS_MOVE_MOUNT), ctypes.c_int(mount_), ctypes.c_char_p(b""), ctypes.c_int(_AT_FDCWD),
+        ctypes.c_char_p(os.fsencode(target)), ctypes.c_uint(_MOVE_MOUNT_F_EMPTY_PATH),
+    )  # fmt: skip
+    _check(result, f"mounting {target}")
 
 
 def act_as(uid: int, gid: int) -> None:

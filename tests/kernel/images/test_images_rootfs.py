@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
 
 import pytest
 from fakes.images_made import MadeImage, files, folder, member, tar_of
 from fakes.images_node import Node
 
 from swarmlet.errors import Conflict, InvalidArgument, NotFound
+from swarmlet_agent.decide.remap import MappedIds, Remap
+from swarmlet_agent.images import rootfs
+from swarmlet_agent.runtime import linux, userns
 
 pytestmark = pytest.mark.kernel
 
@@ -126,3 +130,45 @@ async def test_ids_that_could_be_paths_are_refused(node: Node) -> None:
     for bad in ("../x", "", ".hidden", "a/b"):
         with pytest.raises(InvalidArgument):
             await node.store.unmount_rootfs(bad)
+
+
+@pytest.fixture
+def ids(tmp_path: Path) -> Iterator[MappedIds]:
+    remap = Remap(uids=((300000, 1000), (400000, 64536)), gids=((500000, 65536),))
+    namespace = userns.ensure_namespace(tmp_path / "userns", remap)
+    assert userns.ensure_namespace(tmp_path / "userns", remap) == namespace
+    yield MappedIds(str(namespace), remap)
+    userns.release(tmp_path / "userns")
+    assert not (tmp_path / "userns").exists()
+
+
+@pytest.mark.parametrize("floating", [True, False])
+async def test_a_mapped_root_shows_the_hosts_ids_and_keeps_the_containers_on_disk(
+    node: Node, ids: MappedIds, monkeypatch: pytest.MonkeyPatch, floating: bool
+) -> None:
+    """floating: as kernels since 6.15 can; older ones want the layers attached for a moment."""
+    if floating and not rootfs.floating_layers():
+        pytest.skip("this kernel mounts overlayfs over attached layers only")
+    monkeypatch.setattr(rootfs, "floating_layers", lambda: floating)
+    image = await load(node, MadeImage([tar_of([member("a", b"1")]), tar_of([member("b", b"2")])]), "made:1")
+    root = await node.store.ensure_rootfs("c1", image, ids)
+    try:
+        assert {(root / name).stat().st_uid for name in ("a", "b", ".")} == {300000}
+        with pytest.raises(OSError, match="too large"):  # the host's root has no id there
+            (root / "mine").touch()
+        with linux.acting_as(ids.remap.root):
+            (root / "mine").write_bytes(b"x")
+            os.chown(root / "a", *ids.remap.on_host(1005, 7))
+        assert ((root / "a").stat().st_uid, (root / "a").stat().st_gid) == (400005, 500007)
+        upper = root.parent / "upper"
+        assert [((upper / name).stat().st_uid, (upper / name).stat().st_gid) for name in ("mine", "a")] == [
+            (0, 0), (1005, 7),
+        ]  # fmt: skip
+        await node.store.unmount_rootfs("c1")
+        assert (await node.store.ensure_rootfs("c1", image) / "a").stat().st_uid == 1005  # unmapped, as on disk
+        assert str(root.parent) not in "".join(
+            line for line in Path("/proc/self/mountinfo").read_text().splitlines() if " - overlay" not in line
+        )
+    finally:
+        await node.store.remove_rootfs("c1")
+    assert str(root.parent) not in Path("/proc/self/mountinfo").read_text()

@@ -8,6 +8,7 @@ from swarmlet.engine_api.router import NO_BODY, Call, convert
 from swarmlet.engine_api.spelling import spelled
 from swarmlet.errors import InvalidArgument
 from swarmlet.model.container import ContainerCreate
+from swarmlet_agent.api.shapes.older import as_meant
 from swarmlet_agent.engine.container import ExecRequest
 
 #: Maps in which a null value means something: a port without bindings, a network without wishes.
@@ -19,7 +20,7 @@ async def container_create(call: Call) -> ContainerCreate:
     body = await call.raw_json(keep_nulls=True)
     if body is None:
         raise InvalidArgument(NO_BODY)
-    return convert(normalise_create(spelled(body, ContainerCreate)), ContainerCreate)
+    return as_meant(convert(normalise_create(spelled(body, ContainerCreate)), ContainerCreate), call.version)
 
 
 async def exec_request(call: Call) -> ExecRequest:
