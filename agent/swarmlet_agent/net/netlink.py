@@ -176,6 +176,11 @@ def set_up(index: int) -> Message:
     return Message(RTM_NEWLINK, NLM_F_ACK, _IFINFO.pack(0, 0, index, IFF_UP, IFF_UP), f"setting link {index} up")
 
 
+def set_mtu(index: int, mtu: int) -> Message:
+    body = _IFINFO.pack(0, 0, index, 0, 0) + _u32(IFLA_MTU, mtu)
+    return Message(RTM_NEWLINK, NLM_F_ACK, body, f"setting the MTU of link {index} to {mtu}")
+
+
 def set_master(index: int, master: int) -> Message:
     """Put a link into a bridge."""
     body = _IFINFO.pack(0, 0, index, 0, 0) + _u32(IFLA_MASTER, master)
@@ -196,10 +201,10 @@ def add_address(index: int, address: IPv4Interface | IPv6Interface) -> Message:
     packed = address.ip.packed
     body = _IFADDR.pack(family_of(address.ip), address.network.prefixlen, 0, 0, index)
     body += attr(IFA_LOCAL, packed) + attr(IFA_ADDRESS, packed)
-    if address.version == 4:
-        body += attr(IFA_BROADCAST, address.network.broadcast_address.packed)
-    else:
+    if address.version == 6:
         body += _u32(IFA_FLAGS, _IFA_F_NODAD)
+    elif address.network.prefixlen < 31:
+        body += attr(IFA_BROADCAST, address.network.broadcast_address.packed)
     return Message(RTM_NEWADDR, NLM_F_ACK | NLM_F_CREATE | NLM_F_REPLACE, body, f"adding address {address}")
 
 
@@ -324,6 +329,10 @@ class Netlink:
                 if family == socket.AF_INET:
                     raise  # a kernel without IPv6 has no such routes
         return [route for answer in answers if (route := parse_route(answer)) is not None]
+
+    def dump(self, kind: int, body: bytes, purpose: str) -> list[bytes]:
+        """The bodies of all answers to a listing."""
+        return self._ask(Message(kind, NLM_F_DUMP, body, purpose))
 
     def _ask(self, message: Message) -> list[bytes]:
         self._sequence += 1

@@ -49,7 +49,7 @@ class Verb(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Element:
-    """key and value as the kernel keeps them: addresses and ports in network order, each padded to four bytes.
+    """key and value as the kernel keeps them: in network order, the parts of a joined one each padded to four bytes.
 
     value b"": an element of a set, or one to be removed. end: the first key after an interval (of an interval set).
     """

@@ -38,6 +38,7 @@ _RULES = """
   chain f { type filter hook forward priority 0; policy accept;
     ct state established,related accept
     iifname . oifname @same accept
+    iifname "ing0" accept
     iifname @internal drop
     ct status dnat accept
     oifname @unprotected accept

@@ -33,7 +33,8 @@ class Spaces:
 
     def add(self, name: str) -> Path:
         with netns.new_namespace(self.path(name)):
-            pass
+            # Link addresses at once: else the first packet to a neighbour waits for its end.
+            netns.write_sysctl("net/ipv6/conf/default/accept_dad", "0")
         self.ip(name, "link set lo up")
         return self.path(name)
 
@@ -64,8 +65,9 @@ class Spaces:
     def host_on_bridge(self, host: str, bridge: str, name: str, *addresses: str, via: tuple[str, ...] = ()) -> None:
         """A new namespace whose eth0 hangs on a bridge of another."""
         self.add(name)
-        self.wire(host, f"v{name}"[:15], name, "eth0")
-        self.ip(host, f"link set v{name[:14]} master {bridge} up")
+        self.wire(host, f"v{name[:14]}", name, "eth0")
+        port = f"v{name[:14]}"
+        self.ip(host, f"link set {port} master {bridge} up", f"link set {port} type bridge_slave hairpin on")
         self.ip(
             name, *(f"addr add {address} dev eth0 {'nodad' if ':' in address else ''}" for address in addresses),
             "link set eth0 up", *(f"route add default via {gateway}" for gateway in via),

@@ -9,18 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from swarmlet_agent.net.balance.plan import (
-    MOST_BACKENDS,
-    SIZES,
-    Programmed,
-    difference,
-    fill,
-    plan,
-    replacement,
-    ruleset,
-    size_for,
-)
+from swarmlet_agent.net.balance.plan import Programmed, difference, plan, replacement, ruleset
 from swarmlet_agent.net.nftset import Change, Element, Verb, encode
+from swarmlet_agent.net.slots import MOST_BACKENDS, SIZES, fill, size_for
 
 _BACKENDS = st.lists(st.integers(1, 80).map(lambda n: f"10.1.0.{n}"), max_size=30).map(tuple)
 _BACKENDS6 = st.lists(st.integers(1, 80).map(lambda n: f"fd00::{n:x}"), max_size=30).map(tuple)

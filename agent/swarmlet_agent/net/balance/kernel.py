@@ -8,9 +8,10 @@ from pathlib import Path
 
 from swarmlet.log import get_logger
 from swarmlet_agent.net import conntrack, netns
-from swarmlet_agent.net.balance.plan import NFPROTO, TABLE, Programmed, Services, difference, plan, replacement, ruleset
+from swarmlet_agent.net.balance.plan import TABLE, Programmed, Services, difference, plan, replacement, ruleset
 from swarmlet_agent.net.dns_sockets import change_rules_here
 from swarmlet_agent.net.nftset import ElementsError, ElementSocket
+from swarmlet_agent.net.slots import NFPROTO
 
 log = get_logger(__name__)
 

@@ -1,0 +1,114 @@
+"""Choosing among backends by a random slot of an nftables map, for VIPs and for published ports. Pure.
+
+There is a map for each number of slots: its key ends with the slot, its value is the backend of that slot, and the
+rule that looks there draws the slot at random. A service is in the one map whose number of slots divides evenly among
+its backends, or nearly so; where a map does not know it, the next rule looks in the next one.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+from swarmlet_agent.net.nftset import Change, Element, Verb
+
+#: nftables' numbers of IPv4 and IPv6.
+NFPROTO = {4: 2, 6: 10}
+#: Numbers of slots. Exact for the usual services; with more backends some get a slot more than others.
+SIZES: tuple[int, ...] = (*range(1, 13), 16, 24, 60, 240, 960)
+MOST_BACKENDS = SIZES[-1]
+#: A backend with one slot more than another gets at most a fifth more, if any size allows it.
+_FAIR_SLOTS = 5
+
+#: A backend: its address, or its address and port.
+B = TypeVar("B", str, tuple[str, int])
+
+
+def size_for(backends: int) -> int:
+    """How many slots a service gets."""
+    if backends >= MOST_BACKENDS:
+        return MOST_BACKENDS
+    possible = [size for size in SIZES if size >= backends]
+    for size in possible:
+        if size % backends == 0 or size // backends >= _FAIR_SLOTS:
+            return size
+    return possible[-1]
+
+
+def fill(before: Sequence[B], backends: Sequence[B]) -> tuple[B, ...]:
+    """The backend of each slot, even within one slot, keeping as many as possible of those before.
+
+    before: as an earlier call answered. More backends than the largest size has slots: the first ones in order.
+    """
+    wanted = sorted(set(backends))[:MOST_BACKENDS]
+    if not wanted:
+        return ()
+    if set(before) == set(wanted):
+        return tuple(before)
+    size = size_for(len(wanted))
+    fair, extra = divmod(size, len(wanted))
+    if len(before) != size:
+        return tuple(wanted[place % len(wanted)] for place in range(size))
+    had: defaultdict[B, int] = defaultdict(int)
+    for backend in before:
+        had[backend] += 1
+    # Those with most slots keep the odd ones.
+    rich = set(sorted(wanted, key=lambda backend: (-had[backend], backend))[:extra])
+    left = {backend: fair + (backend in rich) for backend in wanted}
+    slots: list[B | None] = []
+    for backend in before:
+        keeps = left.get(backend, 0) > 0
+        slots.append(backend if keeps else None)
+        if keeps:
+            left[backend] -= 1
+    spare = iter([backend for backend in wanted for _ in range(left[backend])])
+    return tuple(next(spare) if backend is None else backend for backend in slots)
+
+
+@dataclass(slots=True)
+class Edits:
+    """Element changes of one table's sets and maps, collected for one transaction."""
+
+    table: str
+    _removed: defaultdict[tuple[int, str], list[Element]] = field(default_factory=lambda: defaultdict(list))
+    _added: defaultdict[tuple[int, str], list[Element]] = field(default_factory=lambda: defaultdict(list))
+
+    def remove(self, family: int, name: str, *elements: Element) -> None:
+        self._removed[family, name] += elements
+
+    def add(self, family: int, name: str, *elements: Element) -> None:
+        self._added[family, name] += elements
+
+    def move(
+        self, family: int, prefix: str, key: bytes, old: Sequence[B], new: Sequence[B], value: Callable[[B], bytes]
+    ) -> None:
+        """From one choice of slots to another, in the maps that are called prefix + size."""
+        moved = len(old) != len(new)
+        for place, backend in enumerate(old):
+            if moved or new[place] != backend:
+                self.remove(family, f"{prefix}{len(old)}", Element(_slot_key(key, place, len(old))))
+        for place, backend in enumerate(new):
+            if moved or old[place] != backend:
+                element = Element(_slot_key(key, place, len(new)), value(backend))
+                self.add(family, f"{prefix}{len(new)}", element)
+
+    def changes(self) -> tuple[Change, ...]:
+        """What goes first, then what comes."""
+        return tuple(
+            Change(verb, NFPROTO[family], self.table, name, tuple(elements))
+            for verb, found in ((Verb.REMOVE, self._removed), (Verb.ADD, self._added))
+            for (family, name), elements in sorted(found.items())
+        )
+
+
+def _slot_key(key: bytes, place: int, size: int) -> bytes:
+    # The slot is a number of the host, not of the network.
+    return key + struct.pack("=I", place) if size > 1 else key
+
+
+def slot_text(size: int) -> str:
+    """The end of a key in the text of a rule or map."""
+    return f" . numgen random mod {size}" if size > 1 else ""
