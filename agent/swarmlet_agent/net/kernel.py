@@ -15,7 +15,7 @@ from pathlib import Path
 
 from swarmlet.errors import Internal
 from swarmlet.log import get_logger
-from swarmlet_agent.net import conntrack, netlink, netns, plan_endpoint
+from swarmlet_agent.net import conntrack, netlink, netns, plan_attach, plan_endpoint
 from swarmlet_agent.net.dns_sockets import DnsSockets, bind_dns, change_rules_here
 from swarmlet_agent.net.link_drivers import GROUP, BridgeLinks, LinkDriver, delete_ours
 from swarmlet_agent.net.macvlan import MacvlanLinks
@@ -260,7 +260,9 @@ class KernelNet:
         link = inner.link(endpoint.interface)
         if link is None:
             raise Internal(f"interface {endpoint.interface} did not appear in the container's namespace")
-        if endpoint.ip6:
+        ipam = endpoint.wish.ipam_config
+        further = plan_attach.link_local(ipam.link_local_ips) if ipam is not None else []
+        if endpoint.ip6 or any(address.version == 6 for address in further):
             # Addresses are given by us, who know that nobody else has them: no probing, no announcements heard.
             for switch, value in (("accept_dad", "0"), ("accept_ra", "0"), ("disable_ipv6", "0")):
                 netns.write_sysctl(f"net/ipv6/conf/{endpoint.interface}/{switch}", value)
@@ -270,6 +272,7 @@ class KernelNet:
             netlink.add_address(link.index, ip_interface(f"{address}/{prefix}"))
             for address, prefix in ((endpoint.ip, endpoint.prefix), (endpoint.ip6, endpoint.prefix6)) if address
         ]
+        messages += [netlink.add_address(link.index, address) for address in further]
         messages.append(netlink.set_up(link.index))
         messages += [netlink.default_route(link.index, ip_address(gateway)) for gateway in routes]
         inner.send(messages)

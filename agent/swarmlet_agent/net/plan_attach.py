@@ -5,14 +5,16 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from ipaddress import IPv4Interface, IPv6Interface, ip_interface
 
 import msgspec
 
-from swarmlet.errors import Forbidden, InvalidArgument, NotSupported
+from swarmlet.errors import Forbidden, InvalidArgument
 from swarmlet.model.container import EndpointSettings
 from swarmlet.model.ids import short_id
 from swarmlet_agent.net.netlink import mac_bytes
 from swarmlet_agent.net.plan_endpoint import check_options
+from swarmlet_agent.net.plan_ipam import parse_address
 from swarmlet_agent.net.records import BRIDGE, HOST, NONE, EndpointRecord, NetworkRecord
 from swarmlet_agent.net.types import NetworkWish
 
@@ -80,8 +82,8 @@ def check_settings(network: NetworkRecord, settings: EndpointSettings) -> None:
     if network.blueprint:
         raise Forbidden("cannot create endpoint on configuration-only network")
     ipam = settings.ipam_config
-    if ipam is not None and ipam.link_local_ips:
-        raise NotSupported(f"network {network.name}: link-local addresses are not supported")
+    if ipam is not None:
+        link_local(ipam.link_local_ips)
     for address, part in ((ipam.ipv4_address, network.v4), (ipam.ipv6_address, network.v6)) if ipam is not None else ():
         if not address:
             continue
@@ -96,6 +98,17 @@ def check_settings(network: NetworkRecord, settings: EndpointSettings) -> None:
     check_options(settings.driver_opts)
     if settings.mac_address:
         check_mac(settings.mac_address)
+
+
+def link_local(addresses: Sequence[str]) -> list[IPv4Interface | IPv6Interface]:
+    """A container's further addresses of one link, with the prefixes of RFC 3927 and RFC 4291. InvalidArgument."""
+    found = []
+    for text in addresses:
+        address = parse_address(text, "link-local IP address")
+        if not address.is_link_local:
+            raise InvalidArgument(f"invalid link-local IP address: {text}")
+        found.append(ip_interface(f"{address}/{16 if address.version == 4 else 64}"))
+    return found
 
 
 def check_mac(mac: str) -> None:

@@ -413,7 +413,7 @@ async def test_who_starts_again_has_the_addresses_it_had(lab: Lab) -> None:
 
 
 @in_own_network
-async def test_an_endpoints_options_name_its_interface_and_set_its_switches(lab: Lab) -> None:
+async def test_an_endpoints_options_name_its_interface_set_its_switches_and_give_it_further_addresses(lab: Lab) -> None:
     await lab.networks.create(
         NetworkCreate(name="app", options={"com.docker.network.container_iface_prefix": "net"})
     )
@@ -422,10 +422,15 @@ async def test_an_endpoints_options_name_its_interface_and_set_its_switches(lab:
         "com.docker.network.endpoint.sysctls": "net.ipv4.conf.IFNAME.log_martians=1,"
         "net.ipv4.neigh.IFNAME.app_solicit=3",
     }
-    settings = {"bridge": EndpointSettings(driver_opts=options), "app": EndpointSettings(driver_opts={"colour": "red"})}
+    further = EndpointIPAMConfig(link_local_ips=("169.254.7.7", "fe80::77"))
+    settings = {
+        "bridge": EndpointSettings(driver_opts=options),
+        "app": EndpointSettings(driver_opts={"colour": "red"}, ipam_config=further),
+    }
     _, web = await lab.attach("web", endpoints=settings)
 
-    links = await command("nsenter", f"--net={web.netns_path}", "ip", "-o", "-4", "addr")
+    links = await command("nsenter", f"--net={web.netns_path}", "ip", "-o", "addr")
+    assert "inet 169.254.7.7/16" in links and "inet6 fe80::77/64" in links
     assert " wan " in links and " net0 " in links and " eth0 " not in links
     show = ("nsenter", f"--net={web.netns_path}", "sysctl", "-n")
     assert await command(*show, "net.ipv4.conf.wan.log_martians") == "1\n"

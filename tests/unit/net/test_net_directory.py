@@ -9,13 +9,21 @@ from swarmlet_agent.net.overlay.directory import Directory, directory
 
 def endpoint(ident: str, last: int, *, slot: int = 0, service: str = "", serving: bool = True) -> EndpointInfo:
     return EndpointInfo(
-        network_id="n", id=ident, address=f"10.0.0.{last}", node_id="x", node_addr="192.0.2.1", names=(ident,),
-        service_id=service, slot=slot, serving=serving,
+        network_id="n",
+        id=ident,
+        address=f"10.0.0.{last}",
+        node_id="x",
+        node_addr="192.0.2.1",
+        names=(ident,),
+        service_id=service,
+        slot=slot,
+        serving=serving,
     )
 
 
 WEB = [
-    endpoint("web.1.aa", 4, slot=1, service="s"), endpoint("web.2.bb", 5, slot=2, service="s"),
+    endpoint("web.1.aa", 4, slot=1, service="s"),
+    endpoint("web.2.bb", 5, slot=2, service="s"),
     endpoint("web.3.cc", 6, slot=3, service="s", serving=False),
 ]
 

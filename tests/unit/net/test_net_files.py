@@ -161,6 +161,16 @@ def test_interfaces_fill_gaps_and_are_called_as_asked() -> None:
         plan_endpoint.interface_name(wanted, APP, taken)
 
 
+def test_link_local_addresses_have_their_links_prefix_and_others_are_refused() -> None:
+    assert [str(address) for address in plan_attach.link_local(["169.254.7.7", "fe80::1"])] == [
+        "169.254.7.7/16",
+        "fe80::1/64",
+    ]
+    for text in ("10.0.0.1", "fd00::1", "x"):
+        with pytest.raises(InvalidArgument, match="invalid link-local IP address"):
+            plan_attach.link_local([text])
+
+
 def test_options_of_an_endpoint_are_done_kept_or_refused() -> None:
     text = "net.ipv4.conf.IFNAME.log_martians=1,net.ipv6.neigh.IFNAME.retrans_time_ms=500"
     options = {plan_endpoint.OPTION_SYSCTLS: text, plan_endpoint.OPTION_NAME: "wan", "org.example.colour": "red"}
