@@ -43,7 +43,14 @@ def owner_of(root: Root, chown: str) -> tuple[int, int]:
     try:
         identity = resolve_user(chown, (), passwd, group)
     except InvalidArgument as err:
-        raise InvalidArgument(f"unable to convert uid/gid chown string to host mapping: {err}") from err
+        if "unable to find" not in str(err):
+            raise
+        user, _, group_name = chown.partition(":")
+        what, name = ("gid for group", group_name) if "group" in str(err) else ("uid for user", user)
+        raise InvalidArgument(
+            f"unable to convert uid/gid chown string to host mapping: can't find {what} {name}: "
+            f"no such {what.rpartition(' ')[2]}: {name}"
+        ) from err
     return identity.uid, identity.gid if ":" in chown else identity.uid
 
 

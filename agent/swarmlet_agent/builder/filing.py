@@ -20,7 +20,7 @@ from swarmlet_agent.builder.plan import find_stage
 from swarmlet_agent.builder.rooted import Root
 from swarmlet_agent.builder.sources import Found, digest_of_sources, find_sources
 from swarmlet_agent.builder.stage import StageRun
-from swarmlet_agent.builder.state import NOTE, State, working_dir
+from swarmlet_agent.builder.state import State, noted, working_dir
 from swarmlet_agent.builder.words import expand_content
 from swarmlet_agent.images.layers import stoppable
 
@@ -31,7 +31,7 @@ async def do_workdir(run: StageRun, step: kinds.Workdir) -> None:
     """WORKDIR: the folder is made if it is missing, and then it is a layer."""
     path = working_dir(step, run.scope)
     config = run.with_config(working_dir=path)
-    created_by = f"{NOTE}WORKDIR {path}"
+    created_by = noted(config, f"WORKDIR {path}")
     key = key_of(run.state, created_by)
     if await run.cached(key, config, created_by):
         return
@@ -76,7 +76,8 @@ async def do_copy(run: StageRun, step: kinds.Copy) -> None:
         unpack = "" if step.unpack is None else str(step.unpack).lower()
         flags = "".join(f"--{name}={value} " for name, value in (("chmod", chmod), ("unpack", unpack)) if value)
         # Nothing parts the owner from the digest: so Docker's histories have it, and --cache-from compares them.
-        created_by = f"{NOTE}{what} {flags}{f'--chown={chown}' if chown else ''}{digest} in {target} "
+        owner = f"--chown={chown}" if chown else ""
+        created_by = noted(run.config, f"{what} {flags}{owner}{digest} in {target} ")
         key = key_of(run.state, created_by)
         if await run.cached(key, run.config, created_by):
             return

@@ -343,7 +343,7 @@ def _run(line: Line) -> Run:
 
 def _expose(line: Line) -> Expose:
     _no_flags(line)
-    ports = tuple(line.rest.split())
+    ports = tuple(sorted(line.rest.split()))
     if not ports:
         raise ValueError("EXPOSE requires at least one argument")
     return Expose(line.number, line.original, ports)

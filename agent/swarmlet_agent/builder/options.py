@@ -90,7 +90,7 @@ def _refuse(query: Query) -> None:
     if query.text("outputs"):
         raise NotSupported("outputs are not supported: the result of a build is an image of this engine")
     if query.text("isolation", "default").lower() not in ("", "default"):
-        raise NotSupported(f"invalid isolation {query.text('isolation')!r}: only \"default\" is supported on linux")
+        raise NotSupported(f'Unsupported isolation: "{query.text("isolation")}"')
     if query.text("session"):
         raise NotSupported("build sessions are not supported by this engine: use the classic builder")
 

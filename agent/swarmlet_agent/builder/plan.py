@@ -109,7 +109,7 @@ def expanded(text: str, variables: Mapping[str, str], escape: str, line: int) ->
     try:
         return expand(text, variables, escape)
     except BadWord as err:
-        raise BadDockerfile(f"failed to process {text!r}: {err}", line) from err
+        raise BadDockerfile(f'failed to process "{text}": {err}', line) from err
 
 
 def _stages(
@@ -131,7 +131,7 @@ def _stages(
                 if found is not None:
                     needs.add(found)
                 elif name.isdigit() and int(name) >= number:
-                    raise BadDockerfile(f"invalid from flag value {name}: invalid stage index {name}", step.line)
+                    raise BadDockerfile(f"invalid from flag value {name}: index out of bounds", step.line)
                 elif name.lower() == begin.name:
                     raise BadDockerfile(f"circular dependency detected on stage: {name}", step.line)
         stages.append(Stage(number, begin, image, platform, base, tuple(steps), frozenset(needs)))

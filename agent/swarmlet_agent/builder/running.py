@@ -110,9 +110,11 @@ async def _in_container(run: StageRun, request: ContainerCreate, targets: Sequen
     name = f"build-{build.id}-{build.serial()}"
     with build.workshop.lending(run.state.configuration):
         making = asyncio.ensure_future(containers.create(name, request))
-        keep = False
+        keep, failure, layer = False, None, None
         try:
-            container, _warnings = await asyncio.shield(making)
+            container, warnings = await asyncio.shield(making)
+            for warning in warnings:
+                await run.lane.say(f" ---> [Warning] {warning}\n")
             await run.lane.say(f" ---> Running in {short_id(container.id)}\n")
             code = await _until_its_end(run, container.id)
             if code:
@@ -123,10 +125,14 @@ async def _in_container(run: StageRun, request: ContainerCreate, targets: Sequen
             places = [*_ALWAYS, *targets, *(point.destination for point in record.mounts)]
             layer = await build.workshop.take(container.id, run.state.chains, build.keep_layer, places)
             keep = not build.options.remove
+        except SwarmletError as err:
+            failure = err
         finally:
             removed = await to_the_end(_clear(run, making, name, keep=keep))
     if removed:
         await run.lane.say(f"Removing intermediate container {short_id(removed)}\n")
+    if failure is not None:
+        raise failure
     return layer
 
 

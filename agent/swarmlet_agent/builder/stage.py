@@ -16,7 +16,7 @@ from swarmlet_agent.builder.cache import CacheEntry, key_of
 from swarmlet_agent.builder.dockerfile import BadDockerfile, parse_one
 from swarmlet_agent.builder.output import Lane
 from swarmlet_agent.builder.plan import Stage
-from swarmlet_agent.builder.state import NOTE, Scope, State, advance, begin_stage, change_of, encode_config
+from swarmlet_agent.builder.state import Scope, State, advance, begin_stage, change_of, encode_config, noted
 from swarmlet_agent.images.layers import Layer
 from swarmlet_agent.images.manifests import MAX_LAYERS
 
@@ -123,7 +123,7 @@ class StageRun:
             if value is not None:
                 self.args[name] = value
             shown.append(name if default is None else f"{name}={self.scope.text(default)}")
-        created_by = f"{NOTE} ARG {' '.join(shown)}"
+        created_by = noted(self.config, f" ARG {' '.join(shown)}")
         key = key_of(self.state, created_by)
         if not await self.cached(key, self.config, created_by):
             self.keep(key, self.config, created_by, None)

@@ -6,7 +6,7 @@ import posixpath
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 from msgspec.structs import replace
@@ -17,16 +17,17 @@ from swarmlet.model.common import HealthConfig
 from swarmlet.model.container import ImageConfig
 from swarmlet.model.times import rfc3339
 from swarmlet_agent.builder import instructions as kinds
-from swarmlet_agent.builder.words import expand, expand_words
+from swarmlet_agent.builder.words import BadWord, expand, expand_words
 from swarmlet_agent.decide.signals import parse_signal
 from swarmlet_agent.images.durations import show_duration
 from swarmlet_agent.images.layers import Layer
 from swarmlet_agent.images.manifests import Configuration, HistoryEntry, parse_config
 from swarmlet_agent.images.platforms import Platform
 
+T = TypeVar("T")
 DEFAULT_SHELL = ("/bin/sh", "-c")
 DEFAULT_PATH = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-NOTE = "/bin/sh -c #(nop) "
+_HEALTH_NUMBERS = ("interval", "timeout", "start_period", "start_interval", "retries")
 #: Numbers that Go's %q prints in a way of its own.
 _RUNES = {7: "\\a", 8: "\\b", 9: "\\t", 10: "\\n", 11: "\\v", 12: "\\f", 13: "\\r", 39: "\\'", 92: "\\\\"}
 _PORT = re.compile(r"(\d+)(?:-(\d+))?(?:/(tcp|udp|sctp))?", re.IGNORECASE)
@@ -107,10 +108,17 @@ class Scope:
         return {**self.args, **env_of(self.config)}
 
     def text(self, text: str) -> str:
-        return expand(text, self.variables, self.escape)
+        """Variables replaced, quotes gone. InvalidArgument."""
+        return self._replaced(expand, text)
 
     def words(self, text: str) -> list[str]:
-        return expand_words(text, self.variables, self.escape)
+        return self._replaced(expand_words, text)
+
+    def _replaced(self, replaced: Callable[[str, Mapping[str, str], str], T], text: str) -> T:
+        try:
+            return replaced(text, self.variables, self.escape)
+        except BadWord as err:
+            raise InvalidArgument(f'failed to process "{text}": {err}') from err
 
 
 def env_of(config: ImageConfig) -> dict[str, str]:
@@ -119,6 +127,11 @@ def env_of(config: ImageConfig) -> dict[str, str]:
 
 def shell_of(config: ImageConfig) -> tuple[str, ...]:
     return config.shell or DEFAULT_SHELL
+
+
+def noted(config: ImageConfig, text: str) -> str:
+    """A step's line in the history, as Docker writes it for those that run nothing."""
+    return f"{' '.join(shell_of(config))} #(nop) {text}"
 
 
 def begin_stage(config: ImageConfig) -> ImageConfig:
@@ -133,13 +146,17 @@ def argv_of(command: kinds.Command, config: ImageConfig) -> tuple[str, ...]:
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """What a step without files does: the new configuration and its line in the history."""
+    """What a step without files does: the new configuration, and its instruction with variables replaced."""
 
     config: ImageConfig
-    created_by: str
+    said: str
     author: str | None = None
     #: Said before.
     note: str = ""
+
+    @property
+    def created_by(self) -> str:
+        return noted(self.config, f" {self.said}")
 
 
 def change_of(step: kinds.Instruction, scope: Scope, *, own_cmd: bool) -> Change | None:
@@ -161,18 +178,18 @@ def _env(step: Any, scope: Scope) -> Change:
     env.update(pairs)
     shown = " ".join(f"{name}={value}" for name, value in pairs)
     config = replace(scope.config, env=tuple(f"{name}={value}" for name, value in env.items()))
-    return Change(config, f"{NOTE} ENV {shown}")
+    return Change(config, f"ENV {shown}")
 
 
 def _label(step: Any, scope: Scope) -> Change:
     pairs = step.pairs if step.literal else [(scope.text(name), scope.text(value)) for name, value in step.pairs]
     shown = " ".join(f"{name}={value}" for name, value in pairs)
-    return Change(replace(scope.config, labels={**scope.config.labels, **dict(pairs)}), f"{NOTE} LABEL {shown}")
+    return Change(replace(scope.config, labels={**scope.config.labels, **dict(pairs)}), f"LABEL {shown}")
 
 
 def _cmd(step: Any, scope: Scope) -> Change:
     words = argv_of(step, scope.config)
-    return Change(replace(scope.config, cmd=words), f"{NOTE} CMD {_quoted(words)}")
+    return Change(replace(scope.config, cmd=words), f"CMD {_quoted(words)}")
 
 
 def _entrypoint(step: kinds.Entrypoint, scope: Scope, own_cmd: bool) -> Change:
@@ -180,7 +197,7 @@ def _entrypoint(step: kinds.Entrypoint, scope: Scope, own_cmd: bool) -> Change:
     config = replace(scope.config, entrypoint=words)
     if not own_cmd:
         config = replace(config, cmd=None)
-    return Change(config, f"{NOTE} ENTRYPOINT {_quoted(words)}")
+    return Change(config, f"ENTRYPOINT {_quoted(words)}")
 
 
 def _expose(step: Any, scope: Scope) -> Change:
@@ -197,7 +214,7 @@ def _expose(step: Any, scope: Scope) -> Change:
         for number in range(first, last + 1):
             ports[f"{number}/{(match[3] or 'tcp').lower()}"] = {}
         shown.append(word)
-    return Change(replace(scope.config, exposed_ports=ports), f"{NOTE} EXPOSE {' '.join(shown)}")
+    return Change(replace(scope.config, exposed_ports=ports), f"EXPOSE {' '.join(shown)}")
 
 
 def _volume(step: Any, scope: Scope) -> Change:
@@ -205,27 +222,27 @@ def _volume(step: Any, scope: Scope) -> Change:
     if not all(paths):
         raise InvalidArgument("VOLUME specified can not be an empty string")
     config = replace(scope.config, volumes={**scope.config.volumes, **{path: {} for path in paths}})
-    return Change(config, f"{NOTE} VOLUME [{' '.join(paths)}]")
+    return Change(config, f"VOLUME [{' '.join(paths)}]")
 
 
 def _user(step: Any, scope: Scope) -> Change:
     user = scope.text(step.user)
-    return Change(replace(scope.config, user=user), f"{NOTE} USER {user}")
+    return Change(replace(scope.config, user=user), f"USER {user}")
 
 
 def _stopsignal(step: Any, scope: Scope) -> Change:
     name = scope.text(step.signal)
     parse_signal(name)
-    return Change(replace(scope.config, stop_signal=name), f"{NOTE} STOPSIGNAL {name}")
+    return Change(replace(scope.config, stop_signal=name), f"STOPSIGNAL {name}")
 
 
 def _shell(step: Any, scope: Scope) -> Change:
-    return Change(replace(scope.config, shell=step.words), f"{NOTE} SHELL [{' '.join(step.words)}]")
+    return Change(replace(scope.config, shell=step.words), f"SHELL [{' '.join(step.words)}]")
 
 
 def _onbuild(step: Any, scope: Scope) -> Change:
     config = replace(scope.config, on_build=(*scope.config.on_build, step.trigger))
-    return Change(config, f"{NOTE} ONBUILD {step.trigger}")
+    return Change(config, f"ONBUILD {step.trigger}")
 
 
 def _healthcheck(step: Any, scope: Scope) -> Change:
@@ -233,8 +250,12 @@ def _healthcheck(step: Any, scope: Scope) -> Change:
     note = ""
     if before is not None and before.test and before.test[0] != "NONE":
         note = f"Note: overriding previous HEALTHCHECK: [{' '.join(before.test)}]\n"
-    config = replace(scope.config, healthcheck=step.health)
-    return Change(config, f"{NOTE} HEALTHCHECK {_shown_health(step.health)}", note=note)
+    health = step.health
+    if before is not None:  # what is not said stays as it was, as with Docker
+        kept = {name: getattr(health, name) or getattr(before, name) for name in _HEALTH_NUMBERS}
+        health = replace(health, **kept)
+    config = replace(scope.config, healthcheck=health)
+    return Change(config, f"HEALTHCHECK {_shown_health(step.health)}", note=note)
 
 
 def _shown_health(health: HealthConfig) -> str:
@@ -249,7 +270,7 @@ def _rune(number: int) -> str:
 
 
 def _maintainer(step: Any, scope: Scope) -> Change:
-    return Change(scope.config, f"{NOTE} MAINTAINER {step.name}", author=step.name)
+    return Change(scope.config, f"MAINTAINER {step.name}", author=step.name)
 
 
 def working_dir(step: kinds.Workdir, scope: Scope) -> str:

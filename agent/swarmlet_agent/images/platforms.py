@@ -17,6 +17,11 @@ _ARCHITECTURES = {
 _IMPLIED_VARIANTS = {"armel": "v6", "armv8l": "v8", "armv6l": "v6", "armv5l": "v5"}
 _ARM = ("v8", "v7", "v6", "v5")
 _AMD64 = ("v4", "v3", "v2", "")
+#: Those that may be named alone.
+_KNOWN = frozenset((
+    "386", "amd64", "arm", "arm64", "loong64", "mips", "mips64", "mips64le", "mipsle", "ppc", "ppc64", "ppc64le",
+    "riscv", "riscv64", "s390", "s390x", "sparc", "sparc64", "wasm",
+))
 _SYSTEMS = ("linux", "windows", "darwin", "freebsd")
 
 
@@ -43,6 +48,8 @@ def parse_platform(text: str) -> Platform | None:
     if len(parts) == 1:
         if parts[0] in _SYSTEMS:
             return _platform(parts[0], "", "")
+        if normal(parts[0], "")[0] not in _KNOWN:
+            raise InvalidArgument(f'"{text}": unknown operating system or architecture: invalid argument')
         return _platform("linux", parts[0], "")
     return _platform(parts[0], parts[1], parts[2] if len(parts) == 3 else "")
 

@@ -143,7 +143,7 @@ def test_owners_modes_and_times(context: Path, image: Path) -> None:
         assert [owner_of(root, text) for text in ("app", "app:staff", "8", "8:9")] == [
             (55, 55), (55, 77), (8, 8), (8, 9),
         ]
-        with pytest.raises(InvalidArgument, match="unable to find user nobody"):
+        with pytest.raises(InvalidArgument, match="can't find uid for user nobody"):
             owner_of(root, "nobody")
     with pytest.raises(InvalidArgument, match="chmod"):
         mode_of("u+x")

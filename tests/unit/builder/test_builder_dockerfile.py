@@ -125,7 +125,7 @@ def test_arguments_before_from_take_values_and_defaults_in_order() -> None:
 
 @pytest.mark.parametrize(("text", "why"), [
     ("", "cannot be empty"), ("# only\n", "no instructions"), ("RUN x\n", "no build stage"), ("FROM $NO\n", "blank"),
-    ("FROM x AS a\nFROM y AS a\n", "duplicate name"), ("FROM x\nCOPY --from=1 a b\n", "invalid stage index"),
+    ("FROM x AS a\nFROM y AS a\n", "duplicate name"), ("FROM x\nCOPY --from=1 a b\n", "index out of bounds"),
     ("FROM x AS me\nCOPY --from=me a b\n", "circular dependency"), ("ARG A=${B\nFROM x\n", "missing '}'"),
 ])
 def test_what_is_no_plan_is_refused(text: str, why: str) -> None:
