@@ -131,12 +131,13 @@ class State:
         return found or _by_prefix("service", ref, self._services.values())
 
     def network_named(self, name: str) -> Network | None:
-        return next((network for network in self._networks.values() if network.name == name), None)
+        live = (network for network in self._networks.values() if not network.pending_delete)
+        return next((network for network in live if network.name == name), None)
 
     def find_network(self, ref: str) -> Network:
         """By id, name, or unambiguous id prefix, in this order. NotFound, Conflict."""
-        found = self._networks.get(ref) or self.network_named(ref)
-        return found or _by_prefix("network", ref, self._networks.values())
+        live = {ident: network for ident, network in self._networks.items() if not network.pending_delete}
+        return live.get(ref) or self.network_named(ref) or _by_prefix("network", ref, live.values())
 
     def find_node(self, ref: str) -> Node:
         """By id, hostname, or unambiguous id prefix. NotFound; Conflict if several share the hostname."""

@@ -91,6 +91,8 @@ class Network(Record, frozen=True, kw_only=True):
     created_at: int = 0
     updated_at: int = 0
     version: int = 0
+    #: Removed for its users; its subnet and VNI are free once the last task on it has stopped.
+    pending_delete: bool = False
 
     @property
     def name(self) -> str:

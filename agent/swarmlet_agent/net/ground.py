@@ -19,7 +19,7 @@ from swarmlet_agent.net.holds import PortBook
 from swarmlet_agent.net.kernel import KernelNet
 from swarmlet_agent.net.names import NameTable
 from swarmlet_agent.net.plan_rules import ruleset
-from swarmlet_agent.net.records import EndpointRecord, NetworkRecord, PortRecord, SandboxRecord
+from swarmlet_agent.net.records import BRIDGE, EndpointRecord, NetworkRecord, PortRecord, SandboxRecord
 
 log = get_logger(__name__)
 P = ParamSpec("P")
@@ -62,6 +62,8 @@ class Ground:
         self.live: set[str] = set()
         #: Addresses in networks of the cluster that a manager has given to containers of this node, by network.
         self.granted: dict[str, frozenset[str]] = {}
+        #: Virtual addresses of services and who serves each now, by network. Replaced whole: read from any thread.
+        self.vips: dict[str, dict[str, tuple[str, ...]]] = {}
         self.resting: dict[str, _Resting] = {}
         self.rest_began = asyncio.Event()
         #: (container, network) -> its last place there: who starts again gets the addresses it had.
@@ -101,6 +103,15 @@ class Ground:
     def published(self) -> list[PortRecord]:
         """Every port that leads to a container now. From any thread."""
         return [port for ident, sandbox in list(self.sandboxes.items()) if ident in self.live for port in sandbox.ports]
+
+    def services_of(self, sandbox: SandboxRecord) -> dict[str, tuple[str, ...]]:
+        """Every virtual address that a container may use, with its backends. From any thread."""
+        if sandbox.kind != BRIDGE:
+            return {}
+        found: dict[str, tuple[str, ...]] = {}
+        for endpoint in sandbox.endpoints:
+            found |= self.vips.get(endpoint.network_id, {})
+        return found
 
     async def save(self, sandbox: SandboxRecord) -> None:
         await self.journal.put(ENDPOINTS, sandbox.container_id, msgspec.msgpack.encode(sandbox))

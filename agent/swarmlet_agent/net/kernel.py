@@ -16,6 +16,7 @@ from pathlib import Path
 from swarmlet.errors import Internal
 from swarmlet.log import get_logger
 from swarmlet_agent.net import conntrack, netlink, netns, plan_attach, plan_endpoint
+from swarmlet_agent.net.balance.kernel import Balancers
 from swarmlet_agent.net.dns_sockets import DnsSockets, bind_dns, change_rules_here
 from swarmlet_agent.net.link_drivers import GROUP, BridgeLinks, LinkDriver, delete_ours
 from swarmlet_agent.net.macvlan import MacvlanLinks
@@ -38,6 +39,8 @@ class KernelNet:
         self._host: Netlink | None = None
         self._nft: Nft | None = None
         self._drivers: dict[str, LinkDriver] = {}
+        #: Virtual addresses of services, in containers' namespaces.
+        self.balancers = Balancers(netns_folder)
         #: Opened by a build whose caller may have been cancelled; the caller takes them out.
         self._dns: dict[str, DnsSockets] = {}
 
@@ -65,6 +68,7 @@ class KernelNet:
         for sockets in self._dns.values():
             sockets.close()
         self._dns.clear()
+        self.balancers.close()
         if self._host is not None:
             self._host.close()
         if self._nft is not None:
@@ -159,6 +163,7 @@ class KernelNet:
             self._delete_inside(container_id, inner)
         if (sockets := self._dns.pop(container_id, None)) is not None:
             sockets.close()
+        self.balancers.forget(container_id)
         netns.forget(self.path(container_id))
 
     def take_dns(self, container_id: str) -> DnsSockets | None:
@@ -235,6 +240,7 @@ class KernelNet:
         for sockets in self._dns.values():
             sockets.close()
         self._dns.clear()
+        self.balancers.close()
         netns.remove_folder(self.folder)
         for link in self.host.links():
             if link.group == GROUP:

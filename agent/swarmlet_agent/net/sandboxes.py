@@ -159,6 +159,8 @@ class Sandboxes:
         if sandbox.kind in (HOST, "shared"):
             return
         ground.kernel.build(sandbox, ground.catalog.by_id, self._leasing.routes(sandbox))
+        if services := ground.services_of(sandbox):
+            ground.kernel.balancers.apply(sandbox.container_id, services)
         ground.kernel.change_rules(plan_rules.add_ports(sandbox.ports), ground.rules)
         self._flush_udp(sandbox.ports)
 
@@ -277,6 +279,7 @@ class Sandboxes:
         if after.dns_port and not before.dns_port:
             after = replace(after, dns_port=await ground.run(ground.kernel.open_dns, after))
         ground.sandboxes[ident] = after
+        await ground.run(ground.kernel.balancers.apply, ident, ground.services_of(after))
         if after.ports != before.ports:
             change = "\n".join(filter(None, (plan_rules.remove_ports(before.ports), plan_rules.add_ports(after.ports))))
             await ground.run(ground.kernel.change_rules, change, ground.rules)

@@ -179,12 +179,15 @@ class Control:
             return await self._put(networks.plan_network(self.state, spec, self._new_id(), self._now()))
 
     async def remove_network(self, ref: str) -> None:
-        """InvalidArgument says which service, task or container uses it."""
+        """Its name is free at once, its subnet when tasks that are stopping have left it. InvalidArgument says which
+        service, task or container uses it."""
         async with self._unique:
             network = self.network(ref)
             if users := networks.users_of(self.state, network):
                 raise InvalidArgument(f"rpc error: code = FailedPrecondition desc = {users}")
-            await self._store.commit([Delete(network)])
+            quiet = networks.is_quiet(self.state, network)
+            going = replace(network, pending_delete=True, updated_at=self._now())
+            await self._store.commit([Delete(network) if quiet else Put(going)])
 
     def network(self, ref: str) -> Network:
         """By id, name or id prefix."""

@@ -18,9 +18,10 @@ from swarmlet.model.service import Service
 from swarmlet.model.states import TaskState
 from swarmlet.model.task import Task
 from swarmlet_manager.decide.allocate import pending_status
+from swarmlet_manager.decide.networks import is_quiet
 from swarmlet_manager.decide.plan import Plan
 from swarmlet_manager.decide.reaper import is_gone
-from swarmlet_manager.state import Change, Op, Put, State
+from swarmlet_manager.state import Change, Delete, Op, Put, State
 
 
 class Exhausted(Exception):
@@ -127,7 +128,11 @@ class Allocator:
 
     def plan(self, now: int) -> Plan:
         """Addresses for every service and task that waits for some, the oldest task first."""
-        ops: list[Op] = []
+        ops: list[Op] = [
+            Delete(network)
+            for network in self._state.networks.values()
+            if network.pending_delete and is_quiet(self._state, network)
+        ]
         lacking = self._plan_services(now, ops)
         for task in sorted(self._waiting.values(), key=lambda task: (task.created_at, task.id)):
             reason = lacking.get(task.service_id, "")

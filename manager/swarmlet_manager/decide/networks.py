@@ -85,12 +85,19 @@ def users_of(state: State, network: Network) -> str:
         if not service.pending_delete and network.id in cluster_networks(service.spec.task_template):
             return f"network {network.id} is in use by service {service.id}"
     for task in state.tasks_on_network(network.id):
-        if not is_gone(task):
+        if task.is_active:
             return f"network {network.id} is in use by task {task.id}"
     for lease in state.leases.values():
         if lease.network_id == network.id:
             return f"network {network.id} is in use by container {lease.container_name} on node {lease.node_id}"
     return ""
+
+
+def is_quiet(state: State, network: Network) -> bool:
+    """Nothing of it can be on any node any more."""
+    return all(is_gone(task) for task in state.tasks_on_network(network.id)) and all(
+        lease.network_id != network.id for lease in state.leases.values()
+    )
 
 
 def _check(state: State, spec: NetworkCreate) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 
 from swarmlet.errors import InvalidArgument, NotSupported
-from swarmlet.model.defaults import MINIMUM_MEMORY_BYTES, MINIMUM_NANO_CPUS, cluster_networks, has_vip
+from swarmlet.model.defaults import MINIMUM_MEMORY_BYTES, MINIMUM_NANO_CPUS, cluster_networks
 from swarmlet.model.service import (
     EndpointSpec,
     PortConfig,
@@ -171,11 +171,6 @@ def _check_networks(spec: ServiceSpec) -> None:
     for network in spec.task_template.networks:
         if network.driver_opts:
             raise NotSupported(f"network {network.target}: option {min(network.driver_opts)} is not supported")
-    if wide and has_vip(spec):
-        raise NotSupported(
-            f"network {wide[0]}: endpoint mode vip is not supported on networks of the cluster yet: "
-            "use --endpoint-mode dnsrr"
-        )
 
 
 def _check_port(port: PortConfig) -> None:

@@ -6,7 +6,7 @@ every service of that network, and nothing of any other.
 
 from __future__ import annotations
 
-from swarmlet.model.defaults import cluster_networks
+from swarmlet.model.defaults import cluster_networks, has_vip
 from swarmlet.model.network import Lease, Network
 from swarmlet.model.service import Service
 from swarmlet.model.states import NodeState, TaskState
@@ -197,6 +197,8 @@ def _service(state: State, place: Place) -> ServiceInfo | None:
     if service is None or service.pending_delete or network_id not in _wanted(service):
         return None
     vip = next((vip.address for vip in service.vips if vip.network_id == network_id), "")
+    if not vip and has_vip(service.spec):
+        return None  # the allocator is about to give it one
     aliases = next(
         network.aliases for network in service.spec.task_template.networks if network.target == network_id
     )

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from swarmlet.model.network import Network, NetworkAttachment, NetworkCreate
 from swarmlet.model.node import Node
-from swarmlet.model.service import NetworkAttachmentConfig, Service, ServiceSpec, TaskSpec
+from swarmlet.model.service import EndpointSpec, NetworkAttachmentConfig, Service, ServiceSpec, TaskSpec
 from swarmlet.model.states import NodeState, TaskState
 from swarmlet.model.task import Task, TaskStatus
 from swarmlet.wire.networking import Networking
@@ -75,7 +75,8 @@ def test_increments_add_up_to_what_a_new_session_would_be_told(
 ) -> None:
     state, feed, agent = make_state(), NetworkFeed("here"), Agent()
     spec = TaskSpec(networks=tuple(NetworkAttachmentConfig(target=network, aliases=("w",)) for network in NETWORKS))
-    state.apply(Put(Service(id="s", spec=ServiceSpec(name="web", task_template=spec))))
+    mode = EndpointSpec(mode="dnsrr")
+    state.apply(Put(Service(id="s", spec=ServiceSpec(name="web", task_template=spec, endpoint_spec=mode))))
     for ident, network, node, observed, desired, send in plan:
         if observed is None:
             if ident not in state.tasks:
@@ -119,3 +120,14 @@ def test_a_task_serves_while_it_runs_is_wanted_and_its_node_is_not_down() -> Non
     state.apply(Put(Node(id="there", addr="192.0.2.5", state=NodeState.DOWN)))
     assert feed.node_changed("there")
     assert [(info.id, info.serving) for info in feed.take(state).endpoints] == [("b", False)]
+
+
+def test_a_service_is_told_once_it_has_its_virtual_address() -> None:
+    state, feed = make_state(), NetworkFeed("here")
+    spec = ServiceSpec(name="web", task_template=TaskSpec(networks=(NetworkAttachmentConfig(target="n1"),)))
+    state.apply(Put(Service(id="s", spec=spec)))
+    state.apply(Put(task("a", "n1", "here", TaskState.RUNNING)))
+    assert feed.take(state).services == ()
+    vip = NetworkAttachment(network_id="n1", address="10.1.0.2/24")
+    assert feed.note(state.apply(Put(Service(id="s", spec=spec, vips=(vip,)))))
+    assert [(info.name, info.vip) for info in feed.take(state).services] == [("web", "10.1.0.2")]

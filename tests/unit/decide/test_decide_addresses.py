@@ -190,3 +190,17 @@ def test_no_two_living_owners_ever_share_an_address(plan: list[tuple[str, int]])
     waiting = [task for task in world.state.tasks.values() if task.status.state is TaskState.NEW]
     assert not waiting or len(addresses) == len(inside) or all(task.status.err for task in waiting)
     assert world.allocator.plan(2).ops == ()
+
+
+def test_a_removed_network_holds_its_subnet_until_its_last_task_has_stopped() -> None:
+    service = make_service("s1", "n1")
+    world = World(make_network(), service, make_task("t1", service))
+    world.allocate()
+    network, task = world.state.networks["n1"], world.state.tasks["t1"]
+    world.put(replace(network, pending_delete=True))
+    world.put(replace(task, desired_state=TaskState.REMOVE, status=TaskStatus(state=TaskState.RUNNING)))
+    world.allocate()
+    assert "n1" in world.state.networks and world.state.network_named("net-n1") is None
+    world.delete(world.state.tasks["t1"])
+    world.allocate()
+    assert "n1" not in world.state.networks

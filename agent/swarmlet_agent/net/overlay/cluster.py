@@ -18,7 +18,7 @@ from swarmlet.model.base import Record
 from swarmlet.wire.networking import EndpointInfo, NetworkInfo, Networking, ServiceInfo
 from swarmlet_agent.journal import Write
 from swarmlet_agent.net.ground import Ground
-from swarmlet_agent.net.overlay.directory import directory
+from swarmlet_agent.net.overlay.directory import backends, directory
 from swarmlet_agent.net.overlay.links import Remote, bridge_of
 from swarmlet_agent.net.plan_ipam import mac_of
 from swarmlet_agent.net.records import NetworkRecord
@@ -36,11 +36,12 @@ class _Told(Record, frozen=True, kw_only=True):
 
 @dataclass(slots=True)
 class _Net:
-    """One network in memory. programmed: what the kernel has been told, by address."""
+    """One network in memory. programmed: what the kernel has been told, by address; last: the endpoints of then."""
 
     endpoints: dict[str, EndpointInfo] = field(default_factory=dict)
     services: dict[str, ServiceInfo] = field(default_factory=dict)
     programmed: dict[str, Remote] = field(default_factory=dict)
+    last: dict[str, EndpointInfo] = field(default_factory=dict)
 
 
 class ClusterNetworks:
@@ -140,10 +141,40 @@ class ClusterNetworks:
             log.error("endpoints of a network cannot be reached", network=network.name, reason=str(err))
         else:
             net.programmed = wanted
+        gone = {known.address for known in net.last.values()} - {known.address for known in net.endpoints.values()}
+        net.last = dict(net.endpoints)
+        await self._balance(network_id, net, gone)
         # Last: who is told a name can reach what it stands for.
         self._ground.names.share(
             network_id, network.name, directory(net.endpoints.values(), net.services.values())
         )
+
+    async def _balance(self, network_id: str, net: _Net, gone: set[str]) -> None:
+        """Every container of the network here sends new connections to those that serve now. gone: addresses of
+        tasks that have ended, whose UDP flows begin anew elsewhere."""
+        ground = self._ground
+        ground.vips[network_id] = backends(net.endpoints.values(), net.services.values())
+        here = [ident for ident in ground.live if ground.sandboxes[ident].on(network_id) is not None]
+        for ident in here:
+            await ground.run(self._balance_one, ident)
+        if here and gone:
+            try:
+                await ground.run(ground.kernel.balancers.cut, here, gone)
+            except OSError as err:
+                log.warning("UDP flows to tasks that have ended go on", network_id=network_id, reason=str(err))
+
+    def _balance_one(self, container_id: str) -> None:
+        """In the net thread. One container's trouble is told, and is its own."""
+        ground = self._ground
+        sandbox = ground.sandboxes.get(container_id)
+        if sandbox is None:
+            return
+        try:
+            ground.kernel.balancers.apply(container_id, ground.services_of(sandbox))
+        except FileNotFoundError:  # about to be made, or gone: it gets its services when it is made
+            return
+        except (SwarmletError, OSError) as err:
+            log.error("services cannot be balanced for a container", container_id=container_id, reason=str(err))
 
     async def _leave(self) -> None:
         """Networks this node is not in any more go, once no container of it is left on them."""
@@ -161,6 +192,7 @@ class ClusterNetworks:
             self._leaving.discard(network_id)
             self._nets.pop(network_id, None)
             self._ground.granted.pop(network_id, None)
+            self._ground.vips.pop(network_id, None)
             self._ground.names.unshare(network_id)
             await self._ground.journal.write(Write(TOLD, network_id, None), Write("networks", network_id, None))
 

@@ -45,3 +45,14 @@ def directory(endpoints: Collection[EndpointInfo], services: Collection[ServiceI
         if service.vip:
             by_address[service.vip] = service.name
     return Directory({name: tuple(dict.fromkeys(found)) for name, found in names.items()}, by_address)
+
+
+def backends(
+    endpoints: Collection[EndpointInfo], services: Collection[ServiceInfo]
+) -> dict[str, tuple[str, ...]]:
+    """VIP -> addresses of the tasks that serve it now; () for none."""
+    serving: defaultdict[str, list[str]] = defaultdict(list)
+    for endpoint in endpoints:
+        if endpoint.serving and endpoint.service_id:
+            serving[endpoint.service_id].append(endpoint.address)
+    return {service.vip: tuple(sorted(serving[service.id])) for service in services if service.vip}

@@ -122,7 +122,7 @@ class NetworkRoutes:
         return handle
 
     def _networks(self) -> list[Network]:
-        return list(self._commands.state.networks.values())
+        return [network for network in self._commands.state.networks.values() if not network.pending_delete]
 
     def _prunes(self, filters: Filters, network: Network) -> bool:
         until = until_of(filters, self._now())
