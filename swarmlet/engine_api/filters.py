@@ -17,6 +17,12 @@ _DURATION = re.compile(r"(?:\d+(?:\.\d*)?(?:ns|us|µs|ms|s|m|h))+")
 _DURATION_PART = re.compile(r"(\d+(?:\.\d*)?)(ns|us|µs|ms|s|m|h)")
 _NS = {"ns": 1, "us": 1e3, "µs": 1e3, "ms": 1e6, "s": 1e9, "m": 60e9, "h": 3600e9}
 
+#: What `docker events --filter` knows (Engine API SystemEvents).
+EVENT_FILTERS = (
+    "config", "container", "daemon", "event", "image", "label", "network", "node", "plugin",
+    "scope", "secret", "service", "type", "volume",
+)  # fmt: skip
+
 
 class Filters:
     """key -> values; values of one key are alternatives, except labels, which must all match."""

@@ -12,17 +12,12 @@ from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from swarmlet.engine_api.filters import Filters
+from swarmlet.engine_api.filters import EVENT_FILTERS, Filters
 from swarmlet.errors import Unavailable
 
 #: Events kept for `--since`, and how far one listener may lag behind.
 RING_SIZE = 1000
 QUEUE_SIZE = 1000
-#: What `docker events --filter` knows (Engine API SystemEvents).
-FILTER_KEYS = (
-    "config", "container", "daemon", "event", "image", "label", "network", "node", "plugin",
-    "scope", "secret", "service", "type", "volume",
-)  # fmt: skip
 #: Kinds of objects whose events only a cluster has.
 CLUSTER_KINDS = ("service", "node", "secret", "config", "plugin")
 
@@ -97,7 +92,7 @@ class EventBus:
         InvalidArgument for a filter Docker does not know. Close it, or leave its `with` block, when done.
         """
         filters = filters or Filters()
-        filters.check(*FILTER_KEYS)
+        filters.check(*EVENT_FILTERS)
         past = [event for event in self._ring if since and event.at >= since]
         subscription = Subscription(self, past, until, filters, self._queue_size)
         if not self._closed and (not until or until > time.time_ns()):

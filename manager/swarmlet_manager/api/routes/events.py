@@ -14,7 +14,7 @@ import aiohttp
 from aiohttp import web
 
 from swarmlet.engine_api.connection import WhileConnected
-from swarmlet.engine_api.filters import Filters
+from swarmlet.engine_api.filters import EVENT_FILTERS, Filters
 from swarmlet.engine_api.router import Call, Route
 from swarmlet.engine_api.streams import JsonStream
 from swarmlet.errors import InvalidArgument, SwarmletError
@@ -33,6 +33,8 @@ HISTORY = 1000
 #: Events waiting for a slow client; when it is full the stream ends rather than grow or lie.
 QUEUE = 4096
 LOOK_AGAIN_S = 0.5
+#: How long after `until` nodes may take to tell what they keep.
+LATE_S = 10.0
 
 Json = dict[str, Any]
 
@@ -127,8 +129,12 @@ class EventRoutes:
     async def stream(self, call: Call) -> web.StreamResponse:
         """Until `until`, or for ever; nodes that come later are listened to from then on."""
         filters = call.filters()
+        filters.check(*EVENT_FILTERS)
         since, until = _time(call, "since"), _time(call, "until")
-        queue: asyncio.Queue[Json] = asyncio.Queue(QUEUE)
+        if since and until and until < since:
+            times = f"`since` time (`{call.text('since')}`) cannot be after `until` time (`{call.text('until')}`)"
+            raise InvalidArgument(times)
+        queue: asyncio.Queue[Json | None] = asyncio.Queue(QUEUE)
         overflow = asyncio.Event()
 
         def offer(event: Json) -> None:
@@ -141,13 +147,17 @@ class EventRoutes:
             if matches(filters, event):
                 offer(event)
 
+        async def listen() -> None:
+            await self._listen(call, offer, until)
+            await queue.put(None)
+
         stream = JsonStream(call)
         async with WhileConnected(call.request):
             await stream.start()
             for event in self._events.since(since) if since else ():
                 offer_own(event)
             stop = self._events.listen(offer_own)
-            listener = asyncio.create_task(self._listen(call, offer), name="cluster-events")
+            listener = asyncio.create_task(listen(), name="cluster-events")
             try:
                 await self._send(stream, queue, overflow, until)
             finally:
@@ -157,21 +167,24 @@ class EventRoutes:
             return await stream.end()
 
     async def _send(
-        self, stream: JsonStream, queue: asyncio.Queue[Json], overflow: asyncio.Event, until: int
+        self, stream: JsonStream, queue: asyncio.Queue[Json | None], overflow: asyncio.Event, until: int
     ) -> None:
+        """Until the queue tells its end (None)."""
         while not overflow.is_set():
             left = (until - time.time_ns()) / NS if until else None
             try:
-                async with asyncio.timeout(None if left is None else max(left, 0) + LOOK_AGAIN_S):
+                async with asyncio.timeout(None if left is None else max(left, 0) + LATE_S):
                     event = await queue.get()
             except TimeoutError:
                 return
-            if until and event["timeNano"] > until:
+            if event is None:
                 return
-            await stream.send(event)
+            if not until or event["timeNano"] <= until:
+                await stream.send(event)
 
-    async def _listen(self, call: Call, offer: Callable[[Json], None]) -> None:
-        """One task per ready node, also for those that become ready later."""
+    async def _listen(self, call: Call, offer: Callable[[Json], None], until: int) -> None:
+        """One task per ready node, also for those that become ready later. Returns once all have told what was before
+        `until`."""
         query = {name: call.text(name) for name in ("since", "until", "filters") if call.text(name)}
         running: dict[str, asyncio.Task[None]] = {}
         async with asyncio.TaskGroup() as group:
@@ -183,7 +196,10 @@ class EventRoutes:
                         running[node.id] = group.create_task(follow, name=f"events-{node.id}")
                 # A node whose stream has broken is heard again from here on, not from the start.
                 query.pop("since", None)
-                await asyncio.sleep(LOOK_AGAIN_S)
+                left_s = (until - time.time_ns()) / NS if until else LOOK_AGAIN_S
+                if left_s <= 0:
+                    return
+                await asyncio.sleep(min(left_s, LOOK_AGAIN_S))
 
     async def _follow(self, node: Node, query: str, offer: Callable[[Json], None]) -> None:
         try:
