@@ -16,7 +16,6 @@ MIN_KERNEL = (5, 3)
 MIN_FREE_BYTES, MIN_FREE_RATIO = 2 * GIB, 0.05
 #: VXLAN's outer headers take 50 bytes of this (70 over IPv6); IPv6 needs 1280 inside.
 MIN_MTU = 1350
-NEEDED_FILE_SYSTEMS = ("overlay", "proc", "tmpfs", "mqueue")
 NEEDED_NAMESPACES = ("cgroup", "ipc", "mnt", "net", "pid", "uts")
 NEEDED_CONTROLLERS = ("cpu", "cpuset", "memory", "pids")
 NEEDED_LINKS = {"bridge": "container networks", "veth": "container networks"}
@@ -49,7 +48,6 @@ class Host:
     is_root: bool
     kernel: str  # uname -r
     namespaces: frozenset[str]
-    file_systems: frozenset[str]
     overlay_error: str  # "" = one was mounted on the data folder's file system
     cgroup_version: int  # 0: none is mounted
     controllers: frozenset[str]
@@ -113,12 +111,9 @@ def _cgroups(host: Host) -> Iterable[Finding]:
 
 
 def _storage(host: Host) -> Iterable[Finding]:
-    for name in NEEDED_FILE_SYSTEMS:
-        if name not in host.file_systems:
-            yield _problem("file systems", f"{name} is missing", f"load it: modprobe {name}")
     yield _judge(
         not host.overlay_error, "overlayfs", host.overlay_error or f"works on {host.data_dir}",
-        f"put data_dir ({host.data_dir}) on ext4 or on xfs made with ftype=1",
+        f"load overlay (modprobe overlay), and put data_dir ({host.data_dir}) on ext4 or on xfs made with ftype=1",
     )
     least = max(MIN_FREE_BYTES, int(host.total_bytes * MIN_FREE_RATIO))
     yield _judge(

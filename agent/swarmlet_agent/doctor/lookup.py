@@ -43,7 +43,6 @@ def look(settings: AgentSettings) -> Host:
         is_root=os.geteuid() == 0,
         kernel=platform.release(),
         namespaces=frozenset(os.listdir("/proc/self/ns")),
-        file_systems=frozenset(line.split()[-1] for line in Path("/proc/filesystems").read_text().splitlines()),
         overlay_error=_try_overlay(data_dir),
         cgroup_version=_cgroup_version(),
         controllers=_controllers(),
@@ -104,10 +103,16 @@ def _try_overlay(folder: Path) -> str:
 
 def _can_make(kind: str) -> bool:
     """In a network namespace of its own; the kernel loads the module if it has one."""
-    words = {"vxlan": "id 1 dstport 4789", "veth": "peer name doctor1", "macvlan": "link below"}.get(kind, "")
-    below = "ip link add below type veth peer name doctor1 && " if kind == "macvlan" else ""
-    script = f"{below}ip link add name doctor0 type {kind} {words}"
-    return not _run(["unshare", "-n", "sh", "-c", script])[1]
+    before, words = "", ""
+    match kind:
+        case "vxlan":
+            words = "id 1 dstport 4789"
+        case "veth":
+            words = "peer name doctor1"
+        case "macvlan":  # it needs an interface below it
+            before, words = "ip link add name doctor1 type veth peer name doctor2 && ", "mode bridge"
+    link = "link doctor1" if before else ""
+    return not _run(["unshare", "-n", "sh", "-c", f"{before}ip link add name doctor0 {link} type {kind} {words}"])[1]
 
 
 def _cgroup_version() -> int:

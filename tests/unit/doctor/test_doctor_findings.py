@@ -16,7 +16,6 @@ WELL = Host(
     is_root=True,
     kernel="6.1.0-18-amd64",
     namespaces=frozenset(findings.NEEDED_NAMESPACES),
-    file_systems=frozenset(findings.NEEDED_FILE_SYSTEMS),
     overlay_error="",
     cgroup_version=2,
     controllers=frozenset(findings.NEEDED_CONTROLLERS),
@@ -57,8 +56,7 @@ def test_a_host_that_has_all_it_needs_is_well() -> None:
         ({"seccomp_profile": "/x.json"}, Verdict.WARNING, "seccomp profile", "golang-github-containers-common"),
         ({"cgroup_version": 0}, Verdict.PROBLEM, "cgroups", "/sys/fs/cgroup"),
         ({"controllers": frozenset({"cpu", "cpuset", "pids"})}, Verdict.WARNING, "cgroups", "cgroup_enable=memory"),
-        ({"file_systems": frozenset({"proc", "tmpfs", "mqueue"})}, Verdict.PROBLEM, "file systems", "modprobe overlay"),
-        ({"overlay_error": "mount: wrong fs type"}, Verdict.PROBLEM, "overlayfs", "ftype=1"),
+        ({"overlay_error": "mount: wrong fs type"}, Verdict.PROBLEM, "overlayfs", "modprobe overlay"),
         ({"free_bytes": 1 * GIB}, Verdict.WARNING, "disk", "at least 5.0 GiB"),
         ({"programs": frozenset({"ip", "mount"})}, Verdict.PROBLEM, "programs", "apt install conmon nftables"),
         ({"runtimes": ()}, Verdict.PROBLEM, "programs", "apt install crun"),
@@ -86,7 +84,7 @@ def test_what_is_missing_is_named_with_its_remedy(
 
 
 _POOR = replace(
-    WELL, is_root=False, kernel="3.2", namespaces=frozenset(), file_systems=frozenset(), overlay_error="no",
+    WELL, is_root=False, kernel="3.2", namespaces=frozenset(), overlay_error="no",
     cgroup_version=0, controllers=frozenset(), seccomp=False, nftables_error="no", dropping_chains=("ip a b",),
     links=frozenset(), programs=frozenset(), runtimes=(), init_program="", etcd="", etcd_error="no",
     taken_ports=(("udp", 4789, "x"),), address="", mtu=0, clock_synchronised=False, free_bytes=0, forwarding=False,
