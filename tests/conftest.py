@@ -4,6 +4,12 @@ from __future__ import annotations
 
 import asyncio
 
+from hypothesis import settings
+
 # pytest-asyncio asks for the main thread's loop before it sets its own. Unless told that there is none, Python
 # 3.11 makes one for that question, and nobody closes it.
 asyncio.set_event_loop(None)
+
+# A busy machine makes single examples slow; what must be fast is measured by the benchmarks.
+settings.register_profile("swarmlet", deadline=None)
+settings.load_profile("swarmlet")

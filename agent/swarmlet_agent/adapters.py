@@ -18,7 +18,6 @@ from swarmlet_agent.engine.core import HostTraits
 from swarmlet_agent.engine.engine import Engine
 from swarmlet_agent.engine.events import EventBus
 from swarmlet_agent.images.store import ImageStore
-from swarmlet_agent.membership import Member
 from swarmlet_agent.net.records import NetworkRecord
 from swarmlet_agent.runtime.host import RuntimeInfo
 from swarmlet_agent.volumes.store import VolumeStore
@@ -62,32 +61,6 @@ class ImageCount:
             return self._images.get(image_id).size_bytes
         except NotFound:
             return 0
-
-
-class SwarmFacts:
-    """The Swarm section of /info and the `Swarm` header of `_ping`."""
-
-    def __init__(self) -> None:
-        self.member: Member | None = None  # made after the routes that show it
-
-    def ping_state(self) -> str:
-        status = None if self.member is None else self.member.status()
-        if status is None or status.state == "inactive":
-            return "inactive"
-        return f"{status.state}/{'manager' if status.manager else 'worker'}"
-
-    def info(self) -> Mapping[str, Any]:
-        if self.member is None:
-            return {"LocalNodeState": "inactive"}
-        status = self.member.status()
-        return {
-            "NodeID": status.node_id,
-            "NodeAddr": self.member.address if status.node_id else "",
-            "LocalNodeState": status.state,
-            "ControlAvailable": status.manager and status.state == "active",
-            "Error": status.error,
-            "RemoteManagers": [{"NodeID": "", "Addr": address} for address in status.managers] or None,
-        }
 
 
 def host_traits(runtime: RuntimeInfo, remap: Remap | None) -> HostTraits:

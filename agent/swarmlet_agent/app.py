@@ -62,6 +62,7 @@ from swarmlet_agent.net.bridge import BridgeNetworks
 from swarmlet_agent.net.plan_ipam import parse_pools
 from swarmlet_agent.runtime.conmon_runtime import ConmonRuntime
 from swarmlet_agent.runtime.userns import read_remap
+from swarmlet_agent.swarm_facts import SwarmFacts
 from swarmlet_agent.volumes.store import VolumeStore
 
 log = get_logger(__name__)
@@ -196,7 +197,7 @@ async def agent(settings: AgentSettings, *, open_files: tuple[int, int] | None =
     hostname = settings.hostname or os.uname().nodename
     async with contextlib.AsyncExitStack() as stack:
         parts = await stack.enter_async_context(started_parts(settings, open_files))
-        swarm_facts = adapters.SwarmFacts()
+        swarm_facts = SwarmFacts()
         system = await _system_routes(settings, parts, swarm_facts)
 
         def node_view() -> list[Route]:
@@ -213,9 +214,10 @@ async def agent(settings: AgentSettings, *, open_files: tuple[int, int] | None =
             default_address=lambda: default_address(settings), ping_manager=manager.answers,
             manager_port=settings.manager_port,
         )
-        swarm_facts.member = member
         swarm = SwarmRoutes(member, manager_socket)
         stack.push_async_callback(swarm.close)
+        swarm_facts.begin(member, swarm)
+        stack.push_async_callback(swarm_facts.close)
         server = Server(node_view())
         stack.push_async_callback(server.close)
         await member.start()
@@ -226,7 +228,7 @@ async def agent(settings: AgentSettings, *, open_files: tuple[int, int] | None =
         yield
 
 
-async def _system_routes(settings: AgentSettings, parts: Parts, swarm: adapters.SwarmFacts) -> SystemRoutes:
+async def _system_routes(settings: AgentSettings, parts: Parts, swarm: SwarmFacts) -> SystemRoutes:
     labels = tuple(f"{name}={value}" for name, value in settings.labels.items())
     return SystemRoutes(
         parts.engine, parts.engine.events, parts.runtime, adapters.ImageCount(parts.images),

@@ -6,7 +6,7 @@ so this protocol finds where each request ends, hands aiohttp exactly that much,
 handler that takes the connection over, or, if none does, for aiohttp as the next request.
 
 It also knows when the client has gone, which aiohttp does not tell a running handler, and writes quick answers
-(`quick.py`) itself, as long as aiohttp has had no part in the connection: then no answer of its can be under way.
+(`quick.py`) itself while no answer of aiohttp's is under way: it counts what it hands over and what is answered.
 """
 
 from __future__ import annotations
@@ -62,6 +62,13 @@ class Framing:
         self._line = bytearray()  # an incomplete head or chunk line
         self._left = 0
         self._hijackable = False
+        #: Requests begun so far.
+        self.heads = 0
+
+    @property
+    def between(self) -> bool:
+        """True if all that was fed were whole requests."""
+        return self._part is _Part.HEAD and not self._line
 
     def feed(self, data: bytes) -> int | None:
         """The offset just behind the first request that may take the connection over; None if none ends here."""
@@ -96,6 +103,7 @@ class Framing:
             return len(data)
         head = bytes(self._line[: end + 4])
         self._line.clear()
+        self.heads += 1
         # Blank lines before a request are allowed (RFC 9112 section 2.2).
         self._hijackable = _HIJACKABLE.match(head.lstrip(b"\r\n")) is not None or _UPGRADE.search(head) is not None
         if _CHUNKED.search(head):
@@ -135,6 +143,7 @@ class Connection(asyncio.Protocol):
     def __init__(self, inner: _Inner, quick: Callable[[bytes], bytes | None] | None = None) -> None:
         self._inner = inner
         self._quick = quick
+        self._answered = 0
         self._paused = False
         self._framing = Framing()
         self._transport: asyncio.Transport | None = None
@@ -206,11 +215,10 @@ class Connection(asyncio.Protocol):
         if self._holding:
             self._hold(data)
             return
-        if self._quick is not None:
-            if not self._paused and (answer := self._quick(data)) is not None and self._transport is not None:
+        if self._idle() and self._quick is not None and (answer := self._quick(data)) is not None:
+            if self._transport is not None:
                 self._transport.write(answer)
-                return
-            self._quick = None
+            return
         end = self._framing.feed(data)
         if end is None:
             self._inner.data_received(data)
@@ -219,6 +227,17 @@ class Connection(asyncio.Protocol):
         self._inner.data_received(data[:end])
         if end < len(data):
             self._hold(data[end:])
+
+    def answered(self) -> None:
+        """aiohttp has written the whole of an answer."""
+        self._answered += 1
+
+    def _idle(self) -> bool:
+        """Whether the next answer on this connection may be written here."""
+        return (
+            self._answered == self._framing.heads and self._framing.between and not self._paused
+            and self._transport is not None and not self._transport.is_closing()
+        )  # fmt: skip
 
     def _hold(self, data: bytes) -> None:
         self._held += data

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import os
 import socket
 import ssl
@@ -12,6 +13,7 @@ from pathlib import Path
 from urllib.parse import unquote
 
 from aiohttp import web
+from aiohttp.abc import AbstractAccessLogger
 
 from swarmlet import errors
 from swarmlet.engine_api import versions
@@ -33,6 +35,8 @@ SERVER_HEADERS = {
 }
 #: How long a stopping server lets running requests finish, and then again how long those it cancels may take.
 SHUTDOWN_S = 1.0
+#: aiohttp makes an access logger where there is a logger for it.
+_NO_LOG = logging.getLogger(__name__)
 #: Connections the kernel queues before they are accepted.
 BACKLOG = 1024
 #: Longest request line and header field: filters, build arguments and registry credentials travel in them.
@@ -94,10 +98,18 @@ def _break_off(request: web.Request) -> web.StreamResponse:
     return HijackedResponse()
 
 
-def _connection(request: web.Request) -> Connection | None:
+def _connection(request: web.BaseRequest) -> Connection | None:
     """None where the client has gone already."""
     protocol = None if request.transport is None else request.transport.get_protocol()
     return protocol if isinstance(protocol, Connection) else None
+
+
+class _Answered(AbstractAccessLogger):
+    """No log: aiohttp calls it when an answer has been written, and tells it in no other way."""
+
+    def log(self, request: web.BaseRequest, response: web.StreamResponse, time: float) -> None:
+        if (connection := _connection(request)) is not None:
+            connection.answered()
 
 
 class Server:
@@ -107,8 +119,9 @@ class Server:
         router = Router(routes)
         self._quick = QuickAnswers(router.quick, SERVER_HEADERS)
         self._runner = web.AppRunner(
-            make_app(router), access_log=None, handle_signals=False, shutdown_timeout=SHUTDOWN_S,
-            auto_decompress=False, max_line_size=MAX_HEADER_BYTES, max_field_size=MAX_HEADER_BYTES,
+            make_app(router), access_log=_NO_LOG, access_log_class=_Answered, handle_signals=False,
+            shutdown_timeout=SHUTDOWN_S, auto_decompress=False, max_line_size=MAX_HEADER_BYTES,
+            max_field_size=MAX_HEADER_BYTES,
         )
         self._listeners: list[asyncio.Server] = []
 

@@ -180,6 +180,16 @@ def unreachable(node: Node, err: BaseException) -> Unavailable:
     return Unavailable(f"node {node.description.hostname} ({node.addr}) is not reachable: {reason}")
 
 
+def agreed(answers: Iterable[Answer]) -> list[Answer]:
+    """Those that are no refusals. NodeError if the question itself is refused (400), or if every node refuses."""
+    given = list(answers)
+    good = [answer for answer in given if answer.status < 400]
+    for answer in given:
+        if answer.status == 400 or (answer.status > 400 and not good):
+            raise NodeError(answer.status, answer.body)
+    return good
+
+
 def first_found(answers: Iterable[Answer], kind: str, ref: str) -> Answer:
     """The first good answer; the first refusal if all refused for another reason than not knowing it; else NotFound."""
     refusals = []

@@ -304,6 +304,11 @@ class FakeSwarm:
     def info(self) -> dict[str, Any]:
         return {"NodeID": "n1", "LocalNodeState": "active", "ControlAvailable": False}
 
+    def good(self) -> bool:
+        return True
+
+    async def refresh(self) -> None: ...
+
 
 class FakeUsage:
     async def images(self, version: tuple[int, int]) -> tuple[int, list[dict[str, Any]]]:

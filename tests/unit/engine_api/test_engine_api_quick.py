@@ -73,12 +73,19 @@ def test_everything_else_is_left_to_the_handler(request_bytes: bytes) -> None:
     assert answers()(request_bytes) is None
 
 
+#: Requests that the handler was asked.
+HANDLED: list[str] = []
+
+
 @pytest.fixture
 async def socket(tmp_path: Path) -> AsyncIterator[Path]:
+    HANDLED.clear()
+
     def quick(call: QuickCall) -> QuickAnswer | None:
         return None if call.flag("slow") else QuickAnswer(b"[1]\n")
 
     async def slow(call: Call) -> web.Response:
+        HANDLED.append(call.text("slow"))
         if call.text("slow") == "2":
             await asyncio.sleep(0.05)
         return ready_answer(QuickAnswer(b"[1]\n"))
@@ -112,6 +119,21 @@ async def test_both_ways_give_the_same_answer_on_one_connection(socket: Path) ->
 
     shown = [({line for line in head if not line.startswith("Date")}, body) for head, body in answered]
     assert all(each == shown[0] for each in shown) and len(shown) == 5
+    assert HANDLED == ["1", "1"]
+
+
+async def test_what_takes_the_connection_over_or_breaks_it_ends_quick_answers(socket: Path) -> None:
+    quick = b"GET /list HTTP/1.1\r\nHost: a\r\n\r\n"
+    reader, writer = await asyncio.open_unix_connection(socket)
+
+    writer.write(quick)
+    await reader.readuntil(b"[1]\n")
+    writer.write(b"nonsense\r\n\r\n")
+    async with asyncio.timeout(5):
+        rest = await reader.read()
+
+    writer.close()
+    assert rest.startswith(b"HTTP/1.") and b" 400 " in rest.splitlines()[0]
 
 
 async def test_answers_come_in_the_order_of_their_questions(socket: Path) -> None:
@@ -128,3 +150,4 @@ async def test_answers_come_in_the_order_of_their_questions(socket: Path) -> Non
 
     writer.close()
     assert rest.count(b"HTTP/1.1 200 OK") == 2 and rest.count(b"[1]\n") == 2
+    assert HANDLED == ["2", "0"]

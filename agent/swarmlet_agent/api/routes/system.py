@@ -35,6 +35,14 @@ class SwarmMembership(Protocol):
         """Engine API SwarmInfo, from memory."""
         ...
 
+    def good(self) -> bool:
+        """Whether `info` is fresh enough to be shown."""
+        ...
+
+    async def refresh(self) -> None:
+        """Make it so."""
+        ...
+
 
 class DiskUsage(Protocol):
     """What takes the disk. All of it may take a while and is asked for only by `docker system df`."""
@@ -110,7 +118,7 @@ class SystemRoutes:
         return [
             Route("GET", "/_ping", self.ping, self.ping_quickly),
             Route("GET", "/version", self.version, lambda call: self._version()),
-            Route("GET", "/info", self.info, lambda call: self._info(call.version)),
+            Route("GET", "/info", self.info, self.info_quickly),
             Route("GET", "/system/df", self.disk_usage),
         ]
 
@@ -130,7 +138,11 @@ class SystemRoutes:
 
     async def info(self, call: Call) -> web.StreamResponse:
         """SystemInfo."""
+        await self._swarm.refresh()
         return ready_answer(self._info(call.version))
+
+    def info_quickly(self, call: QuickCall) -> QuickAnswer | None:
+        return self._info(call.version) if self._swarm.good() else None
 
     def _info(self, version: ApiVersion) -> QuickAnswer:
         """Encoded once for each state of what it tells; only the time is put in anew."""

@@ -13,7 +13,7 @@ from swarmlet.engine_api.spelling import spelled
 from swarmlet.errors import Conflict, InvalidArgument, NotFound, Unavailable
 from swarmlet.model.container import ContainerCreate
 from swarmlet.model.node import Node
-from swarmlet_manager.fleet.client import Fleet, NodeError, first_found
+from swarmlet_manager.fleet.client import Fleet, NodeError, agreed, first_found
 from swarmlet_manager.fleet.forward import forward, forward_stream
 from swarmlet_manager.fleet.memory import Recent
 from swarmlet_manager.fleet.place import candidates, split_constraints
@@ -66,12 +66,9 @@ class ContainerRoutes:
         """Containers of every ready node, newest first, each with its Node."""
         limit = call.number("limit") or 0
         answers = await self._fleet.ask_all(self._fleet.ready(), "GET", call.request.rel_url.raw_path_qs)
-        found: list[dict[str, Any]] = []
-        for answer in answers:
-            if answer.status == 400:
-                raise NodeError(400, answer.body)
-            if answer.status < 400:
-                found += [container | {"Node": node_of(answer.node)} for container in answer.body]
+        found: list[dict[str, Any]] = [
+            container | {"Node": node_of(answer.node)} for answer in agreed(answers) for container in answer.body
+        ]
         found.sort(key=lambda container: container.get("Created", 0), reverse=True)
         return json_answer(found[:limit] if limit > 0 else found)
 
@@ -139,12 +136,10 @@ class ContainerRoutes:
 
     async def prune(self, call: Call) -> web.Response:
         path = call.request.rel_url.raw_path_qs
-        answers = await self._fleet.ask_all(self._fleet.ready(), "POST", path, timeout_s=120)
+        answers = agreed(await self._fleet.ask_all(self._fleet.ready(), "POST", path, timeout_s=120))
+        deleted = [ident for answer in answers for ident in answer.body["ContainersDeleted"] or []]
         return json_answer(
-            {
-                "ContainersDeleted": [i for a in answers if a.status < 400 for i in a.body["ContainersDeleted"] or []],
-                "SpaceReclaimed": sum(a.body["SpaceReclaimed"] for a in answers if a.status < 400),
-            }
+            {"ContainersDeleted": deleted or None, "SpaceReclaimed": sum(a.body["SpaceReclaimed"] for a in answers)}
         )
 
     async def exec_create(self, call: Call) -> web.Response:

@@ -22,7 +22,7 @@ from swarmlet.errors import Internal, InvalidArgument, NotFound, SwarmletError, 
 from swarmlet.model.node import Node
 from swarmlet.model.times import rfc3339
 from swarmlet.wire.imports import CREATED_AT
-from swarmlet_manager.fleet.client import Fleet, NodeError, decoded, first_found
+from swarmlet_manager.fleet.client import Fleet, NodeError, agreed, decoded, first_found
 from swarmlet_manager.fleet.forward import forward
 from swarmlet_manager.fleet.progress import Progress
 
@@ -62,10 +62,8 @@ class ImageRoutes:
         """Every image once, with the tags it has anywhere."""
         answers = await self._fleet.ask_all(self._fleet.ready(), "GET", call.request.rel_url.raw_path_qs)
         merged: dict[str, dict[str, Any]] = {}
-        for answer in answers:
-            if answer.status == 400:
-                raise NodeError(400, answer.body)
-            for image in answer.body if answer.status < 400 else ():
+        for answer in agreed(answers):
+            for image in answer.body:
                 known = merged.setdefault(image["Id"], dict(image))
                 for field in ("RepoTags", "RepoDigests"):
                     known[field] = merged_names(known.get(field), image.get(field))
@@ -277,13 +275,10 @@ class ImageRoutes:
         return json_answer({"CachesDeleted": deleted or None, "SpaceReclaimed": reclaimed})
 
     async def _pruned(self, call: Call) -> list[dict[str, Any]]:
-        """What each node says it pruned. NodeError if all refuse (a bad filter)."""
+        """What each node says it pruned."""
         path = call.request.rel_url.raw_path_qs
         answers = await self._fleet.ask_all(self._fleet.ready(), "POST", path, timeout_s=CHANGE_S)
-        good = [answer.body for answer in answers if answer.status < 400]
-        if answers and not good:
-            raise NodeError(answers[0].status, answers[0].body)
-        return good
+        return [answer.body for answer in agreed(answers)]
 
     async def any_node(self, call: Call) -> web.StreamResponse:
         """What every node answers alike: registry look-ups."""

@@ -29,6 +29,10 @@ class NodeRoutes:
         """NodeList: filters id, label, node.label, engine.label, membership, name, role."""
         filters = call.filters()
         filters.check("id", "label", "node.label", "engine.label", "membership", "name", "role")
+        for key, known in (("role", ("worker", "manager")), ("membership", ("accepted", "pending"))):
+            for value in filters.get(key):
+                if value not in known:
+                    raise InvalidArgument(f"invalid {key} filter: '{value}'")
         self._commands.cluster()
 
         def wanted(node: Node) -> bool:

@@ -11,7 +11,7 @@ from typing import Any
 from aiohttp import web
 
 from swarmlet.engine_api import versions
-from swarmlet.engine_api.answers import json_answer
+from swarmlet.engine_api.answers import json_answer, ping_answer, ready_answer
 from swarmlet.engine_api.router import Call, Route
 from swarmlet.model.node import Node
 from swarmlet.model.states import NodeState, Role
@@ -24,6 +24,9 @@ from swarmlet_manager.fleet.client import Answer, Fleet
 INFO_AGE_S = 1.0
 #: /info is not held up by a node that hangs.
 INFO_S = 2.0
+
+#: The `Swarm` header of `_ping`: who answers here is a manager.
+_SWARM = "active/manager"
 
 Json = dict[str, Any]
 
@@ -40,20 +43,15 @@ class SystemRoutes:
 
     def routes(self) -> list[Route]:
         return [
-            Route("GET", "/_ping", self.ping),
+            Route("GET", "/_ping", self.ping, lambda call: ping_answer(call.method, _SWARM)),
             Route("GET", "/version", self.version),
             Route("GET", "/info", self.info),
             Route("GET", "/system/df", self.disk_usage),
         ]
 
     async def ping(self, call: Call) -> web.Response:
-        headers = {
-            "Cache-Control": "no-cache, no-store, must-revalidate",
-            "Pragma": "no-cache",
-            "Builder-Version": "1",
-            "Swarm": "active/manager",
-        }
-        return web.Response(text="" if call.request.method == "HEAD" else "OK", headers=headers)
+        """SystemPing."""
+        return ready_answer(ping_answer(call.request.method, _SWARM))
 
     async def version(self, call: Call) -> web.Response:
         release = package_version("swarmlet")

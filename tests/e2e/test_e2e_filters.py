@@ -1,0 +1,187 @@
+"""Every `--filter` of every list of one host's objects, with the stock command, through both views.
+
+The expectations were taken from dockerd 20.10 with the same objects. One set of objects serves all tests of this file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+from conftest import Cluster, View, eventually
+
+PS = ("ps", "-a", "--format", "{{.Names}}", "--filter", "label=fz")
+ALL = {"f-one", "f-two", "f-three", "f-four", "f-five"}
+
+
+@pytest.fixture(scope="module")
+def views(whole_cluster: Cluster) -> Iterator[tuple[View, View]]:
+    """A node's own view and the cluster's, with five containers, a network, a volume and an image on that node."""
+    node = whole_cluster.node(2)
+    run = ("run", "-d", "--label", "fz")
+    node("network", "create", "--label", "nl=1", "fnet")
+    node("volume", "create", "--label", "vl=1", "fvol")
+    node("tag", "busybox", "fimg:1")
+    node(
+        *run, "--label", "k=v1", "--name", "f-one", "--network", "fnet", "-v", "fvol:/data", "-p", "18181:80",
+        "busybox", "sleep", "1000",
+    )  # fmt: skip
+    node(
+        *run, "--label", "k=v2", "--name", "f-two", "--expose", "90/udp", "-v", "/tmp:/bind", "busybox", "sleep", "1000"
+    )
+    assert node.run("run", "--label", "fz", "--name", "f-three", "busybox", "sh", "-c", "exit 3").returncode == 3
+    node("create", "--label", "fz", "--name", "f-four", "fimg:1", "true")
+    node(*run, "--name", "f-five", "--health-cmd", "true", "--health-interval", "1s", "busybox", "sleep", "1000")
+    node("pause", "f-two")
+    eventually(lambda: node("inspect", "-f", "{{.State.Health.Status}}", "f-five") == "healthy")
+    # The manager learns of them a moment later.
+    eventually(lambda: set(whole_cluster.view(*PS).split()) == ALL)
+    try:
+        yield node, whole_cluster.view
+    finally:
+        node("rm", "-fv", *ALL)
+        node("network", "rm", "fnet")
+        node("volume", "rm", "fvol")
+        node("rmi", "fimg:1")
+
+
+def check(views: tuple[View, View], command: tuple[str, ...], expected: set[str]) -> None:
+    """The same rows in both views."""
+    for view in views:
+        assert set(view(*command).split()) == expected, view.url
+
+
+@pytest.mark.parametrize(
+    ("filters", "expected"),
+    [
+        ("ancestor=busybox", "f-one f-two f-three f-four f-five"), ("ancestor=nope", ""),
+        ("ancestor=fimg:1", "f-one f-two f-three f-four f-five"),
+        ("before=f-three", "f-one f-two"), ("since=f-three", "f-four f-five"),
+        ("label=k", "f-one f-two"), ("label=k=v1", "f-one"), ("label=k label=k=v2", "f-two"),
+        ("status=running", "f-one f-five"), ("status=paused", "f-two"), ("status=exited", "f-three"),
+        ("status=created", "f-four"), ("status=exited status=created", "f-three f-four"),
+        ("health=healthy", "f-five"), ("health=none", "f-one f-two f-three f-four"), ("health=starting", ""),
+        ("exited=3", "f-three"), ("exited=0", ""),
+        ("network=fnet", "f-one"), ("network=nope", ""), ("network=bridge", "f-two f-three f-four f-five"),
+        ("volume=fvol", "f-one"), ("volume=/data", "f-one"), ("volume=/bind", "f-two"), ("volume=nope", ""),
+        ("publish=18181", "f-one"), ("publish=80", ""), ("publish=18180-18190/tcp", "f-one"), ("publish=18181/udp", ""),
+        ("expose=80", "f-one"), ("expose=90/udp", "f-two"), ("expose=80-91/udp", "f-two"),
+        ("name=f-t", "f-two f-three"), ("name=^f-one$", "f-one"), ("name=^/f-t", "f-two f-three"),
+        ("name=f-.*e$", "f-one f-three f-five"), ("name=f-one name=f-two", "f-one f-two"),
+        ("name=f-one status=paused", ""), ("is-task=true", ""), ("is-task=false name=f-one", "f-one"),
+    ],
+)  # fmt: skip
+def test_ps_shows_the_containers_asked_for(views: tuple[View, View], filters: str, expected: str) -> None:
+    given = [word for each in filters.split() for word in ("--filter", each)]
+
+    check(views, (*PS, *given), set(expected.split()))
+
+
+@pytest.mark.parametrize(
+    ("listing", "filters", "expected"),
+    [
+        ("image", "reference=fimg", "fimg:1"), ("image", "reference=f*:*", "fimg:1"), ("image", "reference=nope*", ""),
+        ("image", "dangling=true", ""), ("image", "label=nope", ""), ("image", "before=busybox reference=fimg", ""),
+        ("network", "driver=bridge name=fnet", "fnet"), ("network", "driver=nope", ""), ("network", "label=nl", "fnet"),
+        ("network", "label=nl=1", "fnet"), ("network", "label=nl=2", ""), ("network", "name=fn", "fnet"),
+        ("network", "name=^fnet$", "fnet"), ("network", "scope=swarm name=fnet", ""),
+        ("network", "type=custom name=fnet", "fnet"), ("network", "type=builtin", "bridge host none"),
+        ("network", "dangling=true", ""),
+        ("volume", "name=fvol", "fvol"), ("volume", "name=fv", "fvol"), ("volume", "label=vl", "fvol"),
+        ("volume", "label=vl=2", ""), ("volume", "driver=local name=fvol", "fvol"), ("volume", "driver=nope", ""),
+        ("volume", "dangling=true name=fvol", ""), ("volume", "dangling=false name=fvol", "fvol"),
+    ],
+)  # fmt: skip
+def test_lists_show_the_objects_asked_for(
+    views: tuple[View, View], listing: str, filters: str, expected: str
+) -> None:
+    given = [word for each in filters.split() for word in ("--filter", each)]
+    shown = "{{.Repository}}:{{.Tag}}" if listing == "image" else "{{.Name}}"
+
+    check(views, (listing, "ls", *given, "--format", shown), set(expected.split()))
+
+
+@pytest.mark.parametrize(
+    ("command", "filter", "message"),
+    [
+        ("ps", "bad=x", "invalid filter 'bad'"), ("ps", "status=x", "invalid filter 'status=x'"),
+        ("ps", "exited=x", "invalid filter 'exited=x'"), ("ps", "is-task=x", "invalid filter 'is-task=[x]'"),
+        ("ps", "before=nope", "No such container: nope"), ("images", "bad=x", "invalid filter 'bad'"),
+        ("images", "dangling=x", "invalid filter 'dangling=[x]'"), ("network ls", "bad=x", "invalid filter 'bad'"),
+        ("network ls", "type=x", "invalid filter"), ("volume ls", "bad=x", "invalid filter 'bad'"),
+        ("volume ls", "dangling=x", "invalid filter 'dangling=[x]'"),
+        ("container prune -f", "bad=x", "invalid filter 'bad'"), ("image prune -f", "bad=x", "invalid filter 'bad'"),
+        ("network prune -f", "bad=x", "invalid filter 'bad'"), ("volume prune -f", "bad=x", "invalid filter 'bad'"),
+        ("builder prune -f", "bad=x", "invalid filter 'bad'"), ("container prune -f", "until=x", "until"),
+    ],
+)  # fmt: skip
+def test_filters_that_cannot_be_are_refused_by_name(
+    views: tuple[View, View], command: str, filter: str, message: str
+) -> None:
+    for view in views:
+        done = view.run(*command.split(), "--filter", filter)
+        assert done.returncode == 1 and message in done.stderr.decode(), view.url
+
+
+@pytest.mark.parametrize(
+    ("command", "filter", "message"),
+    [
+        ("node ls", "bad=x", "bad"), ("service ls", "bad=x", "bad"), ("node ps node-1", "bad=x", "bad"),
+        ("node ls", "role=king", "king"),
+    ],
+)  # fmt: skip
+def test_filters_of_the_cluster_that_cannot_be_are_refused(
+    whole_cluster: Cluster, command: str, filter: str, message: str
+) -> None:
+    done = whole_cluster.view.run(*command.split(), "--filter", filter)
+
+    assert done.returncode == 1 and message in done.stderr.decode()
+
+
+def test_nodes_are_filtered(whole_cluster: Cluster) -> None:
+    def names(*filters: str) -> set[str]:
+        given = [word for each in filters for word in ("--filter", each)]
+        return set(whole_cluster.view("node", "ls", *given, "--format", "{{.Hostname}}").split())
+
+    everyone = {"node-1", "node-2", "node-3"}
+    ident = whole_cluster.view("node", "inspect", "node-2", "--format", "{{.ID}}")
+    whole_cluster.view("node", "update", "--label-add", "colour=red", "node-3")
+
+    assert names() == everyone
+    assert names("name=node-2") == {"node-2"} and names(f"id={ident}") == {"node-2"}
+    assert names("role=manager") | names("role=worker") == everyone
+    assert not names("role=manager") & names("role=worker")
+    assert names("node.label=colour=red") == {"node-3"}
+    assert names("membership=accepted") == everyone
+
+    whole_cluster.view("node", "update", "--label-rm", "colour", "node-3")
+
+
+def test_ps_counts_sizes_and_formats(views: tuple[View, View]) -> None:
+    for view in views:
+        assert view("ps", "-n", "2", "--format", "{{.Names}}").split() == ["f-five", "f-four"]
+        assert view("ps", "-l", "--format", "{{.Names}}") == "f-five"
+        assert view("ps", "-n", "1", "--filter", "label=k", "--format", "{{.Names}}") == "f-two"
+        wanted = "{{.Image}}|{{.Command}}|{{.Ports}}|{{.Labels}}|{{.Mounts}}|{{.Networks}}|{{.LocalVolumes}}|{{.State}}"
+        (row,) = view("ps", "--filter", "name=f-one", "--format", wanted).splitlines()
+        image, command, ports, labels, *rest = row.split("|")
+        assert (image, command, rest) == ("busybox", '"sleep 1000"', ["fvol", "fnet", "1", "running"])
+        assert "18181->80/tcp" in ports and set(labels.split(",")) == {"fz=", "k=v1"}
+        assert "virtual" in view("ps", "-s", "--filter", "name=f-one", "--format", "{{.Size}}")
+
+
+def test_events_of_the_past_are_filtered(views: tuple[View, View]) -> None:
+    def told(view: View, *filters: str) -> list[str]:
+        given = [word for each in filters for word in ("--filter", each)]
+        shown = "{{.Type}} {{.Action}}"
+        return view("events", "--since", "10m", "--until", "0s", *given, "--format", shown).splitlines()
+
+    for view in views:
+        assert [line for line in told(view, "container=f-three") if line.startswith("container")] == [
+            "container create", "container attach", "container start", "container die",
+        ], view.url  # fmt: skip
+        assert told(view, "event=create", "label=k=v1") == ["container create"]
+        assert told(view, "type=network", "network=fnet") == ["network create", "network connect"]
+        assert "container die" in told(view, "image=busybox", "event=die")
+        assert told(view, "volume=fvol")[0] == "volume create" and "volume mount" in told(view, "volume=fvol")
+        assert set(told(view, "type=image")) <= {"image tag", "image pull", "image import", "image load", "image untag"}
