@@ -28,6 +28,7 @@ log = get_logger(__name__)
 
 #: Credentials are small; a body that is not is none.
 _MAX_CREDENTIALS = 64 << 10
+_WITH_CONTAINER_CONFIG = (1, 44)
 
 
 class ImageBackend(Protocol):
@@ -178,7 +179,8 @@ class ImageRoutes:
         platform = _platform(call)
         if manifests and platform:
             raise InvalidArgument("conflicting options: manifests and platform options cannot both be set")
-        return json_answer(self._images.inspect(call.params["name"], call.version, platform, manifests=manifests))
+        shown = self._images.inspect(call.params["name"], _known_version(call), platform, manifests=manifests)
+        return json_answer(shown)
 
     async def _history(self, call: Call) -> web.StreamResponse:
         """ImageHistory: 200; 404."""
@@ -245,6 +247,14 @@ async def _asker(call: Call) -> RegistryAuth | None:
         return decode_auth(header)
     auth = decode_body(await call.request.content.read(_MAX_CREDENTIALS))
     return auth if auth.username or auth.identity_token or auth.registry_token else None
+
+
+def _known_version(call: Call) -> tuple[int, int]:
+    """What the client reads. docker-compose 1 asks for the newest version whatever it is, and cannot make a container
+    anew without the ContainerConfig that API 1.45 took away."""
+    if call.request.headers.get("User-Agent", "").startswith("docker-compose/1."):
+        return min(call.version, _WITH_CONTAINER_CONFIG)
+    return call.version
 
 
 def _platform(call: Call) -> str:
