@@ -11,6 +11,8 @@ import time
 from collections.abc import Mapping
 from typing import Any, Protocol
 
+import aiohttp
+
 from swarmlet.errors import SwarmletError
 from swarmlet.log import get_logger
 from swarmlet_agent.membership import Member
@@ -26,8 +28,8 @@ ASK_S = 2.0
 class Manager(Protocol):
     """This host's manager (`SwarmRoutes`)."""
 
-    async def ask(self, path: str) -> Any:
-        """Its JSON answer to a GET. Unavailable, or its refusal as an error."""
+    async def ask(self, method: str, path_qs: str) -> tuple[int, Any]:
+        """(status, decoded JSON). Unavailable if it does not answer."""
         ...
 
 
@@ -89,12 +91,14 @@ class SwarmFacts:
             return
         try:
             async with asyncio.timeout(ASK_S):
-                cluster, nodes = await asyncio.gather(self._manager.ask("/swarm"), self._manager.ask("/nodes"))
-        except (SwarmletError, TimeoutError) as err:
+                cluster, nodes = await asyncio.gather(
+                    self._manager.ask("GET", "/swarm"), self._manager.ask("GET", "/nodes")
+                )
+        except (SwarmletError, aiohttp.ClientError, ValueError, TimeoutError) as err:
             log.debug("the manager does not tell of the cluster", error=str(err))
             self._cluster = {}
         else:
-            self._cluster = _shown(cluster, nodes)
+            self._cluster = _shown(cluster[1], nodes[1]) if cluster[0] == nodes[0] == 200 else {}
         self._asked_at = time.monotonic()
 
 

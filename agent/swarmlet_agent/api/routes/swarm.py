@@ -16,7 +16,7 @@ from aiohttp import web
 from swarmlet.engine_api.answers import json_answer
 from swarmlet.engine_api.relay import kept_headers, relay
 from swarmlet.engine_api.router import Call, Route
-from swarmlet.errors import Internal, InvalidArgument, NotAManager, Unavailable
+from swarmlet.errors import InvalidArgument, NotAManager, Unavailable
 
 _PASSED_ON = ("nodes", "services", "tasks", "secrets", "configs")
 
@@ -111,16 +111,6 @@ class SwarmRoutes:
                 return await relay(call, answer)
         except aiohttp.ClientConnectionError as err:
             raise Unavailable("this host's manager does not answer; it is being started") from err
-
-    async def ask(self, path: str) -> Any:
-        """The manager's JSON answer to a GET. Unavailable if it does not answer, Internal if it refuses."""
-        try:
-            async with self._manager("GET").get(f"http://manager{path}") as answer:
-                if answer.status != 200:
-                    raise Internal(f"GET {path} of this host's manager: status {answer.status}")
-                return await answer.json()
-        except aiohttp.ClientError as err:
-            raise Unavailable(f"this host's manager does not answer: {err}") from err
 
     def _manager(self, method: str) -> aiohttp.ClientSession:
         """Reads keep their connections for the next one; a write gets a fresh one, since it cannot be repeated
