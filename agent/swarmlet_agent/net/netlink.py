@@ -19,7 +19,7 @@ from swarmlet.errors import Internal
 
 NETLINK_ROUTE = 0
 RTM_NEWLINK, RTM_DELLINK, RTM_GETLINK = 16, 17, 18
-RTM_NEWADDR, RTM_NEWROUTE, RTM_GETROUTE = 20, 24, 26
+RTM_NEWADDR, RTM_NEWROUTE, RTM_DELROUTE, RTM_GETROUTE = 20, 24, 25, 26
 NLM_F_REQUEST, NLM_F_ACK, NLM_F_DUMP, NLM_F_EXCL, NLM_F_CREATE, NLM_F_REPLACE = 1, 4, 0x300, 0x200, 0x400, 0x100
 NLMSG_ERROR, NLMSG_DONE = 2, 3
 _SOL_NETLINK, _NETLINK_CAP_ACK, _NETLINK_EXT_ACK, _NETLINK_GET_STRICT_CHK = 270, 10, 11, 12
@@ -215,6 +215,23 @@ def default_route(index: int, gateway: IPv4Address | IPv6Address) -> Message:
     return Message(RTM_NEWROUTE, NLM_F_ACK | NLM_F_CREATE | NLM_F_REPLACE, body, f"adding the route via {gateway}")
 
 
+def host_route(index: int, address: IPv4Address | IPv6Address) -> Message:
+    """The route to one address that is right behind a link, in the place of one there is."""
+    flags = NLM_F_ACK | NLM_F_CREATE | NLM_F_REPLACE
+    return Message(RTM_NEWROUTE, flags, _host_route(index, address), f"adding the route to {address}")
+
+
+def remove_host_route(index: int, address: IPv4Address | IPv6Address) -> Message:
+    return Message(RTM_DELROUTE, NLM_F_ACK, _host_route(index, address), f"removing the route to {address}")
+
+
+def _host_route(index: int, address: IPv4Address | IPv6Address) -> bytes:
+    # Scope "link" (253): no gateway in between.
+    length = address.max_prefixlen
+    body = _RTMSG.pack(family_of(address), length, 0, 0, RT_TABLE_MAIN, RTPROT_BOOT, 253, RTN_UNICAST, 0)
+    return body + attr(RTA_DST, address.packed) + _u32(RTA_OIF, index)
+
+
 def attributes(data: bytes, offset: int) -> Iterator[tuple[int, bytes]]:
     """(type without flags, payload) of each attribute from offset on."""
     while offset + 4 <= len(data):
@@ -265,10 +282,13 @@ def parse_route(body: bytes) -> IPv4Network | IPv6Network | None:
 
 
 class Netlink:
-    """An rtnetlink socket of the network namespace its opener's thread is in. For one thread."""
+    """A netlink socket (rtnetlink, if not another protocol) of the network namespace its opener's thread is in.
 
-    def __init__(self) -> None:
-        self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, NETLINK_ROUTE)
+    For one thread.
+    """
+
+    def __init__(self, protocol: int = NETLINK_ROUTE) -> None:
+        self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, protocol)
         for option in (_NETLINK_CAP_ACK, _NETLINK_EXT_ACK, _NETLINK_GET_STRICT_CHK):
             self._socket.setsockopt(_SOL_NETLINK, option, 1)
         self._socket.bind((0, 0))
@@ -329,6 +349,10 @@ class Netlink:
                 if family == socket.AF_INET:
                     raise  # a kernel without IPv6 has no such routes
         return [route for answer in answers if (route := parse_route(answer)) is not None]
+
+    def get(self, kind: int, body: bytes, purpose: str) -> bytes:
+        """The body of the one answer."""
+        return self._ask(Message(kind, 0, body, purpose))[0]
 
     def dump(self, kind: int, body: bytes, purpose: str) -> list[bytes]:
         """The bodies of all answers to a listing."""

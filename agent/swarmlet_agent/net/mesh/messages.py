@@ -1,6 +1,6 @@
-"""rtnetlink messages of the mesh: its device, neighbours, routes and routing rules, written and read. Pure.
+"""rtnetlink messages of the mesh: its neighbours, routes and routing rules, written and read. Pure.
 
-Layouts: linux/if_link.h (IFLA_VXLAN_…), neighbour.h, rtnetlink.h, fib_rules.h.
+Layouts: linux/neighbour.h, rtnetlink.h, fib_rules.h.
 """
 
 from __future__ import annotations
@@ -22,8 +22,6 @@ from swarmlet_agent.net.mesh.plan import (
     Rule,
 )
 from swarmlet_agent.net.netlink import (
-    IFLA_ADDRESS,
-    IFLA_MTU,
     NLM_F_ACK,
     NLM_F_CREATE,
     NLM_F_EXCL,
@@ -32,6 +30,7 @@ from swarmlet_agent.net.netlink import (
     RTA_GATEWAY,
     RTA_OIF,
     RTA_TABLE,
+    RTM_DELROUTE,
     RTM_NEWROUTE,
     RTN_UNICAST,
     Message,
@@ -39,14 +38,11 @@ from swarmlet_agent.net.netlink import (
     attributes,
     family_of,
     mac_bytes,
-    new_link,
 )
+from swarmlet_agent.net.overlay.messages import RTM_DELNEIGH, RTM_NEWNEIGH, new_vxlan
 
-#: IANA's port of VXLAN, and Docker's.
-VXLAN_PORT = 4789
-RTM_DELROUTE, RTM_NEWNEIGH, RTM_DELNEIGH, RTM_GETNEIGH = 25, 28, 29, 30
+RTM_GETNEIGH = 30
 RTM_NEWRULE, RTM_DELRULE, RTM_GETRULE = 32, 33, 34
-_VXLAN_ID, _VXLAN_LOCAL, _VXLAN_LEARNING, _VXLAN_PORT, _VXLAN_LOCAL6 = 1, 4, 7, 15, 17
 _NDA_DST, _NDA_LLADDR, _NDA_IFINDEX = 1, 2, 8
 _NTF_SELF = 2
 _NUD_PERMANENT, _NUD_NOARP = 0x80, 0x40
@@ -64,11 +60,7 @@ _FAMILY = {4: AF_INET, 6: AF_INET6}
 def new_device(device: Device, group: int) -> Message:
     """`ing0`, down. It learns nothing: where a MAC is, is written from the cluster's state."""
     local = ip_address(device.local)
-    info = attr(_VXLAN_ID, struct.pack("=I", VNI)) + attr(_VXLAN_LEARNING, b"\0")
-    info += attr(_VXLAN_LOCAL if local.version == 4 else _VXLAN_LOCAL6, local.packed)
-    info += attr(_VXLAN_PORT, struct.pack("!H", VXLAN_PORT))
-    more = attr(IFLA_ADDRESS, mac_bytes(device.mac)) + attr(IFLA_MTU, struct.pack("=I", device.mtu))
-    return new_link("vxlan", DEVICE, group=group, info=info, more=more)
+    return new_vxlan(DEVICE, vni=VNI, local=local, mac=device.mac, mtu=device.mtu, group=group)
 
 
 def add_neighbour(index: int, neighbour: Neighbour) -> Message:

@@ -1,0 +1,114 @@
+"""WireGuard devices: messages byte by byte, and no more changes than it takes."""
+
+from __future__ import annotations
+
+import struct
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from swarmlet_agent.net.netlink import attr, attributes, nested
+from swarmlet_agent.net.wireguard import messages
+from swarmlet_agent.net.wireguard.plan import (
+    DeviceChange,
+    DeviceNow,
+    Generation,
+    Peer,
+    WireguardState,
+    difference,
+    leftovers,
+    new_private_key,
+    public_key,
+)
+
+KEY = bytes(range(32))
+_PEERS = st.lists(
+    st.builds(
+        Peer, st.integers(1, 9).map(lambda n: bytes([n]) * 32), st.sampled_from(("192.0.2.1", "192.0.2.2", "fd02::1")),
+        st.sampled_from((51820, 51821)), st.sampled_from(("100.65.0.1", "100.65.0.2", "fd54::1")),
+    ),
+    max_size=5, unique_by=lambda peer: peer.public_key,
+).map(tuple)
+
+
+def apply(now: DeviceNow, change: DeviceChange) -> DeviceNow:
+    """What the kernel makes of a change's messages."""
+    peers = {peer.public_key: peer for peer in now.peers if peer.public_key not in change.gone}
+    peers |= {peer.public_key: peer for peer in change.peers}
+    key = public_key(change.private_key) if change.private_key is not None else now.public_key
+    return DeviceNow(key, change.port if change.port is not None else now.port, tuple(peers.values()))
+
+
+@given(_PEERS, _PEERS)
+def test_a_change_leads_to_what_is_wanted_and_a_second_pass_changes_nothing(
+    before: tuple[Peer, ...], after: tuple[Peer, ...]
+) -> None:
+    wanted = Generation(1, KEY, 51820, after)
+    now = apply(DeviceNow(peers=before), difference(DeviceNow(peers=before), wanted))
+
+    assert (now.public_key, now.port, set(now.peers)) == (public_key(KEY), 51820, set(after))
+    assert not difference(now, wanted)
+
+
+def test_peers_that_stay_are_not_touched_and_the_key_is_not_set_again() -> None:
+    stays, leaves, comes = (Peer(bytes([n]) * 32, f"192.0.2.{n}", 51820, f"100.65.0.{n}") for n in (1, 2, 3))
+    now = DeviceNow(public_key(KEY), 51820, (stays, leaves))
+
+    assert difference(now, Generation(1, KEY, 51820, (stays, comes))) == DeviceChange(
+        peers=(comes,), gone=(leaves.public_key,)
+    )
+
+
+@given(_PEERS)
+def test_a_device_is_read_as_it_was_written(peers: tuple[Peer, ...]) -> None:
+    sent = messages.set_device(77, "wg", DeviceChange(KEY, 51820, peers))
+    answer = sent[0].body + attr(4, public_key(KEY))  # the kernel adds the public key
+
+    assert all(message.kind == 77 for message in sent)
+    assert messages.parse_device([answer]) == DeviceNow(public_key(KEY), 51820, peers)
+
+
+def test_many_peers_come_in_several_messages_and_are_read_together() -> None:
+    peers = tuple(
+        Peer(struct.pack("=I28x", n), "192.0.2.1", 1000 + n, f"100.65.{n >> 8}.{n & 255}") for n in range(600)
+    )
+    sent = messages.set_device(77, "wg", DeviceChange(KEY, 1, peers))
+
+    assert len(sent) == 3
+    assert all(len(message.body) < 65536 for message in sent)
+    assert [3 in dict(attributes(message.body, 4)) for message in sent] == [True, False, False]  # the private key
+    assert messages.parse_device(message.body for message in sent).peers == peers
+
+
+def test_a_removed_peer_is_named_with_its_flag_and_goes_first() -> None:
+    peer = Peer(b"n" * 32, "192.0.2.1", 51820, "100.65.0.1")
+    (message,) = messages.set_device(77, "wg", DeviceChange(peers=(peer,), gone=(b"o" * 32,)))
+
+    first, second = (payload for _, payload in attributes(dict(attributes(message.body, 4))[8], 0))
+    assert dict(attributes(first, 0)) == {1: b"o" * 32, 3: struct.pack("=I", 1)}  # WGPEER_F_REMOVE_ME
+    assert dict(attributes(second, 0))[1] == b"n" * 32
+    assert dict(attributes(second, 0))[4] == b"\x02\x00\xca\x6c\xc0\x00\x02\x01" + bytes(8)  # sockaddr_in
+    assert second.endswith(
+        nested(9, nested(0, attr(1, b"\x02\x00"), attr(2, b"\x64\x41\x00\x01"), attr(3, b"\x20")))
+    )
+
+
+def test_keys_have_their_size_and_stay_out_of_texts() -> None:
+    assert len(public_key(KEY)) == 32
+    assert len(new_private_key()) == 32
+    assert KEY.hex() not in repr(Generation(1, KEY, 1))
+    assert repr(KEY) not in repr(DeviceChange(KEY, 1))
+    with pytest.raises(ValueError, match="32"):
+        public_key(b"short")
+
+
+def test_devices_of_generations_that_are_over_are_left_over() -> None:
+    state = WireguardState("100.65.0.1", 2, (Generation(2, KEY, 1), Generation(1003, KEY, 2)))
+
+    assert leftovers(["swlwg1", "swlwg2", "swlwg3", "eth0"], state) == ["swlwg1"]
+
+
+def test_the_family_is_asked_for_by_name() -> None:
+    assert messages.family_query() == b"\x03\x01\x00\x00" + attr(2, b"wireguard\0")
+    assert messages.parse_family(b"\x01\x02\x00\x00" + attr(2, b"wireguard\0") + attr(1, b"\x1d\x00")) == 29
