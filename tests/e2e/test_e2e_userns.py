@@ -118,13 +118,16 @@ def test_copies_differences_exports_and_images_have_the_containers_ids(node: Vie
 
 def test_builds_run_mapped_and_their_images_have_the_right_owners(node: View, tmp_path: Path) -> None:
     (tmp_path / "f").write_text("copied")
+    (tmp_path / "f").chmod(0o600)
     (tmp_path / "Dockerfile").write_text(
-        "FROM busybox\nRUN cat /proc/self/uid_map > /map && chown 5:6 /map\nCOPY f /f\nUSER 9\nRUN touch /tmp/u\n"
+        "FROM busybox\nRUN cat /proc/self/uid_map > /map && chown 5:6 /map\nCOPY f /f\n"
+        "RUN --mount=type=cache,target=/c touch /c/x\nRUN --mount=type=bind,source=f,target=/b cat /b > /seen\n"
+        "USER 9\nRUN touch /tmp/u\n"
     )
     done = node.run("build", "-q", "-t", "built:1", str(tmp_path), env={"DOCKER_BUILDKIT": "0"})
     assert done.returncode == 0, done.stderr
-    shown = node("run", "--rm", "-u", "0", "built:1", "sh", "-c", "cat /map; stat -c %u:%g /map /f /tmp/u").split()
-    assert shown == ["0", str(FIRST), "65536", "5:6", "0:0", "9:0"]
+    shown = node("run", "--rm", "-u", "0", "built:1", "sh", "-c", "cat /map /seen; stat -c %u:%g /map /f /tmp/u")
+    assert shown.split() == ["0", str(FIRST), "65536", "copied5:6", "0:0", "9:0"]
     node("rmi", "built:1")
 
 

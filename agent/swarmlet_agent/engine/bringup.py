@@ -124,6 +124,7 @@ class Bringup:
         plan = container_plan(
             record, rootfs=rootfs, identity=identity, attachment=attachment, joined=joined,
             cgroup_parent=core.settings.cgroup_parent, subpaths=inner, ids=ids,
+            own_folders=core.settings.own_folders,
             read_only_below=await asyncio.to_thread(_deep, mounts, inner) if reaches_below(os.uname().release) else (),
         )  # fmt: skip
         return plan, record

@@ -47,6 +47,11 @@ class Settings:
     cgroup_parent: str = "/swarmlet"
     cpus: int = 1
 
+    @property
+    def own_folders(self) -> tuple[Path, ...]:
+        """What builds mount: caches, and files of the context."""
+        return self.data_dir / "build-caches", self.data_dir / "images" / "tmp"
+
     def container_dir(self, ident: str) -> Path:
         return self.data_dir / "containers" / ident
 

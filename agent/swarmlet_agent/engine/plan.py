@@ -80,11 +80,12 @@ def container_plan(
     subpaths: Mapping[str, str] = MappingProxyType({}),
     read_only_below: Collection[str] = (),
     ids: MappedIds | None = None,
+    own_folders: Collection[Path] = (),
 ) -> ContainerPlan:
     """The whole OCI-to-be. joined: kind of namespace -> path, "" for the host's.
 
     subpaths: destination -> host path, where not a whole volume is mounted. read_only_below: destinations where
-    what lies below can be made read-only as well.
+    what lies below can be made read-only as well. own_folders: of the agent, on disk with containers' ids.
     """
     request = record.request
     parent = record.host.cgroup_parent or cgroup_parent
@@ -103,7 +104,10 @@ def container_plan(
         cgroup_path=posixpath.join("/", parent, record.id),
         netns_path=attachment.netns_path,
         mounts=tuple(
-            _mount_plan(point, subpaths.get(point.destination, point.source), point.destination in read_only_below)
+            _mount_plan(
+                point, subpaths.get(point.destination, point.source), point.destination in read_only_below,
+                mapped=ids is not None and any(Path(point.source).is_relative_to(folder) for folder in own_folders),
+            )
             for point in record.mounts
         ),
         # A client's own mount at /etc/hosts and the like stands over the engine's file.
@@ -148,7 +152,7 @@ def exec_plan(
     )
 
 
-def _mount_plan(point: MountPoint, source: str, read_only_below: bool) -> MountPlan:
+def _mount_plan(point: MountPoint, source: str, read_only_below: bool, *, mapped: bool) -> MountPlan:
     if point.type == "tmpfs":
         return MountPlan(point.destination, "", "tmpfs", point.options)
     bind = "bind" if point.non_recursive else "rbind"
@@ -158,4 +162,4 @@ def _mount_plan(point: MountPoint, source: str, read_only_below: bool) -> MountP
         # A single mount. crun 1.8 would take the "r" of "rprivate" for the bind's own and bind what lies below too.
         propagation = propagation.removeprefix("r")
     options = (bind, propagation, "rw" if point.rw else read_only)
-    return MountPlan(point.destination, source, "bind", options)
+    return MountPlan(point.destination, source, "bind", options, mapped)

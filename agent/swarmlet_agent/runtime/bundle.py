@@ -14,6 +14,7 @@ import errno
 import os
 import shutil
 import stat
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -199,12 +200,36 @@ class Bundle:
         linux.mount("shm", str(folder), "tmpfs", 2 | 4 | 8, data)  # nosuid nodev noexec
         return folder
 
+    def mapped(self, number: int) -> Path:
+        """Where the source of a mount with mapped ids is shown."""
+        return self.path / "mapped" / str(number)
+
+    def map(self, sources: Mapping[int, str], namespace: str) -> None:
+        """Show these files and folders with a user namespace's ids. Blocking. OSError."""
+        handle = os.open(namespace, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            for number, source in sources.items():
+                place = self.mapped(number)
+                place.parent.mkdir(exist_ok=True)
+                if os.path.isdir(source):
+                    place.mkdir()
+                else:
+                    place.touch()
+                clone = linux.idmapped_clone(Path(source), handle)
+                try:
+                    linux.attach_mount(clone, place)
+                finally:
+                    os.close(clone)
+        finally:
+            os.close(handle)
+
     def remove(self) -> None:
         """All files; nothing there is fine. Blocking. OSError."""
-        shm = self.path / "shm"
-        if shm.exists():
+        for place in (self.path / "shm", *(self.path / "mapped").glob("*")):
+            if not place.exists():
+                continue
             try:
-                linux.umount(str(shm), linux.MNT_DETACH)
+                linux.umount(str(place), linux.MNT_DETACH)
             except OSError as err:
                 if err.errno != errno.EINVAL:  # not mounted (any more)
                     raise

@@ -12,6 +12,7 @@ import signal
 import stat
 import time
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 import msgspec
@@ -317,9 +318,15 @@ class ConmonRuntime:
         if code:
             raise Internal(f"Cannot update container {plan.id}: {text.strip()}")
 
-    async def _create(self, box: Bundle, plan: ContainerPlan, log_path: Path) -> int:
+    async def _create(self, box: Bundle, given: ContainerPlan, log_path: Path) -> int:
+        mounts = tuple(
+            replace(mount, source=str(box.mapped(number))) if mount.mapped else mount
+            for number, mount in enumerate(given.mounts)
+        )
+        plan = replace(given, mounts=mounts)
         shares_ipc = plan.host.ipc_mode == "shareable" and "ipc" not in plan.joined
         shm = str(box.path / "shm") if shares_ipc else self._joined_shm(plan.joined.get("ipc"))
+        sources = {number: mount.source for number, mount in enumerate(given.mounts) if mount.mapped}
         config = oci.build(plan, self._facts, await self._look_for_devices(plan), shm_source=shm)
         if plan.host.device_requests:
             await asyncio.to_thread(cdi.inject, config, plan.host.device_requests)
@@ -331,6 +338,8 @@ class ConmonRuntime:
             cgroup_path=plan.cgroup_path, program=plan.args[0], stdin_closes=closes, runtime=plan.host.runtime
         )
         box.write(msgspec.json.encode(config), meta)
+        if given.ids is not None and sources:
+            await asyncio.to_thread(box.map, sources, given.ids.namespace)
         if shares_ipc:
             box.make_shm(
                 plan.host.shm_size or DEFAULT_SHM_BYTES, plan.ids.remap.root if plan.ids is not None else (0, 0)

@@ -34,6 +34,8 @@ class MountPlan:
     source: str
     type: str  # bind or tmpfs
     options: tuple[str, ...] = ()
+    #: On the host it has the container's ids, and shall have them inside.
+    mapped: bool = False
 
 
 @dataclass(frozen=True, slots=True)
