@@ -184,6 +184,8 @@ class BridgeNetworks:
                 # Random, and the same for ever: every engine has unique local networks of its own.
                 seed=ground.catalog.get(BRIDGE).id, pools=self._pools,
             )
+            if network.v6.subnet and not ground.kernel.has_ipv6:
+                raise NotSupported(f"network {network.name}: this host's kernel has no IPv6")
             try:
                 await ground.save_network(network)
                 await ground.run(self._make_network, network)

@@ -32,8 +32,8 @@ REAP_INTERVAL_S = 0.25
 #: How long an attach that needs a resting address waits before the interface that has it is deleted.
 REAP_NOW_S = 0.25
 _POLL_S = 0.005
-#: Containers' former places that are remembered; the oldest is forgotten first.
-MAX_FORMER = 8192
+#: Containers whose former places are remembered; the oldest is forgotten first.
+MAX_FORMER = 1024
 
 #: (action, network, attributes): create, connect, disconnect, destroy.
 OnEvent = Callable[[str, NetworkRecord, Mapping[str, str]], None]
@@ -66,8 +66,8 @@ class Ground:
         self.vips: dict[str, dict[str, tuple[str, ...]]] = {}
         self.resting: dict[str, _Resting] = {}
         self.rest_began = asyncio.Event()
-        #: (container, network) -> its last place there: who starts again gets the addresses it had.
-        self.former: dict[tuple[str, str], EndpointRecord] = {}
+        #: Container -> network -> its last place there: who starts again gets the addresses it had.
+        self.former: dict[str, dict[str, EndpointRecord]] = {}
         self._thread = ThreadPoolExecutor(1, "net")
         self._locks: dict[str, tuple[asyncio.Lock, int]] = {}
 
@@ -132,8 +132,8 @@ class Ground:
 
     def rest(self, container_id: str, endpoint: EndpointRecord) -> None:
         """Keep addresses back until its interface is gone: a dying namespace still answers for them."""
-        self.former.pop((container_id, endpoint.network_id), None)
-        self.former[container_id, endpoint.network_id] = endpoint
+        places = self.former.pop(container_id, {})
+        self.former[container_id] = places | {endpoint.network_id: endpoint}
         if len(self.former) > MAX_FORMER:
             del self.former[next(iter(self.former))]
         if endpoint.veth:
@@ -169,7 +169,7 @@ class Ground:
 
     async def reap_former(self, container_id: str) -> None:
         """Make the addresses that a container had free now, for it to have them again."""
-        former = {place.veth for (ident, _), place in self.former.items() if ident == container_id}
+        former = {place.veth for place in self.former.get(container_id, {}).values()}
         await self._reap_now(former & self.resting.keys())
 
     async def _reap_now(self, veths: set[str]) -> None:

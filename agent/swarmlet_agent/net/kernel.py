@@ -25,7 +25,7 @@ from swarmlet_agent.net.nft import Nft, NftError
 from swarmlet_agent.net.overlay.links import OverlayLinks
 from swarmlet_agent.net.plan_attach import DefaultRoutes
 from swarmlet_agent.net.plan_ipam import AnyNetwork
-from swarmlet_agent.net.plan_rules import TABLE, dns_ruleset, no_ruleset
+from swarmlet_agent.net.plan_rules import TABLE, dns_ruleset, no_ruleset, without_ipv6
 from swarmlet_agent.net.records import EndpointRecord, NetworkRecord, SandboxRecord
 
 log = get_logger(__name__)
@@ -41,6 +41,8 @@ class KernelNet:
         self._drivers: dict[str, LinkDriver] = {}
         #: Virtual addresses of services, in containers' namespaces.
         self.balancers = Balancers(netns_folder)
+        #: A kernel made or started without IPv6 has no firewall for it either.
+        self.has_ipv6 = Path("/proc/sys/net/ipv6").is_dir()
         #: Opened by a build whose caller may have been cancelled; the caller takes them out.
         self._dns: dict[str, DnsSockets] = {}
 
@@ -97,13 +99,17 @@ class KernelNet:
         if not change:
             return
         try:
-            self.nft.run(change)
+            self._run_rules(change)
         except NftError as err:
             log.warning("firewall table changed by someone else; loading it again", reason=str(err))
-            self.nft.run(whole())
+            self._run_rules(whole())
 
     def load_rules(self, whole: str) -> None:
-        self.nft.run(whole)
+        self._run_rules(whole)
+
+    def _run_rules(self, text: str) -> None:
+        if text := text if self.has_ipv6 else without_ipv6(text):
+            self.nft.run(text)
 
     # Sandboxes
 
@@ -245,7 +251,7 @@ class KernelNet:
         for link in self.host.links():
             if link.group == GROUP:
                 self.host.send([netlink.delete_link(link.index)], ignore=frozenset({errno.ENODEV}))
-        self.nft.run(no_ruleset())
+        self._run_rules(no_ruleset())
 
     # Inside a namespace
 

@@ -51,7 +51,7 @@ class Leasing:
         try:
             for place in places:
                 earlier = before.on(place.network.id) if before is not None else None
-                earlier = earlier or ground.former.get((base.container_id, place.network.id))
+                earlier = earlier or ground.former.get(base.container_id, {}).get(place.network.id)
                 endpoints.append(self.lease(base, place.network, place.settings, endpoints, earlier))
             embedded = any(endpoint.names for endpoint in endpoints)
             sandbox = replace(

@@ -7,6 +7,7 @@ grow with their number.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Iterable
 
 from swarmlet_agent.net.plan_ports import ANY_OF_ALL
@@ -78,6 +79,13 @@ def ruleset(networks: Iterable[NetworkRecord], ports: Iterable[PortRecord]) -> s
     parts += [add_network(network) for network in networks]
     parts += [add_ports(list(ports))]
     return "\n".join(part for part in parts if part)
+
+
+def without_ipv6(text: str) -> str:
+    """What is left of any of this module's texts for a kernel that has no IPv6."""
+    whole_table = re.compile(rf"^table {TABLE6} \{{\n.*?^\}}$", re.MULTILINE | re.DOTALL)
+    lines = whole_table.sub("", text).splitlines()
+    return "\n".join(line for line in lines if line and f" {TABLE6} " not in f"{line} ")
 
 
 def no_ruleset() -> str:

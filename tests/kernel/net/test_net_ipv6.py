@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import subprocess
 from pathlib import Path
 
 import pytest
 from net_lab import HOST, HOST6, OUTSIDE, OUTSIDE6, Lab, in_own_network
 
+from swarmlet.errors import NotSupported
 from swarmlet.model.container import EndpointIPAMConfig, EndpointSettings, PortBinding
 from swarmlet_agent.net import dns_codec, netns
 from swarmlet_agent.net.plan_ipam import parse_pools
@@ -241,3 +243,23 @@ async def test_the_default_network_has_ipv6_if_the_settings_say_so(lab: Lab) -> 
     async with lab.serve(web.netns_path, 80, "web", "::"):
         assert await lab.ask(lab.outside, HOST6, 8080) == f"web {OUTSIDE6}"
     assert (made.subnet, made.v6.subnet) == ("10.210.0.0/24", "fd00:a::/64")
+
+
+@in_own_network
+async def test_a_kernel_without_ipv6_does_everything_else(lab: Lab) -> None:
+    await lab.networks.teardown()
+    await lab.close()
+    lab.networks = lab.make()
+    lab.networks._ground.kernel.has_ipv6 = False
+    await lab.networks.start()
+    ident, web = await lab.attach("web", ports=PORT_8080)
+
+    async with lab.serve(web.netns_path, 80, "web"):
+        assert await lab.ask(lab.outside, HOST, 8080) == f"web {OUTSIDE}"
+    with pytest.raises(NotSupported, match="network six: this host's kernel has no IPv6"):
+        await lab.networks.create(NetworkCreate(name="six", enable_ipv6=True))
+    await lab.networks.create(NetworkCreate(name="app"))
+    await lab.networks.remove("app")
+    await lab.networks.detach(ident)
+    tables = await asyncio.to_thread(subprocess.run, ["nft", "list", "tables"], capture_output=True, text=True)
+    assert "table ip swl" in tables.stdout and "ip6 swl" not in tables.stdout

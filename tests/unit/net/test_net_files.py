@@ -11,8 +11,8 @@ from swarmlet_agent.net import plan_attach, plan_endpoint, plan_files
 from swarmlet_agent.net.container_files import split_link
 from swarmlet_agent.net.firewall_check import dropping_chains
 from swarmlet_agent.net.plan_files import ResolvConf, parse_resolv_conf, resolv_conf
-from swarmlet_agent.net.plan_rules import add_ports, ruleset
-from swarmlet_agent.net.records import EndpointRecord, NetworkRecord, PortRecord
+from swarmlet_agent.net.plan_rules import add_ports, no_ruleset, ruleset, without_ipv6
+from swarmlet_agent.net.records import EndpointRecord, NetworkRecord, PortRecord, Subnet
 from swarmlet_agent.net.types import NetworkWish
 
 HOST = ResolvConf(("127.0.0.53", "192.0.2.53"), ("corp.example",), ("edns0",))
@@ -206,6 +206,18 @@ def test_the_ruleset_replaces_only_our_table_and_holds_every_element() -> None:
     assert "masq { 172.17.0.0/16 }" in text and "masq { 10.5.0.0/24 }" not in text
     assert 'internal { "sw-5" }' in text and 'internal { "swl0" }' not in text
     assert add_ports([]) == ""
+
+
+def test_rules_for_a_kernel_without_ipv6_are_those_of_ipv4_alone() -> None:
+    dual = msgspec.structs.replace(APP, bridge="sw-6", v6=Subnet(subnet="fd00::/64", gateway="fd00::1"))
+    six = PortRecord(port=80, protocol="tcp", host_ip="::", host_port=8080, target_ip="fd00::2")
+    four = PortRecord(port=80, protocol="tcp", host_ip="0.0.0.0", host_port=8080, target_ip="172.17.0.2")
+    text = without_ipv6(ruleset([BRIDGE, dual], [four, six]))
+
+    assert "ip6" not in text and "fd00" not in text and "icmp" in text
+    assert text.count("{") == text.count("}") and "pubany { tcp . 8080 : 172.17.0.2 . 80 }" in text
+    assert without_ipv6(add_ports([six])) == "" == without_ipv6("delete table ip6 swl")
+    assert "ip6" not in without_ipv6(no_ruleset())
 
 
 def test_a_firewall_that_drops_forwarded_packets_is_noticed_but_ours_is_not() -> None:

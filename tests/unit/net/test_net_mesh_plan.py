@@ -39,11 +39,18 @@ _BACKEND = st.builds(
     lambda version, place, node, serving: Backend(
         f"10.7.0.{place}" if version == 4 else f"fd07::{place:x}", 80, node, serving
     ),
-    st.sampled_from((4, 6)), st.integers(1, 30), st.integers(1, 9), st.booleans(),
+    st.sampled_from((4, 6)),
+    st.integers(1, 30),
+    st.integers(1, 9),
+    st.booleans(),
 )
 _PORT = st.builds(
-    Published, st.sampled_from(("tcp", "udp", "sctp")), st.integers(1, 4), st.lists(_BACKEND, max_size=6).map(tuple),
-    st.sampled_from(("", "192.0.2.1", "fd02::1")), st.booleans(),
+    Published,
+    st.sampled_from(("tcp", "udp", "sctp")),
+    st.integers(1, 4),
+    st.lists(_BACKEND, max_size=6).map(tuple),
+    st.sampled_from(("", "192.0.2.1", "fd02::1")),
+    st.booleans(),
 )
 _PORTS = st.lists(_PORT, max_size=5, unique_by=lambda port: (port.protocol, port.port, port.host_ip)).map(tuple)
 _SUBNETS = st.lists(
@@ -82,7 +89,10 @@ def test_changes_lead_to_what_is_wanted_and_a_second_pass_changes_nothing(states
         assert plan(after, state, ipv6=ipv6) == after
         assert sets == apply({}, elements(TABLE, Programmed(), after))
         assert (after.neighbours, after.routes, after.rules, after.members) == (
-            fresh.neighbours, fresh.routes, fresh.rules, fresh.members
+            fresh.neighbours,
+            fresh.routes,
+            fresh.rules,
+            fresh.members,
         )
         assert {key: set(slots) for key, slots in after.slots.items()} == {
             key: set(slots) for key, slots in fresh.slots.items()
