@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from swarmlet.errors import Internal, InvalidArgument
 from swarmlet_agent.builder.patterns import NOTHING, Ignore
 from swarmlet_agent.builder.rooted import Root
-from swarmlet_agent.builder.sources import Found, is_archive, walk_folder
+from swarmlet_agent.builder.sources import Found, copied_xattrs, is_archive, walk_folder
 from swarmlet_agent.builder.untar import untar
 from swarmlet_agent.decide.users import resolve_user
 from swarmlet_agent.engine.inside import read_accounts
@@ -243,10 +243,9 @@ def _attributes(place: str, info: os.stat_result, how: How, source: str = "") ->
 
 
 def _copy_xattrs(source: str, target: str) -> None:
-    for name in os.listxattr(source):
-        if name == "security.capability" or name.startswith("user."):
-            try:
-                os.setxattr(target, name, os.getxattr(source, name))
-            except OSError as err:
-                if err.errno not in (errno.ENOTSUP, errno.EOPNOTSUPP):
-                    raise
+    for name, value in copied_xattrs(source):
+        try:
+            os.setxattr(target, name, value)
+        except OSError as err:
+            if err.errno not in (errno.ENOTSUP, errno.EOPNOTSUPP):
+                raise

@@ -1,6 +1,7 @@
 """What COPY and ADD take: the files their arguments mean, and a digest of them. Blocking: for threads.
 
-The digest covers names, kinds, modes, link targets and contents, but no times: an unchanged checkout stays cached.
+The digest covers names, kinds, modes, link targets, contents and the extended attributes that are copied, but no times:
+an unchanged checkout stays cached.
 """
 
 from __future__ import annotations
@@ -195,6 +196,8 @@ def _add_content(
         raise Stopped
     if not stat.S_ISREG(info.st_mode):
         return
+    for name, value in copied_xattrs(place):
+        update(os.fsencode(name) + b"\0" + value + b"\0")
     handle = os.open(place, os.O_RDONLY | os.O_CLOEXEC)
     try:
         while piece := os.read(handle, _PIECE):
@@ -203,6 +206,13 @@ def _add_content(
                 raise Stopped
     finally:
         os.close(handle)
+
+
+def copied_xattrs(place: str) -> Iterator[tuple[str, bytes]]:
+    """The extended attributes of a file that go with it: its capabilities, and the user's own."""
+    for name in sorted(os.listxattr(place)):
+        if name == "security.capability" or name.startswith("user."):
+            yield name, os.getxattr(place, name)
 
 
 def is_archive(one: Found) -> bool:

@@ -187,6 +187,12 @@ def digest(context: Path, names: Sequence[str], *, owners: bool = False) -> str:
         return digest_of_sources(find_sources(root, names, what="COPY"), owners=owners, stopped=running)
 
 
+def test_the_digest_changes_with_the_capabilities_of_a_program(context: Path) -> None:
+    before = digest(context, ["dir"])
+    os.setxattr(context / "dir/c", "security.capability", bytes.fromhex("0100000200040000000000000000000000000000"))
+    assert digest(context, ["dir"]) != before
+
+
 def test_the_digest_changes_with_content_mode_and_names_only(context: Path) -> None:
     before = digest(context, ["dir"])
     os.utime(context / "dir/c", (1, 1))
