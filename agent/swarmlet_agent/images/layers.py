@@ -84,6 +84,7 @@ class LayerStore:
         self._locks: dict[str, asyncio.Lock] = {}
         self._pins: Counter[str] = Counter()
         self._unsynced: set[str] = set()
+        self._writing_out: asyncio.Task[None] | None = None
         #: On disk, and a container's root is over it, but no record says what it is: a build was killed.
         self._strays: set[str] = set()
 
@@ -188,6 +189,14 @@ class LayerStore:
             await asyncio.to_thread(_sync_file_system, self._folder)
             self._unsynced -= fresh
 
+    def _write_out(self) -> None:
+        """Begin to bring what is unpacked to disk while other layers are still on their way: less is left for `sync`.
+
+        Nobody waits for it. Should it fail, `sync` will, too, and say so.
+        """
+        if self._writing_out is None or self._writing_out.done():
+            self._writing_out = asyncio.create_task(_written_out(self._folder), name="write layers out")
+
     async def sweep(self, needed: Callable[[], frozenset[str]], candidates: Iterable[str]) -> list[Layer]:
         """Remove those of the candidates nobody needs, the highest first. Returns what went."""
         gone: list[Layer] = []
@@ -218,6 +227,7 @@ class LayerStore:
                 unpacked = await self._pool.unpack(
                     blob.path, blob.offset, blob.length, work, label=diff_id, expected=diff_id, progress=progress
                 )
+                self._write_out()
                 if below is not None:
                     await below()
                 await progress(blob.length)
@@ -341,6 +351,11 @@ def _folder_below(root: bytes, path: bytes) -> os.stat_result | None:
         if not stat.S_ISDIR(found.st_mode):
             return None
     return found
+
+
+async def _written_out(folder: Path) -> None:
+    with contextlib.suppress(Internal, OSError):
+        await asyncio.to_thread(_sync_file_system, folder)
 
 
 def _sync_file_system(folder: Path) -> None:

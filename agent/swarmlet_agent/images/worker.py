@@ -85,7 +85,10 @@ def main() -> None:
             report = Report(finished=True, error=f"layer {job.label} cannot be unpacked: {err.strerror or err}")
         except MemoryError:
             report = Report(finished=True, error=f"layer {job.label} cannot be unpacked: out of memory")
-        _send(outgoing, report)
+        try:
+            _send(outgoing, report)
+        except BrokenPipeError:  # the agent was killed, and this process is about to be
+            os._exit(1)
 
 
 def _send(out: BinaryIO, report: Report) -> None:
