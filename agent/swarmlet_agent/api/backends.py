@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Protocol
 
 from swarmlet.engine_api.filters import Filters
@@ -123,3 +124,7 @@ class ImageLookup(Protocol):
         ...
 
     def get(self, ref: str) -> Image: ...
+
+    def root_folders(self, container_id: str) -> tuple[Path, tuple[Path, ...]]:
+        """The folder of a container's own changes, and those of the layers below, highest first. NotFound."""
+        ...

@@ -54,6 +54,9 @@ class FakeImages:
     def size(self, image_id: str) -> int:
         return 1000
 
+    def root_folders(self, container_id: str) -> tuple[Path, tuple[Path, ...]]:
+        return self._root / container_id / "upper", (self._root / "two", self._root / "one")
+
     async def ensure_rootfs(self, container_id: str, image_id: str, ids: object = None) -> Path:
         folder = self._root / container_id
         (folder / "etc").mkdir(parents=True, exist_ok=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from itertools import pairwise
+from pathlib import Path
 
 import msgspec
 import pytest
@@ -20,7 +21,7 @@ from swarmlet_agent.api.shapes.decode import normalise_create
 from swarmlet_agent.api.shapes.durations import human_duration, status_text
 from swarmlet_agent.api.shapes.stats import host_cpu_ns
 from swarmlet_agent.api.shapes.summary import command_line
-from swarmlet_agent.engine.container import ContainerState, Health
+from swarmlet_agent.engine.container import Container, ContainerState, Health
 
 HOUR, DAY = 3600, 86400
 
@@ -168,3 +169,18 @@ def test_name_filters_may_be_patterns_and_broken_ones_match_only_themselves(
     value: str, candidates: tuple[str, ...], found: bool
 ) -> None:
     assert Filters({"name": (value,)}).matches_pattern("name", *candidates) is found
+
+
+def test_a_container_tells_where_its_file_system_lies() -> None:
+    folders = Path("/data/roots/c1/upper"), [Path("/data/layers/two"), Path("/data/layers/one")]
+    record = Container(
+        id="c1", name="c", created_at=1, request=ContainerCreate(), image_id="i", image_ref="i", args=("true",)
+    )
+
+    shown = inspect.graph_driver(record, folders)
+
+    assert inspect.graph_driver(record, None) == {"Data": None, "Name": "overlay2"}
+    assert shown["Data"] == {
+        "ID": "c1", "LowerDir": "/data/layers/two:/data/layers/one", "UpperDir": "/data/roots/c1/upper",
+        "WorkDir": "/data/roots/c1/work", "MergedDir": "/data/roots/c1/merged",
+    }  # fmt: skip

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Sequence
+from pathlib import Path
 
 from aiohttp import web
 
@@ -75,7 +77,8 @@ class ContainerRoutes:
         sizes = await self._sizes([container]) if call.flag("size") else {}
         exec_ids = self._backend.exec_ids(container.id)
         return json_answer(container_inspect(
-            container, exec_ids=exec_ids, sizes=sizes.get(container.id), version=call.version
+            container, exec_ids=exec_ids, sizes=sizes.get(container.id), version=call.version,
+            folders=self._folders(container),
         ))
 
     async def start(self, call: Call) -> web.StreamResponse:
@@ -149,6 +152,12 @@ class ContainerRoutes:
         return json_answer(
             {"ContainersDeleted": list(report.containers_deleted) or None, "SpaceReclaimed": report.space_reclaimed}
         )
+
+    def _folders(self, container: Container) -> tuple[Path, Sequence[Path]] | None:
+        try:
+            return self._images.root_folders(container.id)
+        except NotFound:
+            return None
 
     async def _sizes(self, containers: list[Container]) -> dict[str, tuple[int, int]]:
         """(own bytes, image's bytes) by container id; measured a few at a time."""

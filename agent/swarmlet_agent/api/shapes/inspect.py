@@ -7,6 +7,7 @@ Go struct to be there, so the defaults are spelled out here with the null, "" or
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -61,9 +62,10 @@ _KERNEL_MEMORY_GONE = (1, 42)
 
 def container_inspect(
     container: Container, *, exec_ids: Sequence[str] = (), sizes: tuple[int, int] | None = None,
-    version: ApiVersion = NEWEST,
+    version: ApiVersion = NEWEST, folders: tuple[Path, Sequence[Path]] | None = None,
 ) -> dict[str, Any]:
-    """sizes: (own bytes, image's bytes), None if not asked for."""
+    """sizes: (own bytes, image's bytes), None if not asked for. folders: of its own changes, and of the layers below,
+    highest first; None before it has any."""
     shown: dict[str, Any] = {
         "Id": container.id,
         "Created": rfc3339(container.created_at),
@@ -84,7 +86,7 @@ def container_inspect(
         "AppArmorProfile": "",
         "ExecIDs": list(exec_ids) or None,
         "HostConfig": host_config(container.host),
-        "GraphDriver": {"Data": None, "Name": container.driver},
+        "GraphDriver": graph_driver(container, folders),
         "Mounts": mount_points(container.mounts, container.host.tmpfs),
         "Config": config(container.config),
         "NetworkSettings": network_settings(container, version),
@@ -94,6 +96,18 @@ def container_inspect(
     if sizes is not None:
         shown["SizeRw"], shown["SizeRootFs"] = sizes[0], sum(sizes)
     return shown
+
+
+def graph_driver(container: Container, folders: tuple[Path, Sequence[Path]] | None) -> dict[str, Any]:
+    """Engine API DriverData, as the overlay2 driver tells it."""
+    if folders is None:
+        return {"Data": None, "Name": container.driver}
+    upper, below = folders
+    data = {
+        "ID": container.id, "LowerDir": ":".join(map(str, below)), "MergedDir": str(upper.with_name("merged")),
+        "UpperDir": str(upper), "WorkDir": str(upper.with_name("work")),
+    }  # fmt: skip
+    return {"Data": data, "Name": container.driver}
 
 
 def state(value: ContainerState) -> dict[str, Any]:
