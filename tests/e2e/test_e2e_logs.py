@@ -158,3 +158,20 @@ def test_syslog_gets_every_line_though_it_is_away_for_a_while(cluster: Cluster, 
         assert line.rstrip().endswith((b"one", b"two"))
     server.close()
     assert node.run("logs", "sends").stdout == b"one\nthree\n"
+
+
+def test_a_full_disk_costs_the_logs_last_lines_and_nothing_else(cluster: Cluster) -> None:
+    node = cluster.node(2)
+    node("create", "--name", "full", "busybox", "sh", "-c", "seq 1 50000; echo finished; exit 5")
+    folder = Path(node("inspect", "-f", "{{.LogPath}}", "full")).parent
+    cluster.exec(2, "mkdir", "-p", str(folder))
+    cluster.exec(2, "mount", "-t", "tmpfs", "-o", "size=128k", "tmpfs", str(folder))
+    try:
+        done = node.run("start", "-a", "full")
+        assert done.returncode == 5 and done.stdout.endswith(b"50000\nfinished\n")
+        kept = node("logs", "full").split()
+        assert kept == [str(number) for number in range(1, len(kept) + 1)] and 100 < len(kept) < 50000
+    finally:
+        node.run("rm", "-f", "full")
+        cluster.exec(2, "umount", str(folder))
+        cluster.exec(2, "rm", "-rf", str(folder), check=False)

@@ -102,7 +102,7 @@ def test_signals_of_the_client_reach_the_container_unless_told_otherwise(view: V
 
 
 def test_several_clients_see_the_same_and_all_can_type(view: View, client: DockerClient) -> None:
-    view("run", "-di", "--name", "box", "busybox", "sh", "-c", "while read x; do echo got $x; done")
+    ident = view("run", "-di", "--name", "box", "busybox", "sh", "-c", "while read x; do echo got $x; done")
     heard: list[list[bytes]] = [[], []]
     threads = [
         threading.Thread(target=lambda mine: mine.extend(client.api.attach("box", stream=True)), args=(mine,))
@@ -111,7 +111,7 @@ def test_several_clients_see_the_same_and_all_can_type(view: View, client: Docke
     for thread in threads:
         thread.start()
     eventually(lambda: view("events", "--since", "20s", "--until", f"{time.time():.6f}", "--filter", "event=attach",
-                            "--filter", "container=box").count("attach") == 2)  # fmt: skip
+                            "--filter", f"container={ident}").count("attach") == 2)  # fmt: skip
     for word in (b"one", b"two"):
         connection = client.api.attach_socket("box", params={"stdin": 1, "stream": 1})
         connection._sock.sendall(word + b"\n")
@@ -180,6 +180,21 @@ def test_an_exec_is_inspected_from_its_making_to_its_end(view: View, client: Doc
         client.api.exec_inspect("nothing")
 
 
+def test_an_execs_terminal_gets_the_size_that_is_sent_while_it_starts(view: View, client: DockerClient) -> None:
+    view("run", "-d", "--name", "box", "busybox", "sleep", "600")
+    made = client.api.exec_create("box", ["sh", "-c", "read x; stty size"], stdin=True, tty=True)["Id"]
+    connection = client.api.exec_start(made, tty=True, socket=True)
+    client.api.exec_resize(made, height=33, width=99)
+    connection._sock.sendall(b"now\n")
+    shown = b""
+    while data := connection._sock.recv(1000):
+        shown += data
+    connection.close()
+    assert b"33 99" in shown
+    with pytest.raises(docker.errors.APIError, match="is not running"):
+        client.api.exec_resize(made, height=10, width=10)
+
+
 def test_what_execs_end_with(view: View) -> None:
     view("run", "-d", "--name", "box", "busybox", "sleep", "600")
     for command, code, says in (
@@ -207,13 +222,13 @@ def test_a_detached_exec_outlives_its_client_and_the_agent(cluster: Cluster) -> 
 
 
 def test_events_tell_of_execs(view: View) -> None:
-    view("run", "-d", "--name", "box", "busybox", "sleep", "600")
+    ident = view("run", "-d", "--name", "box", "busybox", "sleep", "600")
     view.run("exec", "box", "sh", "-c", "exit 5")
     view("exec", "box", "env", "true")
 
     def told() -> list[str]:
         return view(
-            "events", "--since", "20s", "--until", f"{time.time():.6f}", "--filter", "container=box",
+            "events", "--since", "2m", "--until", f"{time.time():.6f}", "--filter", f"container={ident}",
             "--filter", "event=exec_create", "--filter", "event=exec_start", "--filter", "event=exec_die",
             "--format", "{{.Action}}|{{.Actor.Attributes.exitCode}}",
         ).splitlines()  # fmt: skip

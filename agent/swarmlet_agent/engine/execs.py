@@ -8,7 +8,7 @@ from pathlib import Path
 
 from msgspec.structs import replace
 
-from swarmlet.errors import Conflict, InvalidArgument, NotFound, SwarmletError
+from swarmlet.errors import Conflict, Internal, InvalidArgument, NotFound, SwarmletError
 from swarmlet.log import get_logger
 from swarmlet.model.ids import new_hex_id
 from swarmlet_agent.decide.users import Identity, resolve_user
@@ -24,15 +24,19 @@ log = get_logger(__name__)
 MOST_EXECS = 1000
 #: How long a stream's end waits for the exit code. A process that closes its output and goes on is not waited for.
 EXIT_PATIENCE_S = 2.0
+#: How long a change of a terminal's size waits for its exec: clients send it as soon as they have the stream.
+START_PATIENCE_S = 10.0
 
 
 class _Exec:
-    __slots__ = ("ended", "process", "record", "started")
+    __slots__ = ("begun", "ended", "process", "record", "started")
 
     def __init__(self, record: ExecRecord) -> None:
         self.record = record
         self.process: ExecProcess | None = None
         self.started = False
+        #: Its process runs, or could not be started.
+        self.begun = asyncio.Event()
         self.ended = asyncio.Event()
 
 
@@ -99,15 +103,22 @@ class Execs:
         except SwarmletError as err:
             code = getattr(err, "exit_code", 126)
             item.record = replace(record, running=False, exit_code=code)
+            item.begun.set()
             item.ended.set()
             raise
         item.record = replace(record, running=True, pid=item.process.pid)
+        item.begun.set()
         self._core.spawn(self._watch(item, item.process, drain=detach), f"exec {ident[:12]}", idle=True)
         return None if detach else EndedStreams(item.process.streams, item.ended.wait, EXIT_PATIENCE_S)
 
     async def resize(self, ident: str, rows: int, columns: int) -> None:
-        """Conflict unless it runs."""
+        """Once it is started, which may be under way. Conflict if it has ended; Internal if that lasts too long."""
         item = self._find(ident)
+        try:
+            async with asyncio.timeout(START_PATIENCE_S):
+                await item.begun.wait()
+        except TimeoutError as err:
+            raise Internal("timeout waiting for exec session ready") from err
         if item.process is None or not item.record.running:
             raise Conflict(f"exec {ident} is not running")
         await item.process.resize(rows, columns)
