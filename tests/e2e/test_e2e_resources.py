@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from collections.abc import Iterator
@@ -162,6 +163,24 @@ def test_devices_by_node_folder_name_and_permission(node: View) -> None:
     assert b"not permitted" in plain.stderr, plain.stderr
     allowed = node.run("run", "--rm", "--device-cgroup-rule", "c 10:229 rwm", "busybox", "sh", "-c", make)
     assert allowed.stdout.split() == [b"0"], allowed.stderr
+
+
+def test_devices_by_their_vendors_description(node: View) -> None:
+    """CDI: a file in /var/run/cdi, which every engine of this machine reads."""
+    kind = f"swarmlet.test/part{os.getpid()}"
+    edits = {"env": ["PART=one"], "deviceNodes": [{"path": "/dev/part", "hostPath": "/dev/zero"}]}
+    file = Path(f"/var/run/cdi/{kind.replace('/', '-')}.json")
+    file.parent.mkdir(exist_ok=True)
+    file.write_text(
+        json.dumps({"cdiVersion": "0.6.0", "kind": kind, "devices": [{"name": "one", "containerEdits": edits}]})
+    )
+    try:
+        script = "echo $PART; head -c 4 /dev/part | wc -c"
+        assert node("run", "--rm", "--device", f"{kind}=one", "busybox", "sh", "-c", script) == "one\n4"
+        assert f"unresolvable CDI devices {kind}=two" in refusal(node, "--device", f"{kind}=two")
+        assert "/var/run/cdi" in node.json("info", "-f", "{{json .CDISpecDirs}}")
+    finally:
+        file.unlink()
 
 
 def test_update_changes_each_limit_of_a_running_container(node: View) -> None:

@@ -15,6 +15,7 @@ from swarmlet.model.times import rfc3339
 from swarmlet_agent.engine.container import Container
 from swarmlet_agent.images.endpoints import registry_config
 from swarmlet_agent.images.proxies import shown_proxies
+from swarmlet_agent.runtime.cdi import FOLDERS as CDI_FOLDERS
 
 
 class RuntimeFacts(Protocol):
@@ -228,7 +229,7 @@ def system_info(
         "RuncCommit": _commit(runtime.commit, version),
         "InitCommit": _commit("", version),
         "SecurityOptions": security,
-        "CDISpecDirs": [],
+        "CDISpecDirs": [str(folder) for folder in CDI_FOLDERS],
         "Warnings": _warnings(runtime) or None,
     }  # fmt: skip
     if node.address_pools:
