@@ -20,6 +20,7 @@ from pathlib import Path
 import docker
 import pytest
 import requests
+import urllib3
 from conftest import RealNode
 from docker.types import Mount
 
@@ -29,8 +30,9 @@ pytestmark = pytest.mark.kernel
 
 ROUNDS = 5
 #: Kills come this long after the work began: from the first request to well into the second container.
-LATEST_KILL_S = 0.6
-_GONE = (requests.exceptions.ConnectionError, requests.exceptions.ChunkedEncodingError, docker.errors.DockerException)
+LATEST_KILL_S = 1.2
+#: What a client sees of an agent that is no more; a refusal (APIError) is none of it.
+_GONE = (requests.exceptions.RequestException, urllib3.exceptions.HTTPError, OSError, docker.errors.DockerException)
 
 
 @dataclass
@@ -42,13 +44,24 @@ class Told:
     #: Asked to go; only an answer says that it has.
     asked_to_go: set[str] = field(default_factory=set)
     gone: set[str] = field(default_factory=set)
+    refusals: list[str] = field(default_factory=list)
 
 
 def work(node: RealNode, told: Told, number: int, seed: int) -> None:
-    """Containers with all kinds of mounts, one after the other, until the agent is no more."""
+    """Until the agent is no more."""
+    try:
+        make_and_remove(node, told, number, seed)
+    except docker.errors.APIError as err:
+        told.refusals.append(str(err))
+    except _GONE:
+        return
+
+
+def make_and_remove(node: RealNode, told: Told, number: int, seed: int) -> None:
+    """Containers with all kinds of mounts, one after the other."""
     dice = random.Random(seed)
     client = docker.DockerClient(base_url=node.url, timeout=20)
-    with contextlib.closing(client), contextlib.suppress(*_GONE):
+    with contextlib.closing(client):
         for count in range(50):
             name = f"w{number}-{count}-{seed}"
             mounts = [
@@ -74,6 +87,7 @@ def work(node: RealNode, told: Told, number: int, seed: int) -> None:
 def check(node: RealNode, told: Told) -> None:
     with node.client() as client:
         found = {box.name: box.status for box in client.containers.list(all=True)}
+    assert told.refusals == []
     assert told.made - told.asked_to_go <= set(found)
     assert not told.gone & set(found)
     for name in told.started - told.asked_to_go:
@@ -104,6 +118,8 @@ def seed() -> Iterator[int]:
     yield value
 
 
+# Connections that broke in a client's hands are closed by the collector.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_whenever_the_agent_is_killed_what_was_told_holds_and_nothing_stays_behind(
     real_node: RealNode, seed: int
 ) -> None:
@@ -122,8 +138,10 @@ def test_whenever_the_agent_is_killed_what_was_told_holds_and_nothing_stays_behi
             worker.join()
         real_node.start()
         check(real_node, told)
-    assert told.started and leftovers(real_node)  # else nothing was tried, or the look at it sees nothing
+    assert told.made
     with real_node.client() as client:
+        last = client.containers.run("busybox", ["sleep", "600"], detach=True)
+        assert any(last.id in trace for trace in leftovers(real_node))  # else the look at it sees nothing
         for box in client.containers.list(all=True):
             box.remove(force=True, v=True)
         client.volumes.prune(filters={"all": "true"})
