@@ -1,7 +1,7 @@
 """The benchmarks: `./dev bench [NAME ...]`. Every figure is a ratio against a floor or a peer of the same run.
 
 Names: run, streams, service, memory, failover, build (on a three-node cluster of their own), images (on one node),
-store, scheduler, network, http.
+store, scheduler, network, dataplane (in namespaces of their own), http.
 """
 
 from __future__ import annotations
@@ -12,7 +12,10 @@ import json
 import sys
 from pathlib import Path
 
-NAMES = ("scheduler", "store", "network", "run", "streams", "service", "memory", "images", "build", "http", "failover")
+NAMES = (
+    "scheduler", "store", "network", "dataplane", "run", "streams", "service", "memory", "images", "build", "http",
+    "failover",
+)
 
 
 def main() -> None:

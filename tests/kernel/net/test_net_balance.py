@@ -13,6 +13,7 @@ import pytest
 from net_lab import Lab, in_own_network
 from node_lab import Spaces
 
+from swarmlet.errors import Internal
 from swarmlet_agent.net import netns
 from swarmlet_agent.net.balance.kernel import Balancers
 
@@ -105,10 +106,12 @@ async def test_a_service_without_backends_refuses_at_once(lab: Lab) -> None:
             assert caught.value.errno in (errno.ECONNREFUSED, errno.EPERM)
             assert time.monotonic() - began < 0.5
 
-        balancers.apply("c", services("b2"))
+        balancers.change("c", {VIP: (BACKENDS["b2"][0],), VIP6: (BACKENDS["b2"][1],), "10.9.0.201": None})
 
         for vip in (VIP, VIP6):
             assert (await spaces.ask("c", vip, PORT)).startswith("b2 ")
+        with pytest.raises(Internal):
+            balancers.change("b1", {VIP: ()})
 
 
 @in_own_network

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from swarmlet_agent.net.balance.plan import Programmed, difference, plan, replacement, ruleset
+from swarmlet_agent.net.balance.plan import Programmed, advance, difference, plan, replacement, ruleset
 from swarmlet_agent.net.nftset import Change, Element, Verb, encode
 from swarmlet_agent.net.slots import MOST_BACKENDS, SIZES, fill, size_for
 
@@ -64,6 +64,18 @@ def test_a_replacement_needs_no_knowledge_of_what_was_there(
     after = plan(Programmed(), services)
 
     assert apply(there, replacement(after, {4, 6})) == apply({}, difference(Programmed(), after))
+
+
+@given(_BOTH, st.dictionaries(st.integers(1, 9).map(lambda n: f"10.0.0.{n}"), st.none() | _BACKENDS, max_size=4))
+def test_an_increment_is_worth_the_whole(
+    before: dict[str, tuple[str, ...]], changed: dict[str, tuple[str, ...] | None]
+) -> None:
+    known = plan(Programmed(), before)
+    after = advance(known, changed)
+    whole = {**before, **{vip: backends for vip, backends in changed.items() if backends is not None}}
+
+    assert after == plan(known, {vip: whole[vip] for vip in whole if changed.get(vip, ()) is not None})
+    assert difference(known, after, changed) == difference(known, after)
 
 
 @given(st.lists(_BACKENDS, min_size=1, max_size=6))

@@ -12,7 +12,8 @@ How to wire it (everything but `Vip` is for the net thread):
   family that is needed; a call that changes nothing sends nothing. A service without backends stays in the mapping with
   `()`: it is refused at once. A task that is about to stop leaves first and is stopped afterwards: its open connections
   go on, new ones go elsewhere.
-* `cut(container_id, addresses)` once tasks are really gone: UDP flows that still lead there are forgotten.
+* `change(container_id, {vip: backends or None})` for an increment, after the first `apply`: its cost is those VIPs'.
+* `cut(container_ids, addresses)` once tasks are really gone: UDP flows that still lead there are forgotten.
 * `forget(container_id)` before the namespace is destroyed: the open socket would keep it alive.
 
 An agent that comes back calls `apply` for each living container: the maps' content is replaced in one transaction, and

@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from ipaddress import ip_address
 from pathlib import Path
 
+from swarmlet.errors import Internal
 from swarmlet.log import get_logger
 from swarmlet_agent.net import conntrack, netns
-from swarmlet_agent.net.balance.plan import TABLE, Programmed, Services, difference, plan, replacement, ruleset
+from swarmlet_agent.net.balance.plan import (
+    TABLE,
+    Programmed,
+    Services,
+    advance,
+    difference,
+    plan,
+    replacement,
+    ruleset,
+)
 from swarmlet_agent.net.dns_sockets import change_rules_here
 from swarmlet_agent.net.nftset import ElementsError, ElementSocket
 from swarmlet_agent.net.slots import NFPROTO
@@ -33,18 +43,29 @@ class Balancer:
 
     def apply(self, services: Services) -> None:
         """Make these all the VIPs there are. ElementsError, NftError, OSError: try again, nothing is half done."""
-        before = self._programmed
-        after = plan(before or Programmed(), services)
-        if missing := sorted(after.families - self._families):
+        self._move(plan(self._programmed or Programmed(), services), None)
+
+    def change(self, changed: Mapping[str, Sequence[str] | None]) -> None:
+        """Make some VIPs lead to other backends (None: this one is gone). Errors as `apply`'s.
+
+        Internal if nothing was applied yet, or the last try failed: `apply` all.
+        """
+        if self._programmed is None:
+            raise Internal("the services of this container are to be applied first")
+        self._move(advance(self._programmed, changed), changed)
+
+    def _move(self, after: Programmed, vips: Iterable[str] | None) -> None:
+        before, self._programmed = self._programmed, None
+        families = {6 if ":" in vip else 4 for vip in (after.slots if vips is None else vips)}
+        if missing := sorted(families - self._families):
             with netns.inside(self._path):
                 change_rules_here("".join(ruleset(family) for family in missing))
             self._families.update(missing)
-        self._programmed = None
         if before is None:
             self._replace(after)
         else:
             try:
-                self._socket.apply(difference(before, after))
+                self._socket.apply(difference(before, after, vips))
             except ElementsError as err:
                 log.warning("VIP maps changed by someone else; loading them again", reason=str(err))
                 self._replace(after)
@@ -84,6 +105,12 @@ class Balancers:
             with netns.inside(path):
                 balancer = self._open[container_id] = Balancer(path)
         balancer.apply(services)
+
+    def change(self, container_id: str, changed: Mapping[str, Sequence[str] | None]) -> None:
+        """Some VIPs of a container, as `Balancer.change`. Internal for a container that nothing was applied to."""
+        if (balancer := self._open.get(container_id)) is None:
+            raise Internal("the services of this container are to be applied first")
+        balancer.change(changed)
 
     def cut(self, container_ids: Iterable[str], addresses: Iterable[str]) -> None:
         """These backends are gone: UDP flows of these containers that lead there are forgotten."""

@@ -23,20 +23,27 @@ class Programmed:
 
     slots: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
-    @property
-    def families(self) -> set[int]:
-        return {6 if ":" in vip else 4 for vip in self.slots}
-
 
 def plan(before: Programmed, services: Services) -> Programmed:
     """What the maps should hold for these services."""
     return Programmed({vip: fill(before.slots.get(vip, ()), backends) for vip, backends in services.items()})
 
 
-def difference(before: Programmed, after: Programmed) -> tuple[Change, ...]:
-    """The element changes from one to the other, for one transaction."""
+def advance(before: Programmed, changed: Mapping[str, Sequence[str] | None]) -> Programmed:
+    """As `plan`, where only some VIPs have changed; None: this one is gone."""
+    slots = dict(before.slots)
+    for vip, backends in changed.items():
+        if backends is None:
+            slots.pop(vip, None)
+        else:
+            slots[vip] = fill(before.slots.get(vip, ()), backends)
+    return Programmed(slots)
+
+
+def difference(before: Programmed, after: Programmed, vips: Iterable[str] | None = None) -> tuple[Change, ...]:
+    """The element changes from one to the other, for one transaction. vips: those that may differ, if it is known."""
     edits = Edits(TABLE)
-    for vip in sorted({*before.slots, *after.slots}):
+    for vip in sorted({*before.slots, *after.slots} if vips is None else vips):
         old, new = before.slots.get(vip), after.slots.get(vip)
         if old == new:
             continue

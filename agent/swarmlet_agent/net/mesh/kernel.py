@@ -22,6 +22,8 @@ from swarmlet_agent.net.mesh.plan import (
     device,
     elements,
     plan,
+    split_ways,
+    way,
 )
 from swarmlet_agent.net.mesh.rules import SETS, TABLE, no_ruleset, ruleset
 from swarmlet_agent.net.netlink import Link, Message, Netlink, NetlinkError
@@ -61,12 +63,14 @@ class Mesh:
         before, self._programmed = self._programmed, None
         links = self._read(index) if before is None or fresh else before
         after = plan(before or Programmed(), state, ipv6=self._ipv6)
-        if any(":" in address for address in after.targets()):
+        if after.forwards_ipv6:
             ensure_ipv6_forwarding()
         # New ways first, then who is sent there; old ways go when nobody is sent there any more.
+        new, old = after.ways.items() - links.ways.items(), links.ways.items() - after.ways.items()
         self._send(
             [messages.add_neighbour(index, one) for one in after.neighbours - links.neighbours]
             + [messages.add_route(index, one) for one in after.routes - links.routes]
+            + [messages.add_route(index, way(*one)) for one in new]
             + [messages.add_rule(one) for one in after.rules - links.rules],
             frozenset({errno.EEXIST}),
         )
@@ -75,6 +79,7 @@ class Mesh:
         self._send(
             [messages.remove_rule(one) for one in links.rules - after.rules]
             + [messages.remove_route(index, one) for one in links.routes - after.routes]
+            + [messages.remove_route(index, way(*one)) for one in old]
             + [
                 messages.remove_neighbour(index, one)
                 for one in links.neighbours - after.neighbours if (one.underlay, one.address) not in kept
@@ -160,7 +165,8 @@ class Mesh:
             for body in self._dump(messages.RTM_GETRULE, messages.rules_query(family)):
                 if (rule := messages.parse_rule(body)) is not None:
                     rules.add(rule)
-        return Programmed(frozenset(neighbours), frozenset(routes), frozenset(rules))
+        back, ways = split_ways(routes)
+        return Programmed(frozenset(neighbours), back, frozenset(rules), ways=ways)
 
     def _dump(self, kind: int, body: bytes) -> list[bytes]:
         try:

@@ -7,7 +7,7 @@ follow from it, so that the nodes need not tell each other.
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from hashlib import blake2s
 from ipaddress import IPv4Address, IPv6Address, collapse_addresses, ip_address, ip_network
@@ -138,17 +138,21 @@ Member = tuple[int, str, Element]
 
 @dataclass(frozen=True, slots=True)
 class Programmed:
-    """What one node's kernel holds of the mesh, without the device."""
+    """What one node's kernel holds of the mesh, without the device.
+
+    ways: address of each remote backend -> its node's number. Plain values, for there may be many thousands.
+    """
 
     neighbours: frozenset[Neighbour] = frozenset()
     routes: frozenset[Route] = frozenset()
     rules: frozenset[Rule] = frozenset()
     members: frozenset[Member] = frozenset()
+    ways: Mapping[str, int] = field(default_factory=dict)
     slots: Mapping[PortKey, tuple[Slot, ...]] = field(default_factory=dict)
 
-    def targets(self) -> frozenset[str]:
-        """Addresses of the backends that new connections may go to."""
-        return frozenset(address for slots in self.slots.values() for address, _ in slots)
+    @property
+    def forwards_ipv6(self) -> bool:
+        return any(key[0] == 6 and slots for key, slots in self.slots.items())
 
 
 def device(state: MeshState, *, ipv6: bool) -> Device:
@@ -177,24 +181,38 @@ def plan(before: Programmed, state: MeshState, *, ipv6: bool = True) -> Programm
     neighbours: set[Neighbour] = set()
     routes: set[Route] = set()
     rules = {rule for family in families for rule in _standing_rules(family)}
-    ways = {}
     for peer in state.peers:
-        addresses = mesh_addresses(peer.number, ipv6=ipv6)
-        ways[peer.number] = {address.version: address for address in addresses}
         neighbours.add(Neighbour(mac_of(peer), ip_address(peer.address), underlay=True))
-        for address in addresses:
+        for address in mesh_addresses(peer.number, ipv6=ipv6):
             neighbours.add(Neighbour(mac_of(peer), address))
             routes.add(Route(TABLES + peer.number, address))
             rules.add(Rule(address.version, BACK_AT, BACK | peer.number, BACK | NUMBERS, TABLES + peer.number))
-    for port in state.ports:
-        if not port.local_only:
-            for backend in port.backends:
-                to = ip_address(backend.address)
-                if (way := ways.get(backend.node, {}).get(to.version)) is not None:
-                    routes.add(Route(TABLES, way, to))
+    peers = {peer.number for peer in state.peers}
+    ways = {
+        backend.address: backend.node
+        for port in state.ports if not port.local_only
+        for backend in port.backends if backend.node in peers and (ipv6 or ":" not in backend.address)
+    }
     return Programmed(
-        frozenset(neighbours), frozenset(routes), frozenset(rules), frozenset(_members(state, slots, families)), slots
+        frozenset(neighbours), frozenset(routes), frozenset(rules), frozenset(_members(state, families)), ways, slots
     )
+
+
+def way(address: str, number: int) -> Route:
+    """The route to a remote backend on the node of that number."""
+    to = ip_address(address)
+    return Route(TABLES, mesh_addresses(number, ipv6=True)[to.version == 6], to)
+
+
+def split_ways(routes: Iterable[Route]) -> tuple[frozenset[Route], dict[str, int]]:
+    """Routes as the kernel has them, as those back to nodes and the ways to backends."""
+    back, ways = set(), {}
+    for route in routes:
+        if route.table == TABLES and route.to is not None:
+            ways[str(route.to)] = int(route.gateway) - (PREFIX4 if route.to.version == 4 else PREFIX6)
+        else:
+            back.add(route)
+    return frozenset(back), ways
 
 
 def elements(table: str, before: Programmed, after: Programmed) -> tuple[Change, ...]:
@@ -205,10 +223,16 @@ def elements(table: str, before: Programmed, after: Programmed) -> tuple[Change,
     for family, name, element in sorted(after.members - before.members, key=_order):
         edits.add(family, name, element)
     for key in sorted({*before.slots, *after.slots}):
-        old, new = before.slots.get(key, ()), after.slots.get(key, ())
-        if old != new:
-            family, host_ip, protocol, port = key
-            edits.move(family, "one" if host_ip else "any", host_ip + _port(protocol, port), old, new, _target)
+        old, new = before.slots.get(key), after.slots.get(key)
+        if old == new:
+            continue
+        family, host_ip, protocol, port = key
+        packed = host_ip + _port(protocol, port)
+        if old is None:
+            edits.add(family, "oneports" if host_ip else "ports", Element(packed))
+        if new is None:
+            edits.remove(family, "oneports" if host_ip else "ports", Element(packed))
+        edits.move(family, "one" if host_ip else "any", packed, old or (), new or (), _target)
     return edits.changes()
 
 
@@ -219,7 +243,7 @@ def _backends(port: Published, own: int, families: tuple[int, ...]) -> dict[Port
     host = ip_address(port.host_ip) if port.host_ip else None
     found: dict[PortKey, list[Slot]] = {}
     for family in families:
-        backends = [backend for backend in port.backends if ip_address(backend.address).version == family]
+        backends = [backend for backend in port.backends if (":" in backend.address) == (family == 6)]
         if (host is not None and host.version != family) or (port.backends and not backends):
             continue
         key = (family, host.packed if host is not None else b"", PROTOCOLS[port.protocol], port.port)
@@ -238,12 +262,8 @@ def _standing_rules(family: int) -> tuple[Rule, ...]:
     )
 
 
-def _members(
-    state: MeshState, slots: Mapping[PortKey, tuple[Slot, ...]], families: tuple[int, ...]
-) -> set[Member]:
+def _members(state: MeshState, families: tuple[int, ...]) -> set[Member]:
     found: set[Member] = set()
-    for family, host_ip, protocol, port in slots:
-        found.add((family, "oneports" if host_ip else "ports", Element(host_ip + _port(protocol, port))))
     for peer in state.peers:
         mark = struct.pack("=I", BACK | peer.number)
         for family in families:
