@@ -125,7 +125,7 @@ class ClusterLine:
         if self._worker is not None:
             if forget:
                 await self._release(self._worker)
-                await self._networks.cluster.update(Networking(full=True), underlay=self._address())
+                await self._networks.cluster.update(Networking(full=True), node_id="", underlay=self._address())
             await self._worker.close()
         if forget and self._session is not None:
             await self._session.managers.forget()

@@ -134,6 +134,12 @@ class State:
         live = (network for network in self._networks.values() if not network.pending_delete)
         return next((network for network in live if network.name == name), None)
 
+    @property
+    def ingress(self) -> Network | None:
+        """The network that the routing mesh reaches tasks over."""
+        live = (network for network in self._networks.values() if not network.pending_delete)
+        return next((network for network in live if network.spec.ingress), None)
+
     def find_network(self, ref: str) -> Network:
         """By id, name, or unambiguous id prefix, in this order. NotFound, Conflict."""
         live = {ident: network for ident, network in self._networks.items() if not network.pending_delete}

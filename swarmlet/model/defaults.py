@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from swarmlet.model.service import Service, ServiceSpec, TaskRestartPolicy, TaskSpec, UpdateConfig
+from collections.abc import Iterable
+
+from swarmlet.model.service import PortConfig, Service, ServiceSpec, TaskRestartPolicy, TaskSpec, UpdateConfig
 from swarmlet.model.times import NS
 
 RESTART_DELAY_NS = 5 * NS
@@ -69,6 +71,11 @@ NODE_NETWORKS = frozenset({"default", "bridge", "host", "none"})
 def cluster_networks(spec: TaskSpec) -> tuple[str, ...]:
     """Ids of the cluster's networks that tasks of this spec are on, in the spec's order."""
     return tuple(network.target for network in spec.networks if network.target not in NODE_NETWORKS)
+
+
+def ingress_ports(ports: Iterable[PortConfig]) -> tuple[PortConfig, ...]:
+    """Those that the routing mesh publishes, on every node."""
+    return tuple(port for port in ports if port.publish_mode in ("", "ingress"))
 
 
 def has_vip(spec: ServiceSpec) -> bool:

@@ -69,3 +69,5 @@ class Node(Record, frozen=True, kw_only=True):
     version: int = 0
     #: When the state last changed: DOWN for 24 h orphans its tasks.
     state_changed_at: int = 0
+    #: Its place in the routing mesh, 1 to 65,534; 0 until the allocator has given it one.
+    number: int = 0

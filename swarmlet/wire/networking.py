@@ -20,6 +20,7 @@ class NetworkInfo(Record, frozen=True, kw_only=True):
     mtu: int
     internal: bool = False
     attachable: bool = False
+    ingress: bool = False
     options: dict[str, str] = {}
     labels: dict[str, str] = {}
     created_at: int = 0
@@ -53,6 +54,38 @@ class ServiceInfo(Record, frozen=True, kw_only=True):
     vip: str = ""
 
 
+class MeshNodeInfo(Record, frozen=True, kw_only=True):
+    """A node's place in the routing mesh."""
+
+    id: str
+    number: int
+    address: str
+
+
+class MeshBackend(Record, frozen=True, kw_only=True):
+    """A task that a published port leads to. node: the number of the node it is on."""
+
+    address: str
+    port: int
+    node: int
+    serving: bool = True
+
+
+class MeshPort(Record, frozen=True, kw_only=True):
+    """A port published on every node."""
+
+    protocol: str
+    port: int
+    backends: tuple[MeshBackend, ...] = ()
+
+
+class MeshInfo(Record, frozen=True, kw_only=True):
+    """The routing mesh, all of it, the same for every node."""
+
+    nodes: tuple[MeshNodeInfo, ...] = ()
+    ports: tuple[MeshPort, ...] = ()
+
+
 class Networking(Record, frozen=True, kw_only=True):
     """A full set (everything else is to be forgotten) or an increment. gone_…: (network id, id)."""
 
@@ -63,9 +96,12 @@ class Networking(Record, frozen=True, kw_only=True):
     gone_networks: tuple[str, ...] = ()
     gone_endpoints: tuple[tuple[str, str], ...] = ()
     gone_services: tuple[tuple[str, str], ...] = ()
+    #: None: as it was.
+    mesh: MeshInfo | None = None
 
     def __bool__(self) -> bool:
         """Whether it says anything."""
         return self.full or any((
             self.networks, self.endpoints, self.services, self.gone_networks, self.gone_endpoints, self.gone_services,
+            self.mesh,
         ))

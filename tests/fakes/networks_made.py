@@ -19,6 +19,6 @@ class FakeNetworks:
             raise NotFound("network", ref)
         return self._records[ref]
 
-    async def update(self, news: Networking, *, underlay: str) -> None:
-        assert underlay
+    async def update(self, news: Networking, *, node_id: str, underlay: str) -> None:
+        assert node_id and underlay
         self.told.append(news)

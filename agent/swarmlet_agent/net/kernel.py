@@ -20,6 +20,7 @@ from swarmlet_agent.net.balance.kernel import Balancers
 from swarmlet_agent.net.dns_sockets import DnsSockets, bind_dns, change_rules_here
 from swarmlet_agent.net.link_drivers import GROUP, BridgeLinks, LinkDriver, delete_ours
 from swarmlet_agent.net.macvlan import MacvlanLinks
+from swarmlet_agent.net.mesh.kernel import Mesh
 from swarmlet_agent.net.netlink import Link, Message, Netlink
 from swarmlet_agent.net.nft import Nft, NftError
 from swarmlet_agent.net.overlay.links import OverlayLinks
@@ -43,6 +44,7 @@ class KernelNet:
         self.balancers = Balancers(netns_folder)
         #: A kernel made or started without IPv6 has no firewall for it either.
         self.has_ipv6 = Path("/proc/sys/net/ipv6").is_dir()
+        self._mesh: Mesh | None = None
         #: Opened by a build whose caller may have been cancelled; the caller takes them out.
         self._dns: dict[str, DnsSockets] = {}
 
@@ -58,12 +60,19 @@ class KernelNet:
             raise Internal("the networks are not started")
         return self._nft
 
+    @property
+    def mesh(self) -> Mesh:
+        if self._mesh is None:
+            raise Internal("the networks are not started")
+        return self._mesh
+
     def open(self) -> None:
         netns.ensure_folder(self.folder)
         netns.write_sysctl("net/ipv4/ip_forward", "1")
         self._host, self._nft = Netlink(), Nft()
         self.bridges = BridgeLinks(self._host)
         self.overlays = OverlayLinks(self._host)
+        self._mesh = Mesh()
         self._drivers = {"bridge": self.bridges, "macvlan": MacvlanLinks(self._host), "overlay": self.overlays}
 
     def close(self) -> None:
@@ -71,6 +80,9 @@ class KernelNet:
             sockets.close()
         self._dns.clear()
         self.balancers.close()
+        if self._mesh is not None:
+            self._mesh.close()
+            self._mesh = None
         if self._host is not None:
             self._host.close()
         if self._nft is not None:
@@ -248,6 +260,7 @@ class KernelNet:
         self._dns.clear()
         self.balancers.close()
         netns.remove_folder(self.folder)
+        self.mesh.remove()
         for link in self.host.links():
             if link.group == GROUP:
                 self.host.send([netlink.delete_link(link.index)], ignore=frozenset({errno.ENODEV}))

@@ -74,6 +74,8 @@ class NetworkRecord(Record, frozen=True, kw_only=True):
     auxiliary: dict[str, str] = {}
     #: Of an overlay network: its VXLAN number, and this node's address for the other nodes.
     vni: int = 0
+    #: It is the routing mesh's: nothing on it has a name.
+    ingress: bool = False
     underlay: str = ""
     #: The user chose the subnet: containers may then ask for addresses.
     chosen_subnet: bool = False

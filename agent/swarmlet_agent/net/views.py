@@ -39,7 +39,8 @@ def view(network: NetworkRecord, attached: Iterable[tuple[SandboxRecord, Endpoin
         enable_ipv6=asked.enable_ipv6 if asked is not None else bool(network.v6.subnet),
         config_only=bool(network.blueprint), config_from=ConfigReference(network=network.config_from),
         ipam={"Driver": "default", "Options": network.ipam_options, "Config": config},
-        internal=network.internal, attachable=network.attachable, options=network.options, labels=network.labels,
+        internal=network.internal, attachable=network.attachable, ingress=network.ingress,
+        options=network.options, labels=network.labels,
         containers={
             sandbox.container_id: NetworkContainer(
                 name=sandbox.container_name, endpoint_id=endpoint.id, mac_address=endpoint.mac,

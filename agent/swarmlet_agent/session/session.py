@@ -88,7 +88,7 @@ class TaskOrders(Protocol):
 class NetworkOrders(Protocol):
     """Who makes the cluster's networks on this node."""
 
-    async def update(self, news: Networking, *, underlay: str) -> None:
+    async def update(self, news: Networking, *, node_id: str, underlay: str) -> None:
         """Returns once it is so. underlay: this node's address for the others."""
         ...
 
@@ -279,7 +279,9 @@ class AgentSession:
             raise _SessionEnded(f"orders {orders.seq} after {self._seq}")
         self._seq = orders.seq
         if orders.networking is not None:  # before the tasks, which need them
-            await self._networks.update(orders.networking, underlay=self._place.addr)
+            await self._networks.update(
+                orders.networking, node_id=self.identity.node_id, underlay=self._place.addr
+            )
         await self._orders.assign(
             full=orders.full, tasks=orders.tasks, removed=orders.removed, registry_auth=orders.registry_auth
         )

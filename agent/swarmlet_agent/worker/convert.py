@@ -25,7 +25,7 @@ from swarmlet.model.container import (
     NetworkingConfig,
     PortBinding,
 )
-from swarmlet.model.defaults import NODE_NETWORKS, cluster_networks
+from swarmlet.model.defaults import NODE_NETWORKS, cluster_networks, ingress_ports
 from swarmlet.model.service import ContainerSpec, Limit, PortConfig, Privileges, Reservation, TaskSpec
 from swarmlet.model.task import Task
 from swarmlet_agent.worker.template import NodeFacts, expand, fields_of
@@ -43,6 +43,7 @@ def container_for(task: Task, node: NodeFacts, networks: Mapping[str, str] = Map
     if len(networks) < len(cluster_networks(task.spec)):
         raise InvalidArgument(f"task {task.name} was given no address in some of its networks")
     fields = fields_of(task, node)
+    main = next(iter(networks), "") if ingress_ports(task.ports) else ""
     return ContainerCreate(
         image=spec.image,
         hostname=expand(spec.hostname, fields, "hostname"),
@@ -59,7 +60,7 @@ def container_for(task: Task, node: NodeFacts, networks: Mapping[str, str] = Map
         exposed_ports={_port_key(port): {} for port in task.ports},
         host_config=_host_config(task, spec, fields, next(iter(networks), "")),
         networking_config=NetworkingConfig(
-            endpoints_config={name: _endpoint(address) for name, address in networks.items()}
+            endpoints_config={name: _endpoint(address, name == main) for name, address in networks.items()}
         ),
     )
 
@@ -88,6 +89,8 @@ def published(
     """The task's host-mode ports as the engine really published them, in the wanted order."""
     found: list[PortConfig] = []
     for port in wanted:
+        if port.publish_mode != "host":
+            continue
         for binding in ports.get(_port_key(port), ()):
             if binding.host_port.isdigit():
                 found.append(replace(port, published_port=int(binding.host_port), publish_mode="host"))
@@ -211,15 +214,18 @@ def _network_mode(spec: TaskSpec) -> str:
     return targets[0] if targets else "default"
 
 
-def _endpoint(address: str) -> EndpointSettings:
-    return EndpointSettings(ipam_config=EndpointIPAMConfig(ipv4_address=address.partition("/")[0]))
+def _endpoint(address: str, main: bool) -> EndpointSettings:
+    """main: what the routing mesh brings must go back the way it came, so the default route is there."""
+    return EndpointSettings(
+        gw_priority=1 if main else 0,
+        ipam_config=EndpointIPAMConfig(ipv4_address=address.partition("/")[0]))
 
 
 def _bindings(ports: Sequence[PortConfig]) -> dict[str, tuple[PortBinding, ...] | None]:
     bindings: dict[str, tuple[PortBinding, ...] | None] = {}
     for port in ports:
         if port.publish_mode != "host":
-            raise NotSupported("publish mode ingress needs the routing mesh, which comes later: use mode=host")
+            continue  # the routing mesh publishes it, on every node
         chosen = str(port.published_port) if port.published_port else ""
         bindings[_port_key(port)] = (*(bindings.get(_port_key(port)) or ()), PortBinding(host_port=chosen))
     return bindings

@@ -19,7 +19,7 @@ from msgspec.structs import replace
 from swarmlet.errors import Conflict, InvalidArgument, NotAManager, NotFound, OutOfSequence, StaleView, Unavailable
 from swarmlet.loops import KeyedLocks
 from swarmlet.model.cluster import Cluster, SwarmSpec
-from swarmlet.model.defaults import cluster_networks
+from swarmlet.model.defaults import cluster_networks, ingress_ports
 from swarmlet.model.ids import new_cluster_id
 from swarmlet.model.network import Network, NetworkCreate
 from swarmlet.model.node import Node, NodeSpec
@@ -170,6 +170,8 @@ class Control:
         async with self._unique:
             for network_id in wanted:
                 self.network(network_id)
+            if self.state.ingress is None and ingress_ports(spec.endpoint_spec.ports if spec.endpoint_spec else ()):
+                await self._put(networks.plan_ingress(self.state, self._new_id(), self._now()))
             yield
 
     # Networks

@@ -157,6 +157,8 @@ class Reconcilers:
             self._reap.beat()
 
     def _node_changed(self, node: Node, change: Change) -> None:
+        if not node.number:
+            self._allocate.beat()
         if _same_for_decisions(change.before, change.after):
             return
         self._queue.add(Key("node", node.id))

@@ -12,16 +12,19 @@ from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 
 from msgspec.structs import replace
 
-from swarmlet.model.defaults import cluster_networks, has_vip
+from swarmlet.model.defaults import cluster_networks, has_vip, ingress_ports
 from swarmlet.model.network import Lease, Network, NetworkAttachment
 from swarmlet.model.service import Service
 from swarmlet.model.states import TaskState
 from swarmlet.model.task import Task
 from swarmlet_manager.decide.allocate import pending_status
-from swarmlet_manager.decide.networks import is_quiet
+from swarmlet_manager.decide.networks import INGRESS, is_quiet
 from swarmlet_manager.decide.plan import Plan
 from swarmlet_manager.decide.reaper import is_gone
 from swarmlet_manager.state import Change, Delete, Op, Put, State
+
+#: Of a node in the routing mesh.
+LAST_NUMBER = 65_534
 
 
 class Exhausted(Exception):
@@ -133,13 +136,14 @@ class Allocator:
             for network in self._state.networks.values()
             if network.pending_delete and is_quiet(self._state, network)
         ]
+        self._number_nodes(ops)
         lacking = self._plan_services(now, ops)
         for task in sorted(self._waiting.values(), key=lambda task: (task.created_at, task.id)):
             reason = lacking.get(task.service_id, "")
             addresses: tuple[NetworkAttachment, ...] = ()
             if not reason:
                 try:
-                    addresses = self._give(cluster_networks(task.spec), task.id, task.networks)
+                    addresses = self._give(self._wanted(task), task.id, task.networks)
                 except Exhausted as err:
                     reason = str(err)
             if reason:
@@ -151,6 +155,24 @@ class Allocator:
             del self._waiting[task.id]
             ops.append(Put(replace(task, networks=addresses, status=pending_status(now), updated_at=now)))
         return Plan(ops=tuple(ops))
+
+    def _wanted(self, task: Task) -> tuple[str, ...]:
+        ingress = self._state.ingress
+        published = (ingress.id if ingress is not None else INGRESS,) if ingress_ports(task.ports) else ()
+        return (*published, *cluster_networks(task.spec))
+
+    def _number_nodes(self, ops: list[Op]) -> None:
+        """A place in the routing mesh for every node; one that has gone rests as long as possible."""
+        nodes = self._state.nodes.values()
+        highest = max((node.number for node in nodes), default=0)
+        for node in sorted((node for node in nodes if not node.number), key=lambda node: (node.created_at, node.id)):
+            used = {known.number for known in nodes}
+            if highest < LAST_NUMBER:
+                highest += 1
+                number = highest
+            else:
+                number = next(free for free in range(1, LAST_NUMBER + 1) if free not in used)
+            ops.append(Put(replace(node, number=number)))
 
     def _plan_services(self, now: int, ops: list[Op]) -> dict[str, str]:
         """VIPs where they are missing or not wanted any more. Returns why services lack one."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 from msgspec.structs import replace
 
 from swarmlet.errors import InvalidArgument
-from swarmlet.model.defaults import cluster_networks
+from swarmlet.model.defaults import cluster_networks, ingress_ports
 from swarmlet.model.service import PortConfig, ServiceSpec, TaskSpec
 from swarmlet.model.states import TaskState
 from swarmlet.model.task import TaskStatus
@@ -44,12 +44,14 @@ def plan_ports(state: State, service_id: str, spec: ServiceSpec) -> tuple[PortCo
     return tuple(chosen)
 
 
-def initial_status(spec: TaskSpec, now: int) -> TaskStatus:
+def initial_status(spec: TaskSpec, ports: tuple[PortConfig, ...], now: int) -> TaskStatus:
     """The status a new task is stored with: NEW if the allocator must give it addresses first.
 
     Every other task begins as PENDING: the move would be a write for nothing.
     """
-    return TaskStatus(state=TaskState.NEW, at=now, message="created") if cluster_networks(spec) else pending_status(now)
+    if cluster_networks(spec) or ingress_ports(ports):
+        return TaskStatus(state=TaskState.NEW, at=now, message="created")
+    return pending_status(now)
 
 
 def pending_status(now: int) -> TaskStatus:

@@ -81,7 +81,7 @@ class Draft:
             spec_version=self.service.spec_version,
             ports=self.service.ports,
             desired_state=desired,
-            status=allocate.initial_status(self.service.spec.task_template, self.now),
+            status=allocate.initial_status(self.service.spec.task_template, self.service.ports, self.now),
             created_at=self.now,
             updated_at=self.now,
             not_before=not_before,

@@ -11,7 +11,7 @@ from ipaddress import AddressValueError, IPv4Address, IPv4Network, NetmaskValueE
 
 from swarmlet.errors import Conflict, Forbidden, InvalidArgument, NotFound, NotSupported
 from swarmlet.model.cluster import Cluster
-from swarmlet.model.defaults import cluster_networks
+from swarmlet.model.defaults import cluster_networks, ingress_ports
 from swarmlet.model.network import IpamConfig, Network, NetworkCreate
 from swarmlet_manager.decide.reaper import is_gone
 from swarmlet_manager.state import State
@@ -24,6 +24,7 @@ UNDERLAY_MTU = 1500
 OPTION_MTU = "com.docker.network.driver.mtu"
 #: SwarmKit's rule for names of networks.
 _NAME = re.compile(r"[a-zA-Z0-9](?:[-_.]?[a-zA-Z0-9]+)*")
+INGRESS = "ingress"
 _PREDEFINED = ("bridge", "host", "none", "default")
 
 
@@ -49,6 +50,16 @@ def plan_network(state: State, spec: NetworkCreate, network_id: str, now: int) -
         id=network_id, spec=spec, subnet=str(subnet), gateway=_gateway(config, subnet),
         ip_range=_range(config, subnet), vni=next_vni(state.networks.values()), mtu=_mtu(spec),
         created_at=now, updated_at=now,
+    )
+
+
+def plan_ingress(state: State, network_id: str, now: int) -> Network:
+    """The network of the routing mesh: made by us, once a service publishes a port."""
+    subnet = pick_subnet(state, [IPv4Network(network.subnet) for network in state.networks.values()])
+    spec = NetworkCreate(name=INGRESS, driver="overlay", ingress=True)
+    return Network(
+        id=network_id, spec=spec, subnet=str(subnet), gateway=str(subnet.network_address + 1),
+        vni=next_vni(state.networks.values()), mtu=_mtu(spec), created_at=now, updated_at=now,
     )
 
 
@@ -82,6 +93,8 @@ def mac_of(address: str) -> str:
 def users_of(state: State, network: Network) -> str:
     """Who keeps a network from being removed, in SwarmKit's words; "" for nobody."""
     for service in state.services.values():
+        if network.spec.ingress and not service.pending_delete and ingress_ports(service.ports):
+            return f"ingress network cannot be removed because service {service.id} depends on it"
         if not service.pending_delete and network.id in cluster_networks(service.spec.task_template):
             return f"network {network.id} is in use by service {service.id}"
     for task in state.tasks_on_network(network.id):
@@ -108,7 +121,7 @@ def _check(state: State, spec: NetworkCreate) -> None:
         raise Forbidden(f"operation is not permitted on predefined {name} network")
     if not _NAME.fullmatch(name):
         raise InvalidArgument("name must be valid as a DNS name component")
-    if state.network_named(name) is not None:
+    if state.network_named(name) is not None or name == INGRESS:
         raise Conflict(f"network with name {name} already exists")
     if spec.driver != "overlay":
         raise NotFound("plugin", spec.driver, f"network driver {spec.driver} cannot span nodes: use overlay")

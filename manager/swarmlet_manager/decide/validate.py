@@ -151,10 +151,8 @@ def _check_endpoint(endpoint: EndpointSpec | None) -> None:
         raise InvalidArgument(f"invalid EndpointSpec mode: {endpoint.mode}")
     for port in endpoint.ports:
         _check_port(port)
-        if port.publish_mode != "host":
-            if endpoint.mode == "dnsrr":
-                raise InvalidArgument("EndpointSpec: port published with ingress mode can't be used with dnsrr mode")
-            raise NotSupported("publish mode ingress needs the routing mesh, which comes later: use mode=host")
+        if port.publish_mode != "host" and endpoint.mode == "dnsrr":
+            raise InvalidArgument("EndpointSpec: port published with ingress mode can't be used with dnsrr mode")
     published = [(port.protocol, port.published_port) for port in endpoint.ports if port.published_port]
     if len(set(published)) < len(published):
         raise InvalidArgument("EndpointSpec: duplicate published ports provided")

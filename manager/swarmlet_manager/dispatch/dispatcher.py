@@ -283,7 +283,7 @@ class Dispatcher:
             if (session := self._sessions.get(before.id)) is not None:
                 session.end(messages.CLOSE_REMOVED, "the node was removed from the cluster")
         elif isinstance(after, Node):
-            if isinstance(before, Node) and (before.addr, before.state) != (after.addr, after.state):
+            if not isinstance(before, Node) or _as_peer(before) != _as_peer(after):
                 for other in self._sessions.values():
                     other.note_node(after.id)
             known = before.manager_addr if isinstance(before, Node) else ""
@@ -313,6 +313,11 @@ async def _hello(socket: web.WebSocketResponse) -> Hello:
             messages.CLOSE_BAD_MESSAGE, f"protocol {message.protocol} is not spoken here (ours is {PROTOCOL_VERSION})"
         )
     return message
+
+
+def _as_peer(node: Node) -> tuple[object, ...]:
+    """What other nodes need to know of one."""
+    return node.addr, node.state, node.number
 
 
 def _concerns_networks(change: Change) -> bool:

@@ -6,13 +6,16 @@ every service of that network, and nothing of any other.
 
 from __future__ import annotations
 
-from swarmlet.model.defaults import cluster_networks, has_vip
+from msgspec.structs import replace
+
+from swarmlet.model.defaults import cluster_networks, has_vip, ingress_ports
 from swarmlet.model.network import Lease, Network
 from swarmlet.model.service import Service
 from swarmlet.model.states import NodeState, TaskState
 from swarmlet.model.task import Task
-from swarmlet.wire.networking import EndpointInfo, NetworkInfo, Networking, ServiceInfo
+from swarmlet.wire.networking import EndpointInfo, MeshInfo, NetworkInfo, Networking, ServiceInfo
 from swarmlet_manager.decide.reaper import is_gone
+from swarmlet_manager.dispatch.meshfeed import mesh_of
 from swarmlet_manager.state import Change, State
 
 #: (network id, id of a task, lease or service)
@@ -31,10 +34,12 @@ class NetworkFeed:
         self._dirty: set[Place] = set()
         self._dirty_services: set[Place] = set()
         self._full = True
+        self._mesh: MeshInfo | None = None
+        self._mesh_dirty = True
 
     @property
     def pending(self) -> bool:
-        return self._full or bool(self._dirty or self._dirty_services)
+        return self._full or self._mesh_dirty or bool(self._dirty or self._dirty_services)
 
     def note(self, change: Change) -> bool:
         """Remember what a change may make news; False if it certainly makes none for this node."""
@@ -44,6 +49,8 @@ class NetworkFeed:
         for record in (change.before, change.after):
             match record:
                 case Task():
+                    if ingress_ports(record.ports):
+                        self._mesh_dirty = noted = True
                     for place in record.networks:
                         if place.network_id in self._told or record.node_id == self.node_id:
                             self._dirty.add((place.network_id, record.id))
@@ -53,6 +60,8 @@ class NetworkFeed:
                         self._dirty.add((record.network_id, record.id))
                         noted = True
                 case Service():
+                    if ingress_ports(record.ports):
+                        self._mesh_dirty = noted = True
                     for network_id in {*(vip.network_id for vip in record.vips), *_wanted(record)}:
                         if network_id in self._told:
                             self._dirty_services.add((network_id, record.id))
@@ -65,10 +74,24 @@ class NetworkFeed:
         """A node has another address or state: its endpoints may be news."""
         places = [place for place, known in self._endpoints.items() if known.node_id == node_id]
         self._dirty.update(places)
-        return bool(places)
+        self._mesh_dirty = True
+        return True
 
     def take(self, state: State) -> Networking:
         """What was taken counts as told. An empty answer if nothing is news."""
+        return replace(self._take_networks(state), mesh=self._take_mesh(state))
+
+    def _take_mesh(self, state: State) -> MeshInfo | None:
+        if not self._mesh_dirty:
+            return None
+        self._mesh_dirty = False
+        now = mesh_of(state)
+        if now == self._mesh or (self._mesh is None and not now.ports):
+            return None
+        self._mesh = now
+        return now
+
+    def _take_networks(self, state: State) -> Networking:
         if self._full:
             self._full = False
             self._members, self._told, self._endpoints, self._services = {}, {}, {}, {}
@@ -160,7 +183,8 @@ def _network(network: Network) -> NetworkInfo:
     spec = network.spec
     return NetworkInfo(
         id=network.id, name=network.name, subnet=network.subnet, gateway=network.gateway, ip_range=network.ip_range,
-        vni=network.vni, mtu=network.mtu, internal=spec.internal, attachable=spec.attachable, options=spec.options,
+        vni=network.vni, mtu=network.mtu, internal=spec.internal, attachable=spec.attachable, ingress=spec.ingress,
+        options=spec.options,
         labels=spec.labels, created_at=network.created_at,
     )
 

@@ -51,7 +51,7 @@ def make_task(ident: str, service: Service, created_at: int = 0) -> Task:
     spec = service.spec.task_template
     return Task(
         id=ident, service_id=service.id, service_name=service.spec.name, slot=1, spec=spec,
-        status=initial_status(spec, 0), created_at=created_at,
+        status=initial_status(spec, service.ports, 0), created_at=created_at,
     )
 
 

@@ -180,10 +180,6 @@ def test_a_spec_that_cannot_be_meant_is_refused_by_name(spec: ServiceSpec, messa
     ("spec", "word"),
     [
         (
-            replace(GOOD, endpoint_spec=EndpointSpec(ports=(PortConfig(target_port=80),))),
-            "publish mode ingress needs the routing mesh, which comes later: use mode=host",
-        ),
-        (
             with_task(networks=(NetworkAttachmentConfig(target="backend"), NetworkAttachmentConfig(target="host"))),
             "network host",
         ),

@@ -152,12 +152,20 @@ def test_a_template_that_cannot_be_resolved_is_refused_by_name(text: str) -> Non
         (ContainerSpec(image="x", isolation="hyperv"), {}),
         (ContainerSpec(image="x", configs=(ConfigReference(config_name="c"),)), {}),
         (ContainerSpec(image="x", privileges=Privileges(credential_spec=CredentialSpec(file="f"))), {}),
-        (ContainerSpec(image="x"), {"ports": (PortConfig(target_port=80, published_port=80),)}),
     ],
 )
 def test_what_cannot_be_honoured_is_refused(spec: ContainerSpec, more: dict[str, object]) -> None:
     with pytest.raises(NotSupported):
         container_for(task(spec, **more), NODE)
+
+
+def test_ports_of_the_routing_mesh_are_not_the_containers_own_and_its_answers_leave_by_the_meshs_network() -> None:
+    port = PortConfig(target_port=80, published_port=8080)
+    both = task(ContainerSpec(image="x"), networks=(NetworkAttachmentConfig(target="id1"),), ports=(port,))
+    made = container_for(both, NODE, {"ingress": "10.0.0.5/20", "back": "10.0.16.5/20"})
+    endpoints = made.networking_config.endpoints_config
+    assert made.host_config.port_bindings == {} and set(made.exposed_ports) == {"80/tcp"}
+    assert [(name, one and one.gw_priority) for name, one in endpoints.items()] == [("ingress", 1), ("back", 0)]
 
 
 def test_a_task_comes_into_the_clusters_networks_with_the_addresses_it_was_given() -> None:

@@ -15,11 +15,12 @@ import msgspec
 from swarmlet.errors import SwarmletError
 from swarmlet.log import get_logger
 from swarmlet.model.base import Record
-from swarmlet.wire.networking import EndpointInfo, NetworkInfo, Networking, ServiceInfo
+from swarmlet.wire.networking import EndpointInfo, MeshInfo, NetworkInfo, Networking, ServiceInfo
 from swarmlet_agent.journal import Write
 from swarmlet_agent.net.ground import Ground
 from swarmlet_agent.net.overlay.directory import backends, directory
 from swarmlet_agent.net.overlay.links import Remote, bridge_of
+from swarmlet_agent.net.overlay.published import addresses_of, mesh_state
 from swarmlet_agent.net.plan_ipam import mac_of
 from swarmlet_agent.net.records import NetworkRecord
 
@@ -59,6 +60,7 @@ class ClusterNetworks:
         self._unmake = unmake
         self._nets: dict[str, _Net] = {}
         self._leaving: set[str] = set()
+        self._mesh: MeshInfo | None = None
 
     async def start(self) -> None:
         """After the networks' own recovery: names from the journal, and the kernel's entries, whatever it has."""
@@ -72,7 +74,7 @@ class ClusterNetworks:
             )
             await self._apply(network_id)
 
-    async def update(self, news: Networking, *, underlay: str) -> None:
+    async def update(self, news: Networking, *, node_id: str, underlay: str) -> None:
         """Returns once it is in the journal and in the kernel. underlay: this node's address for the others."""
         before = {ident for ident, network in self._ground.catalog.by_id.items() if network.driver == "overlay"}
         touched: set[str] = set()
@@ -105,6 +107,7 @@ class ClusterNetworks:
             await self._apply(network_id, underlay)
         await self._ground.journal.write(*(self._write(ident) for ident in sorted(touched - self._leaving)))
         await self._leave()
+        await self._publish(news, node_id)
 
     async def _join(self, info: NetworkInfo, underlay: str) -> None:
         self._leaving.discard(info.id)
@@ -144,10 +147,33 @@ class ClusterNetworks:
         gone = {known.address for known in net.last.values()} - {known.address for known in net.endpoints.values()}
         net.last = dict(net.endpoints)
         await self._balance(network_id, net, gone)
+        if network.ingress:
+            return
         # Last: who is told a name can reach what it stands for.
         self._ground.names.share(
             network_id, network.name, directory(net.endpoints.values(), net.services.values())
         )
+
+    async def _publish(self, news: Networking, node_id: str) -> None:
+        """This node's part of the routing mesh."""
+        before = self._mesh
+        if news.mesh is not None or news.full:
+            self._mesh = news.mesh
+        kernel, told = self._ground.kernel, self._mesh
+        try:
+            if told is None:
+                if news.full:  # no port is published anywhere: whatever an earlier agent made goes
+                    await self._ground.run(kernel.mesh.remove)
+                return
+            subnets = tuple(sorted(network.subnet for network in self._ground.catalog.bridges() if network.subnet))
+            if (state := mesh_state(told, node_id, subnets)) is None:
+                return
+            await self._ground.run(kernel.mesh.ensure, state)
+            gone = addresses_of(before) - addresses_of(told)
+            if gone:
+                await self._ground.run(kernel.mesh.cut, gone)
+        except (SwarmletError, OSError) as err:
+            log.error("ports of services are not published on this node", reason=str(err))
 
     async def _balance(self, network_id: str, net: _Net, gone: set[str]) -> None:
         """Every container of the network here sends new connections to those that serve now. gone: addresses of
@@ -208,5 +234,6 @@ def record_of(info: NetworkInfo, underlay: str) -> NetworkRecord:
         id=info.id, name=info.name, driver="overlay", created_at=info.created_at, bridge=bridge_of(info.id),
         subnet=info.subnet, gateway=info.gateway, ip_range=info.ip_range, chosen_subnet=True, vni=info.vni,
         underlay=underlay, mtu=info.mtu, internal=info.internal, attachable=info.attachable,
+        ingress=info.ingress,
         options=dict(info.options), labels=dict(info.labels),
     )

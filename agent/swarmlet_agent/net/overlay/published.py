@@ -1,0 +1,32 @@
+"""From what a manager tells of published ports to what the mesh of this node is to be. Pure."""
+
+from __future__ import annotations
+
+from swarmlet.wire.networking import MeshInfo
+from swarmlet_agent.net.mesh.plan import Backend, MeshNode, MeshState, Published
+
+#: Of the mesh's device: the underlay's 1500 less VXLAN's 50.
+MTU = 1450
+
+
+def mesh_state(told: MeshInfo, node_id: str, containers: tuple[str, ...]) -> MeshState | None:
+    """containers: subnets of this node's bridges. None while this node has no number yet."""
+    nodes = {node.id: MeshNode(node.number, node.address) for node in told.nodes}
+    own = nodes.pop(node_id, None)
+    if own is None:
+        return None
+    return MeshState(
+        own=own, mtu=MTU, peers=tuple(nodes.values()), containers=containers,
+        ports=tuple(
+            Published(
+                port.protocol, port.port,
+                tuple(Backend(one.address, one.port, one.node, one.serving) for one in port.backends),
+            )
+            for port in told.ports
+        ),
+    )
+
+
+def addresses_of(told: MeshInfo | None) -> set[str]:
+    """Of every task that a port leads to."""
+    return set() if told is None else {one.address for port in told.ports for one in port.backends}
