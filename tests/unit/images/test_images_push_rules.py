@@ -6,6 +6,7 @@ import gzip
 import json
 import zlib
 from collections.abc import Iterator
+from datetime import UTC, datetime
 
 import pytest
 from fakes.images_made import OCI, SCHEMA2, MadeImage, digest, files
@@ -19,6 +20,7 @@ from swarmlet_agent.images.deflating import LEVEL, deflate
 from swarmlet_agent.images.login import registry_of
 from swarmlet_agent.images.manifests import Descriptor, parse_config
 from swarmlet_agent.images.packing import Packer
+from swarmlet_agent.images.patience import pause, retry_after
 from swarmlet_agent.images.pushplan import came_as, candidates, manifest_for
 from swarmlet_agent.images.refusals import RegistryDenied, RegistryRefused, RegistryUnreachable, push_refusal
 from swarmlet_agent.images.search import split_term
@@ -180,3 +182,25 @@ def test_credentials_are_read_from_a_body_and_never_quoted() -> None:
 )  # fmt: skip
 def test_a_search_goes_where_its_term_begins(term: str, parts: tuple[str, str]) -> None:
     assert split_term(term) == parts
+
+
+@pytest.mark.parametrize(
+    ("header", "seconds"),
+    [
+        ("", 0), ("120", 120), (" 7 ", 7), ("-5", 0), ("soon", 0), ("9" * 40, 999_999_999),
+        ("Sun, 29 Nov 2026 12:00:30 GMT", 30), ("Sun, 29 Nov 2026 11:00:00 GMT", 0),
+        ("Sun, 99 Nov 2026 11:00:00 GMT", 0),
+    ],
+)
+def test_a_registry_says_when_to_ask_again_in_seconds_or_by_date(header: str, seconds: float) -> None:
+    assert retry_after(header, datetime(2026, 11, 29, 12, 0, 0, tzinfo=UTC)) == seconds
+
+
+def test_pauses_grow_respect_the_registry_and_end() -> None:
+    busy, patient = RegistryUnreachable("busy"), RegistryUnreachable("busy")
+    assert [0.25 <= pause(1, busy) <= 0.5, 2 <= pause(4, busy) <= 4, pause(99, busy) <= 10] == [True] * 3
+    patient.retry_after_s = 30
+    assert pause(1, patient) == 30
+    patient.retry_after_s = 3600
+    with pytest.raises(RegistryUnreachable, match="busy"):
+        pause(1, patient)
