@@ -16,11 +16,17 @@ from node_lab import Spaces
 from swarmlet_agent.net import netns
 from swarmlet_agent.net.mesh.kernel import Mesh
 from swarmlet_agent.net.mesh.plan import Backend, MeshNode, MeshState, Published
+from swarmlet_agent.net.plan_rules import ruleset
+from swarmlet_agent.net.records import NetworkRecord, Subnet
 
 PORT, TARGET = 8080, 80
 NODES = {"n1": 1, "n2": 2, "n3": 3}
 CLIENT, CLIENT6 = "198.51.100.9", "fd51::9"
 SUBNETS = ("10.7.0.0/24", "fd07::/64")
+_NETWORK = NetworkRecord(
+    id="7" * 64, name="net", bridge="br0", subnet=SUBNETS[0], gateway="10.7.0.1",
+    v6=Subnet(subnet=SUBNETS[1], gateway="fd07::1"),
+)
 
 
 def node_ip(number: int, version: int = 4) -> str:
@@ -61,11 +67,8 @@ class MeshLab:
             spaces.ip(name, "link add br0 type bridge", "link set br0 up", "addr add 10.7.0.1/24 dev br0",
                       "addr add fd07::1/64 dev br0 nodad")
             self._write(name, "net/ipv4/conf/br0/route_localnet", "1")
-            # As every node does for its containers' way out.
-            for family, subnet in zip(("ip", "ip6"), SUBNETS, strict=True):
-                rule = f'oifname "eth0" {family} saddr {subnet} masquerade'
-                chain = f"chain post {{ type nat hook postrouting priority 100; {rule}; }}"
-                spaces.command(name, "nft", f"table {family} lab {{ {chain}; }}")
+            # The node's own rules for its networks: the way out, and that nobody else gets in.
+            spaces.command(name, "nft", "-f", "-", text=ruleset([_NETWORK], []))
             container = f"c{number}"
             spaces.host_on_bridge(name, "br0", container, f"{backend_ip(number)}/24", f"{backend_ip(number, 6)}/64",
                                   via=("10.7.0.1", "fd07::1"))
