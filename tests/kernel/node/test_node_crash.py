@@ -21,8 +21,8 @@ import docker
 import pytest
 import requests
 import urllib3
-from conftest import RealNode
 from docker.types import Mount
+from real_node import RealNode
 
 from swarmlet.local import hosts
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import aiodocker
 import docker
 import pytest
-from conftest import RealNode
+from real_node import RealNode
 
 # docker-py leaves the sockets of finished execs to the garbage collector.
 pytestmark = [pytest.mark.kernel, pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning")]

@@ -2,61 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
-from random import Random
-from typing import Any
 
 import pytest
+from engine_node import Node
 from fakes.engine_world import World
-
-from swarmlet.model.container import ContainerCreate, HostConfig
-from swarmlet_agent.engine.engine import Engine
-
-
-class Node:
-    """A world and the agent that runs on it."""
-
-    def __init__(self, world: World) -> None:
-        self.world = world
-        self.engine = self._engine()
-
-    def _engine(self) -> Engine:
-        ports = self.world.ports()
-        return Engine(
-            ports.images, ports.runtime, ports.networks, ports.volumes, ports.journal,  # type: ignore[arg-type]
-            data_dir=self.world.root / "data", run_dir=self.world.root / "run", cpus=4,
-            now=self._now, random=Random(7),
-        )  # fmt: skip
-
-    def _now(self) -> int:
-        self.world.now += 1000
-        return self.world.now
-
-    async def again(self, *, reboot: bool = False) -> Engine:
-        """kill -9 the agent (or the machine), and start the next one."""
-        if reboot:
-            self.world.reboot()
-        else:
-            self.world.crash()
-        dead = self.engine
-        self.engine = self._engine()
-        await dead.close()
-        await self.engine.start()
-        return self.engine
-
-    async def run(self, *cmd: str, name: str = "", host: HostConfig | None = None, **config: Any) -> str:
-        """create and start; the id."""
-        request = ContainerCreate(image="busybox", cmd=cmd, host_config=host or HostConfig(), **config)
-        record, _ = await self.engine.create(name, request)
-        await self.engine.start_container(record.id)
-        return record.id
-
-    async def settle(self) -> None:
-        """Let everything that is ready to happen happen."""
-        for _ in range(200):
-            await asyncio.sleep(0)
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ import tempfile
 from pathlib import Path
 
 import pytest
-from conftest import Node
+from engine_node import Node
 from fakes.engine_world import World
 from hypothesis import given, settings
 from hypothesis import strategies as st

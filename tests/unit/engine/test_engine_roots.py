@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 
 import pytest
-from conftest import Node
+from engine_node import Node
 
 from swarmlet.errors import Conflict, NotFound
 
