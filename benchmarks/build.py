@@ -6,6 +6,7 @@ runtime, run as often as there are RUNs.
 
 from __future__ import annotations
 
+import os
 import tempfile
 import time
 from collections.abc import Callable
@@ -31,6 +32,7 @@ CMD ["cat", "/srv/one"]
 
 
 def measure() -> list[Figure]:
+    os.environ["DOCKER_BUILDKIT"] = "0"  # the client prefers buildx where it is installed
     with cluster() as layout, tempfile.TemporaryDirectory() as name:
         node, context = layout.nodes[0].agent_socket, Path(name)
         (context / "Dockerfile").write_text(DOCKERFILE)
