@@ -31,7 +31,7 @@ async def download(open_url: OpenUrl, url: str, target: str, checksum: str, fold
                 raise InvalidArgument(f"cannot determine filename for source {url}")
             place = folder / (name or UNNAMED)
             await asyncio.to_thread(folder.mkdir)
-            with await asyncio.to_thread(place.open, "xb") as file:
+            with place.open("xb") as file:
                 async for piece in answer.pieces:
                     digest.update(piece)
                     await asyncio.to_thread(file.write, piece)

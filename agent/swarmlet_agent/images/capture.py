@@ -52,10 +52,10 @@ def seal(folder: Path, recipe: Path, stopped: Callable[[], bool] = lambda: False
     Sockets, which a layer cannot hold, are removed. Internal for names a layer cannot have; Stopped; OSError.
     """
     root = os.fsencode(folder)
-    digest, size, content, count = hashlib.sha256(), 0, 0, 0
+    digest, size, content, count, links = hashlib.sha256(), 0, 0, 0, list[int]()
     with recipe.open("xb") as target:
         writer = RecipeWriter(target)
-        for number, part in _numbered(parts(root, remove_sockets=True)):
+        for number, part in _numbered(parts(root, remove_sockets=True, links=links)):
             count += 1
             if stopped():
                 raise Stopped
@@ -79,7 +79,7 @@ def seal(folder: Path, recipe: Path, stopped: Callable[[], bool] = lambda: False
         writer.close()
     if not count:
         return None
-    return Unpacked(f"sha256:{digest.hexdigest()}", size + len(_END), content, ())
+    return Unpacked(f"sha256:{digest.hexdigest()}", size + len(_END), content + sum(links), ())
 
 
 def tar_pieces(folder: Path) -> Iterator[bytes]:
@@ -94,8 +94,13 @@ def tar_pieces(folder: Path) -> Iterator[bytes]:
     yield _END
 
 
-def parts(root: bytes, *, remove_sockets: bool = False) -> Iterator[bytes | Content]:
-    """Headers, and the places of files' contents, parents first; padding and end mark are the caller's."""
+def parts(
+    root: bytes, *, remove_sockets: bool = False, links: list[int] | None = None
+) -> Iterator[bytes | Content]:
+    """Headers, and the places of files' contents, parents first; padding and end mark are the caller's.
+
+    links: the sizes of symbolic links are added to it.
+    """
     first: dict[tuple[int, int], bytes] = {}
     waiting = [b""]
     while waiting:
@@ -115,6 +120,8 @@ def parts(root: bytes, *, remove_sockets: bool = False) -> Iterator[bytes | Cont
                 continue
             if name.startswith(_WHITEOUT):
                 raise Internal(f"a layer cannot hold a file with the reserved name {os.fsdecode(path)!r}")
+            if links is not None and stat.S_ISLNK(found.st_mode):
+                links.append(found.st_size)
             yield from _entry(place, path, found, first)
             if stat.S_ISDIR(found.st_mode):
                 below.append(path)

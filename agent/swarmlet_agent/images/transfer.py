@@ -46,7 +46,8 @@ async def fetch_blob(
     progress is told the bytes so far, retrying the seconds until the next attempt. RegistryUnreachable once attempts
     are used up; InvalidArgument if the content is not what the manifest promised; Internal for the disk's errors.
     """
-    download = _Download(blob, await asyncio.to_thread(_open, target))
+    # Not in a thread: what one had opened while this was cancelled, nobody would close.
+    download = _Download(blob, _open(target))
     try:
         await stoppable(download.take_up)
         failures = breaks = 0

@@ -54,7 +54,8 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Unpacked:
-    """What a layer turned out to be. size_bytes: sum of its files' sizes; implied: folders without an entry."""
+    """What a layer turned out to be. size_bytes: sum of its files' sizes, those of symbolic links included; implied:
+    folders without an entry."""
 
     diff_id: str
     tar_bytes: int
@@ -293,6 +294,7 @@ class _Writer:
             if not entry.link:
                 raise self._bad(f"has a symbolic link {os.fsdecode(path)!r} that leads nowhere")
             os.symlink(entry.link, place)
+            self.size_bytes += len(entry.link)
             self._model[path], self._links[path] = _LINK, entry.link
         else:
             kinds = {tarstream.FIFO: stat.S_IFIFO, tarstream.CHARDEV: stat.S_IFCHR, tarstream.BLOCKDEV: stat.S_IFBLK}
