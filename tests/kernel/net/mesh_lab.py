@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 from net_lab import Lab
-from node_lab import Spaces
+from net_spaces import Spaces
 
 from swarmlet_agent.net import netns
 from swarmlet_agent.net.mesh.kernel import Mesh

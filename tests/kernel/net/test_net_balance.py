@@ -11,7 +11,7 @@ from contextlib import AsyncExitStack
 
 import pytest
 from net_lab import Lab, in_own_network
-from node_lab import Spaces
+from net_spaces import Spaces
 
 from swarmlet.errors import Internal
 from swarmlet_agent.net import netns

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from mesh_lab import SUBNETS, MeshLab
 from net_lab import Lab, in_own_network
-from node_lab import Spaces
+from net_spaces import Spaces
 
 from swarmlet_agent.net import netns
 from swarmlet_agent.net.balance.kernel import Balancers
