@@ -2,7 +2,7 @@
 
 A service's virtual address (VIP) is translated where the connection begins: an nftables rule at the OUTPUT hook of the
 client's own namespace. Its rules never change; services are elements of its maps (`plan.py`), so a packet's cost does
-not grow with the number of services, and a change of one costs some 0.02 ms. See docs/adr/0007.
+not grow with the number of services, and a change of one costs some 0.02 ms. See docs/adr/0010.
 
 How to wire it (everything but `Vip` is for the net thread):
 

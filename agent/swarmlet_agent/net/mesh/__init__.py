@@ -3,7 +3,7 @@
 The entry node translates the destination to a backend and keeps the source. If the backend is on another node, a mark
 routes the packet over `ing0`, a VXLAN device that each node has beside its networks; the backend's node remembers which
 node the connection came from, and routes the answers back there. Published ports are elements of maps, so their number
-costs nothing. See docs/adr/0008.
+costs nothing. See docs/adr/0011.
 
 How to wire it (for the net thread, in the agent's own network namespace):
 
