@@ -224,7 +224,6 @@ BOTH: dict[str, list[Case]] = {
         host(400, 'log driver "fluentd" is not supported', LogConfig={"Type": "fluentd"}),
         host(400, "--storage-opt is not supported", StorageOpt={"size": "1g"}),
         host(400, 'isolation "hyperv" is not supported', Isolation="hyperv"),
-        network(400, "overlay networks are not supported yet", Name="ov", Driver="overlay"),
         network(400, "driver macvlan is not supported", Name="mv", Driver="macvlan"),
         network(400, "invalid subnet", Name="x", IPAM={"Config": [{"Subnet": "no"}]}),
         network(403, "predefined", Name="bridge"),
@@ -238,6 +237,13 @@ BOTH: dict[str, list[Case]] = {
 }
 
 CLUSTER: dict[str, list[Case]] = {
+    "networks of the cluster": [
+        network(400, "IPv6 in networks of the cluster is not supported", Name="ov", Driver="overlay", EnableIPv6=True),
+        network(400, "encrypted networks are not supported", Name="ov", Driver="overlay", Options={"encrypted": ""}),
+        network(400, "invalid subnet", Name="ov", Driver="overlay", IPAM={"Config": [{"Subnet": "no"}]}),
+        network(400, "valid as a DNS name component", Name="o v", Driver="overlay"),
+        network(409, "network with name ingress already exists", Name="ingress", Driver="overlay"),
+    ],
     "bodies that are not JSON, or not what is asked for": [
         Case(400, "invalid JSON", "POST", "/services/create", b"{"),
         Case(400, "Expected `object`, got `array`", "POST", "/services/create", b"[]"),
@@ -281,8 +287,13 @@ CLUSTER: dict[str, list[Case]] = {
         ),
     ],
     "what this version does not do, by its name": [
-        service("publish mode ingress", EndpointSpec={"Ports": [{"TargetPort": 80, "PublishedPort": 8080}]}),
-        service("network ov", task={"Networks": [{"Target": "ov"}]}),
+        service(
+            "with ingress mode can't be used with dnsrr",
+            EndpointSpec={"Mode": "dnsrr", "Ports": [{"TargetPort": 80, "PublishedPort": 8080}]},
+        ),
+        Case(404, "network ov not found", "POST", "/services/create", {
+            "Name": "bad", "TaskTemplate": {"ContainerSpec": {"Image": "busybox"}, "Networks": [{"Target": "ov"}]},
+        }),
         service("secrets of services", container={"Secrets": [{"SecretName": "s", "SecretID": "i"}]}),
         service("configs of services", container={"Configs": [{"ConfigName": "c", "ConfigID": "i"}]}),
         service("replicated job is not supported", Mode={"ReplicatedJob": {}}),
@@ -455,7 +466,7 @@ def test_the_docker_command_shows_the_reason(
 @pytest.mark.parametrize(
     ("says", "args"),
     [
-        ("ingress", ["service", "create", "--publish", "80:80", "busybox"]),
+        ("can't be used with dnsrr", ["service", "create", "--publish", "80:80", "--endpoint-mode", "dnsrr", "busybox"]),
         ("network ov not found", ["service", "create", "--network", "ov", "busybox"]),
         ("secret not found: s", ["service", "create", "--secret", "s", "busybox"]),
         ("replicated job is not supported", ["service", "create", "--mode", "replicated-job", "busybox"]),
