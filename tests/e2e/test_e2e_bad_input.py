@@ -466,7 +466,7 @@ def test_the_docker_command_shows_the_reason(
 @pytest.mark.parametrize(
     ("says", "args"),
     [
-        ("can't be used with dnsrr", ["service", "create", "--publish", "80:80", "--endpoint-mode", "dnsrr", "busybox"]),
+        ("used with dnsrr", ["service", "create", "-p", "80:80", "--endpoint-mode", "dnsrr", "busybox"]),
         ("network ov not found", ["service", "create", "--network", "ov", "busybox"]),
         ("secret not found: s", ["service", "create", "--secret", "s", "busybox"]),
         ("replicated job is not supported", ["service", "create", "--mode", "replicated-job", "busybox"]),
