@@ -98,9 +98,9 @@ def users_of(state: State, network: Network) -> str:
         if not service.pending_delete and network.id in cluster_networks(service.spec.task_template):
             return f"network {network.id} is in use by service {service.id}"
     for task in state.tasks_on_network(network.id):
-        service = state.services.get(task.service_id)
+        owner = state.services.get(task.service_id)
         # A task whose service is being removed is about to be told to go.
-        if task.is_active and service is not None and not service.pending_delete:
+        if task.is_active and owner is not None and not owner.pending_delete:
             return f"network {network.id} is in use by task {task.id}"
     for lease in state.leases.values():
         if lease.network_id == network.id:
