@@ -69,7 +69,7 @@ def test_containers_outlive_their_agent_and_the_next_one_adopts_them(cluster: Cl
     assert [line.split()[1] for line in lines] == [str(number) for number in range(1, len(lines) + 1)]
     time.sleep(0.5)
     assert len(node("logs", "talker").splitlines()) > len(lines)
-    assert "node-2" in cluster.ready()
+    eventually(lambda: "node-2" in cluster.ready())
     node("rm", "-f", "talker", "short")
 
 

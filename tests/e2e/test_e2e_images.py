@@ -39,28 +39,33 @@ def nothing_left(whole_cluster: Cluster) -> Iterator[None]:
 
     Set up before `cluster`, so torn down after the containers are gone.
     """
+    for number in (1, 2, 3):
+        _remove_images(whole_cluster.node(number))  # what another file's tests may have left
     before = [_layers(whole_cluster, number) for number in (1, 2, 3)]
     yield
     for number in (1, 2, 3):
-        node = whole_cluster.node(number)
-
-        def clean(node: View = node) -> bool:
-            rows = node.rows("images", "-a", "--no-trunc")
-            kept = {row["ID"] for row in rows if f"{row['Repository']}:{row['Tag']}" in KEPT}
-            extra = {row["ID"] for row in rows} - kept
-            if extra:
-                node.run("rmi", "-f", *extra)
-            # Names given to a kept image.
-            names = {f"{row['Repository']}:{row['Tag']}" for row in rows if row["ID"] in kept} - KEPT
-            if names:
-                node.run("rmi", *names)
-            return not extra and not names
-
-        eventually(clean)
+        _remove_images(whole_cluster.node(number))
     assert [_layers(whole_cluster, number) for number in (1, 2, 3)] == before
     for number in (1, 2, 3):
         for name in ("tmp", "partial"):
             assert not [*_image_folder(whole_cluster, number).joinpath(name).iterdir()]
+
+
+def _remove_images(node: View) -> None:
+    """All but the cluster's own, and all other names of those."""
+
+    def clean() -> bool:
+        rows = node.rows("images", "-a", "--no-trunc")
+        kept = {row["ID"] for row in rows if f"{row['Repository']}:{row['Tag']}" in KEPT}
+        extra = {row["ID"] for row in rows} - kept
+        if extra:
+            node.run("rmi", "-f", *extra)
+        names = {f"{row['Repository']}:{row['Tag']}" for row in rows if row["ID"] in kept} - KEPT
+        if names:
+            node.run("rmi", *names)
+        return not extra and not names
+
+    eventually(clean)
 
 
 # --- pull
