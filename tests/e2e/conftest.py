@@ -59,6 +59,12 @@ def eventually(check: Callable[[], T], timeout_s: float = 20.0, period_s: float 
         time.sleep(period_s)
 
 
+def hang_up(connection: Any) -> None:
+    """Close what docker-py's attach_socket or exec_start(socket=True) gave: its own close leaves the socket open."""
+    connection._sock.close()
+    connection.close()
+
+
 @dataclass
 class View:
     """One engine endpoint, driven by the stock docker command."""

@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from conftest import Cluster, View, eventually
+from conftest import Cluster, View, eventually, hang_up
 from docker import DockerClient
 from terminals import terminal
 
@@ -108,7 +108,7 @@ def test_terminals_detaching_and_running_out_of_memory_are_told(cluster: Cluster
         connection._sock.sendall(b"\x01b")
         while connection._sock.recv(1000):
             pass
-        connection.close()
+        hang_up(connection)
     finally:
         client.close()
     eventually(lambda: "detach" in actions(node, ident))

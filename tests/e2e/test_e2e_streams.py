@@ -14,7 +14,7 @@ import aiodocker
 import aiohttp
 import docker.errors
 import pytest
-from conftest import Cluster, View, eventually
+from conftest import Cluster, View, eventually, hang_up
 from docker import DockerClient
 from terminals import terminal
 
@@ -116,7 +116,7 @@ def test_several_clients_see_the_same_and_all_can_type(view: View, client: Docke
         connection = client.api.attach_socket("box", params={"stdin": 1, "stream": 1})
         connection._sock.sendall(word + b"\n")
         eventually(lambda word=word: all(b"got " + word in b"".join(mine) for mine in heard))
-        connection.close()
+        hang_up(connection)
     view("kill", "box")
     for thread in threads:
         thread.join(20)
@@ -170,7 +170,7 @@ def test_an_exec_is_inspected_from_its_making_to_its_end(view: View, client: Doc
         client.api.exec_start(made)
     connection._sock.sendall(b"7\n")
     assert connection._sock.recv(100) == b""
-    connection.close()
+    hang_up(connection)
     shown = client.api.exec_inspect(made)
     assert (shown["Running"], shown["ExitCode"]) == (False, 7)
     assert client.api.inspect_container("box")["ExecIDs"] in (None, [])
@@ -189,7 +189,7 @@ def test_an_execs_terminal_gets_the_size_that_is_sent_while_it_starts(view: View
     shown = b""
     while data := connection._sock.recv(1000):
         shown += data
-    connection.close()
+    hang_up(connection)
     assert b"33 99" in shown
     with pytest.raises(docker.errors.APIError, match="is not running"):
         client.api.exec_resize(made, height=10, width=10)
