@@ -43,6 +43,13 @@ def inside(cluster: Cluster, service: str) -> dict[int, tuple[View, str]]:
     return found
 
 
+def addresses_of(cluster: Cluster, service: str) -> set[str]:
+    """Of all its containers, however many a node has."""
+    label = f"label=com.docker.swarm.service.name={service}"
+    nodes = [cluster.node(number) for number in range(1, 4)]
+    return {address(node, ident) for node in nodes for ident in node("ps", "-q", "--filter", label).split()}
+
+
 def address(node: View, ident: str) -> str:
     return node("inspect", "-f", f'{{{{(index .NetworkSettings.Networks "{NETWORK}").IPAddress}}}}', ident)
 
@@ -117,7 +124,8 @@ def test_names_follow_the_tasks(cluster: Cluster, network: str) -> None:
     view("service", "create", "-d", "--name", "asker", *EVERYWHERE, "busybox", "sleep", "600")
     cluster.wait_running("asker", 3)
     cluster.wait_running("web", 3)
-    web = {address(*place) for place in inside(cluster, "web").values()}
+    web = addresses_of(cluster, "web")
+    assert len(web) == 3
     for node, ident in inside(cluster, "asker").values():
         for name in ("web", "www", "tasks.web", f"web.{network}"):
             eventually(lambda node=node, ident=ident, name=name: resolved(node, ident, name) == web)
