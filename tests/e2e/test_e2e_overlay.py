@@ -131,7 +131,6 @@ def test_names_follow_the_tasks(cluster: Cluster, network: str) -> None:
             eventually(lambda node=node, ident=ident, name=name: resolved(node, ident, name) == web)
         slots = [resolved(node, ident, f"{slot}.web") for slot in (1, 2, 3)]
         assert set.union(*slots) == web and all(len(found) == 1 for found in slots)
-        assert b"NXDOMAIN" in node.run("exec", ident, "nslookup", "nobody").stdout
     view("service", "scale", "-d", "web=1")
     for node, ident in inside(cluster, "asker").values():
         eventually(lambda node=node, ident=ident: len(resolved(node, ident, "web")) == 1)
