@@ -6,6 +6,7 @@ then the socket is opened, and last this host takes its place in its cluster aga
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import contextlib
 import fcntl
@@ -18,10 +19,7 @@ import sys
 import time
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
-
-import click
 
 from swarmlet import log as logs
 from swarmlet.config import AGENT_SOCKET, DEFAULT_CONFIG, MANAGER_SOCKET, AgentSettings, load
@@ -32,6 +30,7 @@ from swarmlet.log import get_logger
 from swarmlet.memory import return_early
 from swarmlet.model.ids import new_hex_id
 from swarmlet.process import allow_many_files
+from swarmlet.release import RELEASE
 from swarmlet.supervision import Supervision
 from swarmlet.tls import shrink_buffers
 from swarmlet_agent import adapters
@@ -67,16 +66,17 @@ from swarmlet_agent.volumes.store import VolumeStore
 
 log = get_logger(__name__)
 
-RELEASE = version("swarmlet")
 #: The socket is for root, and for the configured group.
 SOCKET_MODE = 0o660
 
 
-@click.command()
-@click.option("--config", type=click.Path(path_type=Path, dir_okay=False), help=f"TOML settings [{DEFAULT_CONFIG}]")
-@click.version_option(RELEASE, prog_name="swarmlet-agent")
-def main(config: Path | None) -> None:
+def main() -> None:
     """The Swarmlet agent: runs containers on this host."""
+    # Not click, which the command uses: it is a megabyte that stays with the daemon.
+    parser = argparse.ArgumentParser(prog="swarmlet-agent", description=main.__doc__)
+    parser.add_argument("--config", type=Path, metavar="FILE", help=f"TOML settings [{DEFAULT_CONFIG}]")
+    parser.add_argument("--version", action="version", version=f"swarmlet-agent, version {RELEASE}")
+    config: Path | None = parser.parse_args().config
     try:
         settings = load(AgentSettings, config or (DEFAULT_CONFIG if DEFAULT_CONFIG.exists() else None), os.environ)
         logs.set_up(settings.log_level, "swarmlet-agent")
@@ -84,7 +84,7 @@ def main(config: Path | None) -> None:
         with _only_one(Path(settings.data_dir)):
             asyncio.run(_run(settings, allow_many_files()))
     except SwarmletError as err:
-        raise click.ClickException(str(err)) from err
+        sys.exit(f"Error: {err}")
 
 
 async def _run(settings: AgentSettings, open_files: tuple[int, int]) -> None:
@@ -276,4 +276,4 @@ def _give_to_group(socket: Path, group: str) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main()

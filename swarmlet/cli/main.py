@@ -10,7 +10,6 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
-from importlib.metadata import version
 from typing import ParamSpec, TypeVar
 
 import click
@@ -23,6 +22,7 @@ from swarmlet.errors import Forbidden, SwarmletError
 from swarmlet.local import cluster as clusters
 from swarmlet.local import hosts
 from swarmlet.local.layout import ClusterLayout, HostLayout, plan_cluster
+from swarmlet.release import RELEASE
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -51,7 +51,7 @@ def _need_root() -> None:
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(version("swarmlet"), prog_name="swarmlet")
+@click.version_option(RELEASE, prog_name="swarmlet")
 def main() -> None:
     """Swarmlet: containers across hosts, driven by the docker command."""
 
@@ -135,7 +135,7 @@ def doctor(options: tuple[str, ...]) -> None:
 @main.command("version")
 def show_version() -> None:
     """Print the version of this installation; `docker version` tells that of an engine."""
-    click.echo(version("swarmlet"))
+    click.echo(RELEASE)
 
 
 @main.command()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import platform
 import time
-from importlib.metadata import version as package_version
 from typing import Any
 
 from aiohttp import web
@@ -16,6 +15,7 @@ from swarmlet.engine_api.router import Call, Route
 from swarmlet.model.node import Node
 from swarmlet.model.states import NodeState, Role
 from swarmlet.model.times import rfc3339
+from swarmlet.release import RELEASE
 from swarmlet_manager.api import encode
 from swarmlet_manager.api.backend import Commands, Place
 from swarmlet_manager.fleet.client import Answer, Fleet
@@ -54,7 +54,7 @@ class SystemRoutes:
         return ready_answer(ping_answer(call.request.method, _SWARM))
 
     async def version(self, call: Call) -> web.Response:
-        release = package_version("swarmlet")
+        release = RELEASE
         details = {
             "ApiVersion": str(versions.NEWEST), "MinAPIVersion": str(versions.OLDEST), "Os": "linux",
             "Arch": _architecture(), "KernelVersion": platform.release(), "Experimental": "false",
