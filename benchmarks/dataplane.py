@@ -87,6 +87,7 @@ async def _all(folder: Path) -> dict[str, float]:
         )
         # The client far away: by a route to the backend's node, and by another node's mesh.
         spaces.ip("lan", f"route add {backend_ip(2)} via {node_ip(2)}")
+        spaces.command("n2", "nft", "insert", "rule", "ip", "swl", "f", "accept")  # else nobody gets in by that route
         connect |= await asyncio.to_thread(
             _connects, spaces, "x", {"connect routed": (backend_ip(2), TARGET), "connect hop": (node_ip(1), PORT)}
         )
