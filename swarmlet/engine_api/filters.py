@@ -43,6 +43,14 @@ class Filters:
         """() if the key is not filtered by."""
         return self._values.get(key, ())
 
+    def having(self, key: str, *values: str) -> Filters:
+        """The same, but with these values of one key."""
+        return Filters({**self._values, key: values})
+
+    def encoded(self) -> str:
+        """As a client sends them; `decode_filters` reads it again."""
+        return msgspec.json.encode(self._values).decode()
+
     def check(self, *allowed: str) -> None:
         """InvalidArgument, in dockerd's words, for a key that this list does not know."""
         for key in self._values:

@@ -52,25 +52,21 @@ def retrying(seconds: float) -> str:
 
 async def persistently(ask: Callable[[], Awaitable[T]]) -> T:
     """Again, a little later each time, while the registry cannot be reached."""
-    failures = 0
-    while True:
-        try:
-            return await ask()
-        except RegistryUnreachable as err:
-            failures += 1
-            if failures >= MAX_ATTEMPTS:
-                raise
-            await asyncio.sleep(pause(failures, err))
+    return await _again(ask, lambda _err: True)
 
 
 async def patiently(ask: Callable[[], Awaitable[T]]) -> T:
     """Again if the registry has said when; any other trouble comes through at once."""
+    return await _again(ask, lambda err: err.retry_after_s > 0)
+
+
+async def _again(ask: Callable[[], Awaitable[T]], worth: Callable[[RegistryUnreachable], bool]) -> T:
     failures = 0
     while True:
         try:
             return await ask()
         except RegistryUnreachable as err:
             failures += 1
-            if failures >= MAX_ATTEMPTS or not err.retry_after_s:
+            if failures >= MAX_ATTEMPTS or not worth(err):
                 raise
             await asyncio.sleep(pause(failures, err))

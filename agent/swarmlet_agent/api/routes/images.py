@@ -88,10 +88,7 @@ class ImageRoutes:
         """ImageList: 200; 400 for a bad filter. Clients before 1.25 had `filter=` for a name."""
         filters = call.filters()
         if call.version < (1, 41) and call.text("filter"):
-            filters = Filters({
-                **{key: filters.get(key) for key in filters.keys()},  # noqa: SIM118 - Filters is no mapping
-                "reference": (*filters.get("reference"), call.text("filter")),
-            })
+            filters = filters.having("reference", *filters.get("reference"), call.text("filter"))
         shown = self._images.list_images(
             filters, call.version, shared_size=call.flag("shared-size"),
             manifests=call.flag("manifests") and call.version >= (1, 47),

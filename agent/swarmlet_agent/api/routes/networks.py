@@ -165,11 +165,9 @@ class NetworkRoutes:
         """Those that the manager knows; none if it does not answer, since this node's own are worth showing."""
         if self._cluster is None or not self._is_manager:
             return []
-        asked = {**{key: [*filters.get(key)] for key in filters.keys()}, "scope": ["swarm"]}  # noqa: SIM118
+        asked = filters.having("scope", "swarm").encoded()
         try:
-            status, told = await self._cluster.ask(
-                "GET", f"/networks?{urlencode({'filters': msgspec.json.encode(asked).decode()})}"
-            )
+            status, told = await self._cluster.ask("GET", f"/networks?{urlencode({'filters': asked})}")
         except Unavailable as err:
             log.warning("the cluster's networks are left out of a list", reason=str(err))
             return []

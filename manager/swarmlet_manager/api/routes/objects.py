@@ -9,7 +9,6 @@ from __future__ import annotations
 from typing import Any
 from urllib.parse import quote, urlencode
 
-import msgspec
 from aiohttp import web
 
 from swarmlet.engine_api.answers import json_answer
@@ -50,9 +49,7 @@ class ObjectRoutes:
     async def local_networks(self, call: Call) -> list[dict[str, Any]]:
         """Predefined networks once; the others once by name, with the names of the nodes that have them."""
         merged: dict[str, dict[str, Any]] = {}
-        filters = call.filters()
-        asked = {**{key: [*filters.get(key)] for key in filters.keys()}, "scope": ["local"]}  # noqa: SIM118
-        query = urlencode({"filters": msgspec.json.encode(asked).decode()})
+        query = urlencode({"filters": call.filters().having("scope", "local").encoded()})
         answers = await self._fleet.ask_all(self._fleet.ready(), "GET", f"/networks?{query}")
         _raise_refusal(answers)
         for answer in answers:
