@@ -208,6 +208,7 @@ async def agent(settings: AgentSettings, *, open_files: tuple[int, int] | None =
         line = ClusterLine(
             parts.engine, parts.images, parts.networks, parts.journal, settings, hostname=hostname, release=RELEASE,
             node_routes=lambda: [*node_view(), *TunnelRoutes(socket).routes()], address=lambda: member.address,
+            data_address=lambda: member.data_address,
         )
         member = Member(
             Path(settings.data_dir), manager_socket, manager, line, hostname=hostname,

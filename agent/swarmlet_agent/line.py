@@ -27,6 +27,7 @@ from swarmlet.pki import subject_and_key
 from swarmlet.tls import require_role, server_context
 from swarmlet.wire.messages import ContainerRef
 from swarmlet.wire.networking import Networking
+from swarmlet_agent.addresses import authority
 from swarmlet_agent.engine.engine import Engine
 from swarmlet_agent.images.store import ImageStore
 from swarmlet_agent.journal import Journal
@@ -58,7 +59,7 @@ class ClusterLine:
     def __init__(
         self, engine: Engine, images: ImageStore, networks: BridgeNetworks, journal: Journal,
         settings: AgentSettings, *, hostname: str, release: str, node_routes: Callable[[], Sequence[Route]],
-        address: Callable[[], str],
+        address: Callable[[], str], data_address: Callable[[], str],
     ) -> None:
         self._engine = engine
         self._images = images
@@ -69,6 +70,7 @@ class ClusterLine:
         self._version = release
         self._node_routes = node_routes
         self._address = address
+        self._data_address = data_address
         self._server: Server | None = None
         self._session: AgentSession | None = None
         self._worker: TaskWorker | None = None
@@ -97,11 +99,11 @@ class ClusterLine:
             self._engine, self._images, self._journal, node=lambda: facts, report=report, forget=statuses.forget,
             networks=self._networks,
         )
-        manager_addr = f"{self._address()}:{settings.manager_port}" if is_manager else ""
+        manager_addr = authority(self._address(), settings.manager_port) if is_manager else ""
         session = AgentSession(
             identity, data_dir=Path(settings.data_dir), journal=self._journal,
             managers=ManagerList(self._journal, managers),
-            place=NodePlace(self._address(), settings.node_port, manager_addr),
+            place=NodePlace(self._address(), settings.node_port, manager_addr, self._data_address()),
             describe=lambda: describe(settings, self._hostname, self._version, identity),
             containers=self._containers, statuses=statuses, orders=worker,
             networks=self._networks.cluster,

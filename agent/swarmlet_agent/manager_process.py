@@ -126,6 +126,8 @@ class ManagerProcess:
             "--advertise-addr", self._address(), "--port", str(settings.manager_port),
             "--log-level", settings.log_level,
         ]
+        if ":" in self._address():
+            argv += ["--listen-addr", "::"]
         if settings.socket_group:
             argv += ["--socket-group", settings.socket_group]
         for endpoint in etcd.endpoints:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ipaddress
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +20,16 @@ from swarmlet.errors import InvalidArgument, NotSupported, SwarmletError, Unavai
 from swarmlet.log import get_logger
 from swarmlet.model.states import Role
 from swarmlet.pki import write_private
+from swarmlet.wire.joining import Founding
+from swarmlet_agent.addresses import (
+    advertised,
+    authority,
+    data_path,
+    founding_of,
+    host_interfaces,
+    host_of,
+    with_port,
+)
 from swarmlet_agent.session import identity as identities
 from swarmlet_agent.session.identity import NodeIdentity
 
@@ -29,9 +38,8 @@ log = get_logger(__name__)
 #: A manager's first start makes an etcd, a CA and a cluster.
 MANAGER_START_S = 60.0
 LOOK_AGAIN_S = 0.1
-#: What clients send when nobody chose: where managers listen, and the prefix length of overlay subnets.
+#: What clients send when nobody chose where managers listen.
 _LISTEN_ADDR = "0.0.0.0:2377"
-_SUBNET_SIZE = 24
 LEFT = "This node is not part of a swarm"
 ALREADY = 'This node is already part of a swarm. Use "docker swarm leave" to leave this swarm and join another one.'
 
@@ -42,6 +50,8 @@ class Membership(msgspec.Struct, frozen=True, kw_only=True):
     manager: bool = False
     managers: tuple[str, ...] = ()  # "host:port" to dial first
     address: str = ""  # where this host is reached
+    data_address: str = ""  # where packets of the cluster's networks go, "" = the same
+    founding: Founding = Founding()  # of an init: what the cluster is to be like
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +122,11 @@ class Member:
         self._finishing: asyncio.Task[None] | None = None
         self.address = ""  # where this node is reached, once it is a member
 
+    @property
+    def data_address(self) -> str:
+        """Where packets of the cluster's networks for this node go, if not to `address`."""
+        return "" if self._membership is None else self._membership.data_address
+
     async def start(self) -> None:
         """Go on as what this host was. A manager that needs time to come up does not hold up the engine."""
         self._membership = await asyncio.to_thread(self._load)
@@ -155,18 +170,20 @@ class Member:
 
         Unavailable if this host is a member already, InvalidArgument for a bad address.
         """
-        _refuse(request, "DefaultAddrPool", "DataPathAddr", "DataPathPort", "ForceNewCluster")
-        if request.get("SubnetSize") not in (None, 0, _SUBNET_SIZE):
-            raise NotSupported("SubnetSize is not supported yet")
+        _refuse(request, "ForceNewCluster")
+        founding = founding_of(request)
         _check_spec(request.get("Spec") or {})
         self._check_listening(request)
-        address = self._advertised(request)
+        address, data_address = self._own_addresses(request)
         async with self._only_when_inactive():
-            dial = (_authority(address, self._manager_port),)
+            dial = (authority(address, self._manager_port),)
             self.address = address
-            await self._save(Membership(manager=True, managers=dial, address=address))
+            wanted = Membership(
+                manager=True, managers=dial, address=address, data_address=data_address, founding=founding
+            )
+            await self._save(wanted)
             try:
-                identity = await self._join_own_manager(address)
+                identity = await self._join_own_manager(wanted)
             except BaseException:
                 await asyncio.shield(self._undo())
                 raise
@@ -175,7 +192,6 @@ class Member:
 
     async def join(self, request: dict[str, Any]) -> None:
         """`docker swarm join`. Forbidden for a wrong token, Unavailable if no manager answers."""
-        _refuse(request, "DataPathAddr")
         self._check_listening(request)
         token = request.get("JoinToken") or ""
         remotes = request.get("RemoteAddrs") or []
@@ -183,15 +199,17 @@ class Member:
             raise InvalidArgument("invalid JSON: JoinToken must be a string and RemoteAddrs a list of strings")
         if not remotes:
             raise InvalidArgument("at least 1 RemoteAddr is required to join")
-        dial = tuple(_with_port(remote, 2377) for remote in remotes)
-        address = self._advertised(request)
+        dial = tuple(with_port(remote, 2377) for remote in remotes)
+        address, data_address = self._own_addresses(request)
         async with self._only_when_inactive():
             identity = await identities.join(
                 self._data_dir, dial, token, hostname=self._hostname, addr=address
             )
             self.address = address
             is_manager = identity.role is Role.MANAGER
-            await self._save(Membership(manager=is_manager, managers=dial, address=address))
+            await self._save(
+                Membership(manager=is_manager, managers=dial, address=address, data_address=data_address)
+            )
             if is_manager:
                 await self._manager.ensure()
             await self._begin(identity, dial)
@@ -210,18 +228,19 @@ class Member:
             await self._undo()
             log.info("left the cluster")
 
-    async def _join_own_manager(self, address: str) -> NodeIdentity:
+    async def _join_own_manager(self, wanted: Membership) -> NodeIdentity:
         await self._manager.ensure()
         await self._wait_for_manager()
         return await identities.join_locally(
-            self._data_dir, self._manager_socket, hostname=self._hostname, addr=address
+            self._data_dir, self._manager_socket, hostname=self._hostname, addr=wanted.address,
+            founding=wanted.founding,
         )
 
     async def _finish(self, membership: Membership) -> None:
         async with self._lock:
             try:
                 self.address = membership.address
-                await self._begin(await self._join_own_manager(self.address), membership.managers)
+                await self._begin(await self._join_own_manager(membership), membership.managers)
             except SwarmletError as err:
                 log.error("this host's manager could not be joined: restart the agent to try again", reason=err)
 
@@ -257,27 +276,17 @@ class Member:
                 f"the manager did not come up in {MANAGER_START_S:.0f} s: see its log {self._data_dir}/manager.log"
             ) from err
 
-    def _advertised(self, request: dict[str, Any]) -> str:
-        """The address others reach this host at: as asked for, or the configured one, or the default route's."""
-        text = str(request.get("AdvertiseAddr") or "")
-        host = _host_of(text) if text else self._default_address()
-        if not host:
-            raise InvalidArgument(
-                "could not choose an IP address to advertise since this system has no default route: "
-                "specify one with --advertise-addr"
-            )
-        try:
-            address = ipaddress.ip_address(host)
-        except ValueError as err:
-            raise InvalidArgument(f"invalid AdvertiseAddr {text!r}: must be an IP address[:port]") from err
-        if address.is_unspecified:
-            raise InvalidArgument(f"invalid AdvertiseAddr {text!r}: must be a non-zero IP address")
-        return str(address)
+    def _own_addresses(self, request: dict[str, Any]) -> tuple[str, str]:
+        """Where others reach this host, and where packets of the cluster's networks do ("": there too)."""
+        advertise, data = (str(request.get(name) or "") for name in ("AdvertiseAddr", "DataPathAddr"))
+        address = advertised(advertise, self._default_address, host_interfaces)
+        own = data_path(data, host_interfaces)
+        return address, "" if own == address else own
 
     def _check_listening(self, request: dict[str, Any]) -> None:
         """A manager listens on every address, at the port of the settings; a node begins as an active one."""
         listen = str(request.get("ListenAddr") or "")
-        host, port = _host_of(listen), _with_port(listen, self._manager_port).rpartition(":")[2]
+        host, port = host_of(listen), with_port(listen, self._manager_port).rpartition(":")[2]
         chosen = listen != _LISTEN_ADDR
         if chosen and (host not in ("", "0.0.0.0", "::") or port != str(self._manager_port)):
             raise NotSupported(f"ListenAddr {listen} is not supported: managers listen on 0.0.0.0:{self._manager_port}")
@@ -310,19 +319,3 @@ def _check_spec(spec: Any) -> None:
     for part, values in spec.items():
         if values and (not isinstance(values, dict) or any(values.values())) and (part, values) != ("Name", "default"):
             raise NotSupported(f"Spec.{part} is not supported here: use docker swarm update afterwards")
-
-
-def _host_of(text: str) -> str:
-    """The host of "host", "host:port", "[v6]:port" or "v6"."""
-    if text.startswith("["):
-        return text[1:].partition("]")[0]
-    return text if text.count(":") > 1 else text.partition(":")[0]
-
-
-def _with_port(text: str, port: int) -> str:
-    has_port = text.rpartition("]")[2].startswith(":") if text.startswith("[") else text.count(":") == 1
-    return text if has_port else _authority(_host_of(text), port)
-
-
-def _authority(host: str, port: int) -> str:
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

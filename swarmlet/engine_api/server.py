@@ -37,6 +37,8 @@ SERVER_HEADERS = {
 SHUTDOWN_S = 1.0
 #: aiohttp makes an access logger where there is a logger for it.
 _NO_LOG = logging.getLogger(__name__)
+#: Every address of both families, as "::" means to other servers.
+EVERYWHERE = ("0.0.0.0", "::")
 #: Connections the kernel queues before they are accepted.
 BACKLOG = 1024
 #: Longest request line and header field: filters, build arguments and registry credentials travel in them.
@@ -144,10 +146,11 @@ class Server:
         self._listeners.append(await loop.create_unix_server(factory, sock=listener, backlog=BACKLOG))
 
     async def listen_tcp(self, host: str, port: int, tls: ssl.SSLContext | None) -> int:
-        """A TCP port (0 = any); returns the one taken."""
+        """A TCP port (0 = any); returns the one taken. "::": every address, IPv4 ones as well."""
         factory = await self._factory()
         loop = asyncio.get_running_loop()
-        listener = await loop.create_server(factory, host, port, ssl=tls, backlog=BACKLOG, reuse_address=True)
+        where = EVERYWHERE if host == "::" else host
+        listener = await loop.create_server(factory, where, port, ssl=tls, backlog=BACKLOG, reuse_address=True)
         self._listeners.append(listener)
         return int(listener.sockets[0].getsockname()[1])
 

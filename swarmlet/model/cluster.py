@@ -8,6 +8,9 @@ from swarmlet.model.base import ApiStruct, Record
 from swarmlet.model.common import Driver
 from swarmlet.model.times import NS
 
+#: IANA's port of VXLAN, and Docker's.
+DATA_PATH_PORT = 4789
+
 
 class OrchestrationSpec(ApiStruct, frozen=True, kw_only=True):
     task_history_retention_limit: int = 5
@@ -81,6 +84,8 @@ class Cluster(Record, frozen=True, kw_only=True):
     #: Where subnets of the cluster's networks are cut from, and their prefix length.
     address_pools: tuple[str, ...] = ("10.0.0.0/8",)
     subnet_size: int = 20
+    #: UDP port that carries VXLAN between nodes.
+    data_path_port: int = DATA_PATH_PORT
     created_at: int = 0
     updated_at: int = 0
     version: int = 0

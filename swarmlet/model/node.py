@@ -71,3 +71,10 @@ class Node(Record, frozen=True, kw_only=True):
     state_changed_at: int = 0
     #: Its place in the routing mesh, 1 to 65,534; 0 until the allocator has given it one.
     number: int = 0
+    #: Where packets of the cluster's networks go, if not to `addr` (`--data-path-addr`).
+    data_addr: str = ""
+
+    @property
+    def data_path(self) -> str:
+        """The address that packets of the cluster's networks for it go to."""
+        return self.data_addr or self.addr

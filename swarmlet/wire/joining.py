@@ -19,13 +19,22 @@ LOCAL_JOIN_PATH = "/swarmlet/v1/local-join"
 SESSION_PATH = "/swarmlet/v1/session"
 
 
+class Founding(Record, frozen=True, kw_only=True):
+    """What `docker swarm init` says of the whole cluster. () and 0: as it is, or the default."""
+
+    address_pools: tuple[str, ...] = ()
+    subnet_size: int = 0
+    data_path_port: int = 0
+
+
 class JoinRequest(Record, frozen=True, kw_only=True):
-    """addr: where this host is reached, "" = where the request came from."""
+    """addr: where this host is reached, "" = where the request came from. founding: local joins only."""
 
     token: str = ""
     csr: str
     hostname: str = ""
     addr: str = ""
+    founding: Founding = Founding()
 
     def __repr__(self) -> str:
         return f"JoinRequest(hostname={self.hostname!r}, addr={self.addr!r})"

@@ -42,6 +42,8 @@ class Hello(Record, frozen=True, kw_only=True, tag="hello"):
     #: Where managers and peers reach this node's Engine API (mTLS).
     addr: str
     port: int
+    #: Where packets of the cluster's networks for this node go, "" = to addr.
+    data_addr: str = ""
     #: "host:port" of the manager this host runs, "" if it runs none.
     manager_addr: str = ""
 

@@ -6,6 +6,7 @@ One full set with the first assignments of a session, increments from then on. A
 from __future__ import annotations
 
 from swarmlet.model.base import Record
+from swarmlet.model.cluster import DATA_PATH_PORT
 
 
 class NetworkInfo(Record, frozen=True, kw_only=True):
@@ -18,6 +19,8 @@ class NetworkInfo(Record, frozen=True, kw_only=True):
     ip_range: str = ""
     vni: int
     mtu: int
+    #: UDP port that carries it between nodes.
+    port: int = DATA_PATH_PORT
     internal: bool = False
     attachable: bool = False
     ingress: bool = False
@@ -82,6 +85,8 @@ class MeshPort(Record, frozen=True, kw_only=True):
 class MeshInfo(Record, frozen=True, kw_only=True):
     """The routing mesh, all of it, the same for every node."""
 
+    #: UDP port of its VXLAN.
+    data_path_port: int = DATA_PATH_PORT
     nodes: tuple[MeshNodeInfo, ...] = ()
     ports: tuple[MeshPort, ...] = ()
 

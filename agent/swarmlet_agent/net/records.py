@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from swarmlet.errors import Conflict, Forbidden, SwarmletError
 from swarmlet.model.base import Record
+from swarmlet.model.cluster import DATA_PATH_PORT
 from swarmlet.model.container import EndpointSettings, PortBinding
 
 BRIDGE, HOST, NONE = "bridge", "host", "none"
@@ -72,8 +73,9 @@ class NetworkRecord(Record, frozen=True, kw_only=True):
     gateway: str = ""
     ip_range: str = ""
     auxiliary: dict[str, str] = {}
-    #: Of an overlay network: its VXLAN number, and this node's address for the other nodes.
+    #: Of an overlay network: its VXLAN number and UDP port, and this node's address for the other nodes.
     vni: int = 0
+    port: int = DATA_PATH_PORT
     #: It is the routing mesh's: nothing on it has a name.
     ingress: bool = False
     underlay: str = ""

@@ -15,13 +15,22 @@ from pathlib import Path
 import aiohttp
 import msgspec
 
-from swarmlet.errors import Forbidden, Internal, InvalidArgument, NotSupported, SwarmletError, Unauthorized, Unavailable
+from swarmlet.errors import (
+    Conflict,
+    Forbidden,
+    Internal,
+    InvalidArgument,
+    NotSupported,
+    SwarmletError,
+    Unauthorized,
+    Unavailable,
+)
 from swarmlet.log import get_logger
 from swarmlet.model.states import Role
 from swarmlet.pki import OU, JoinToken, KeyPair, identity_of, new_request, parse_join_token, write_private
 from swarmlet.tls import TlsIdentity, client_context, joining_context, unverified_context
 from swarmlet.wire import joining
-from swarmlet.wire.joining import Certificate, JoinRequest, RenewRequest
+from swarmlet.wire.joining import Certificate, Founding, JoinRequest, RenewRequest
 
 log = get_logger(__name__)
 
@@ -85,10 +94,15 @@ async def join(data_dir: Path, managers: Sequence[str], token: str, *, hostname:
     raise failure
 
 
-async def join_locally(data_dir: Path, manager_socket: Path, *, hostname: str, addr: str) -> NodeIdentity:
-    """Become a node of the manager on this very host, through its unix socket."""
+async def join_locally(
+    data_dir: Path, manager_socket: Path, *, hostname: str, addr: str, founding: Founding
+) -> NodeIdentity:
+    """Become a node of the manager on this very host, through its unix socket.
+
+    founding: what the cluster is to be like. Conflict if it is there already and otherwise.
+    """
     csr, key = await asyncio.to_thread(new_request)
-    request = JoinRequest(csr=csr, hostname=hostname, addr=addr)
+    request = JoinRequest(csr=csr, hostname=hostname, addr=addr, founding=founding)
     url = f"http://manager{joining.LOCAL_JOIN_PATH}"
     answer = await _call("POST", url, None, msgspec.json.encode(request), socket=manager_socket)
     return await _keep(data_dir, answer, key)
@@ -167,5 +181,7 @@ def _refusal(status: int, text: bytes) -> SwarmletError:
         message = str(msgspec.json.decode(text)["message"])
     except (msgspec.DecodeError, KeyError, TypeError):
         message = f"the manager answered with status {status}"
-    kinds: dict[int, type[SwarmletError]] = {400: InvalidArgument, 401: Unauthorized, 403: Forbidden, 501: NotSupported}
+    kinds: dict[int, type[SwarmletError]] = {
+        400: InvalidArgument, 401: Unauthorized, 403: Forbidden, 409: Conflict, 501: NotSupported,
+    }
     return kinds.get(status, Unavailable)(message)

@@ -95,11 +95,15 @@ class NetworkOrders(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class NodePlace:
-    """Where this node is reached: its address, its Engine API port (mTLS), its manager if it runs one."""
+    """Where this node is reached: its address, its Engine API port (mTLS), its manager if it runs one.
+
+    data_addr: where packets of the cluster's networks for it go, "" = to addr.
+    """
 
     addr: str
     port: int
     manager_addr: str = ""
+    data_addr: str = ""
 
 
 class AgentSession:
@@ -222,7 +226,8 @@ class AgentSession:
                     socket,
                     Hello(
                         node_id=self.identity.node_id, description=description, addr=self._place.addr,
-                        port=self._place.port, manager_addr=self._place.manager_addr,
+                        port=self._place.port, data_addr=self._place.data_addr,
+                        manager_addr=self._place.manager_addr,
                     ),
                 )
                 await self._converse(socket, address)
@@ -280,7 +285,7 @@ class AgentSession:
         self._seq = orders.seq
         if orders.networking is not None:  # before the tasks, which need them
             await self._networks.update(
-                orders.networking, node_id=self.identity.node_id, underlay=self._place.addr
+                orders.networking, node_id=self.identity.node_id, underlay=self._place.data_addr or self._place.addr
             )
         await self._orders.assign(
             full=orders.full, tasks=orders.tasks, removed=orders.removed, registry_auth=orders.registry_auth

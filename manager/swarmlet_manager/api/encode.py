@@ -287,7 +287,7 @@ def cluster_info(record: Cluster) -> Json:
         "RootRotationInProgress": False,
         "DefaultAddrPool": [*record.address_pools],
         "SubnetSize": record.subnet_size,
-        "DataPathPort": 4789,
+        "DataPathPort": record.data_path_port,
     }
 
 

@@ -10,7 +10,9 @@ import time
 from collections.abc import Callable, Sequence
 from datetime import timedelta
 
-from swarmlet.errors import Forbidden, NotAManager, StaleView
+from msgspec.structs import replace
+
+from swarmlet.errors import Conflict, Forbidden, NotAManager, StaleView
 from swarmlet.log import get_logger
 from swarmlet.model.cluster import Cluster, SwarmSpec
 from swarmlet.model.ids import new_cluster_id
@@ -27,12 +29,14 @@ from swarmlet.pki import (
     same_token,
     sign_request,
 )
-from swarmlet.wire.joining import Certificate
+from swarmlet.wire.joining import Certificate, Founding
 from swarmlet_manager.ca.seal import new_key
 from swarmlet_manager.control.ports import StorePort
 from swarmlet_manager.state import Put
 
 log = get_logger(__name__)
+
+NOTHING_SAID = Founding()
 
 
 class Authority:
@@ -84,9 +88,13 @@ class Authority:
         return await self.admit(role, csr, hostname, addresses)
 
     async def admit(
-        self, role: Role, csr: str, hostname: str, addresses: Sequence[str], *, manager_addr: str = ""
+        self, role: Role, csr: str, hostname: str, addresses: Sequence[str], *, manager_addr: str = "",
+        founding: Founding = NOTHING_SAID,
     ) -> Certificate:
-        """A new node without a token: for the manager's own host, whose manager is at manager_addr."""
+        """A new node without a token: for the manager's own host, whose manager is at manager_addr.
+
+        founding: what the cluster is to be like, while it has no node yet. Conflict if it is otherwise.
+        """
         cluster, node_id, now = self._cluster(), self._new_id(), self._now()
         cert = self._sign(cluster, csr, Identity(node_id, role, cluster.id), addresses)
         node = Node(
@@ -94,7 +102,13 @@ class Authority:
             addr=addresses[0] if addresses else "", manager_addr=manager_addr,
             created_at=now, updated_at=now, state_changed_at=now,
         )
-        await self._store.commit([Put(node)])
+        founded = _founded(cluster, founding)
+        if founded != cluster and self._store.state.nodes:
+            raise Conflict(
+                f"cluster {cluster.id} is there already, with DefaultAddrPool {', '.join(cluster.address_pools)}, "
+                f"SubnetSize {cluster.subnet_size} and DataPathPort {cluster.data_path_port}: these cannot be changed"
+            )
+        await self._store.commit([Put(node)] if founded == cluster else [Put(founded), Put(node)])
         log.info("node admitted", node_id=node_id, role=role, hostname=hostname)
         return Certificate(node_id=node_id, role=role, cert=cert, ca=cluster.ca_cert_pem)
 
@@ -120,6 +134,11 @@ class Authority:
         if cluster is None:
             raise NotAManager
         return cluster
+
+
+def _founded(cluster: Cluster, founding: Founding) -> Cluster:
+    said = {name: value for name in Founding.__struct_fields__ if (value := getattr(founding, name))}
+    return replace(cluster, **said)
 
 
 def _ca(cluster: Cluster) -> KeyPair:

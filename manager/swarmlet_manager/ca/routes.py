@@ -61,7 +61,7 @@ class JoinRoutes:
         return _answer(
             await self._authority.admit(
                 Role.MANAGER, asked.csr, _hostname(asked.hostname), _addresses(call, asked.addr),
-                manager_addr=self._own_addr,
+                manager_addr=self._own_addr, founding=asked.founding,
             )
         )
 

@@ -66,7 +66,7 @@ def plan_ingress(state: State, network_id: str, now: int) -> Network:
 def pick_subnet(state: State, used: Iterable[IPv4Network]) -> IPv4Network:
     """The first of the cluster's pools that no network has and no node lives in."""
     cluster = state.cluster or Cluster(id="")
-    taken = [*used, *_hosts(node.addr for node in state.nodes.values())]
+    taken = [*used, *_hosts(text for node in state.nodes.values() for text in (node.addr, node.data_addr))]
     for pool in cluster.address_pools:
         for subnet in _cuts(IPv4Network(pool), cluster.subnet_size, taken):
             return subnet
@@ -208,5 +208,5 @@ def _hosts(addresses: Iterable[str]) -> Iterator[IPv4Network]:
     for text in addresses:
         try:
             yield IPv4Network(text)
-        except ValueError:  # IPv6, or not known yet
+        except ValueError:  # IPv6, or there is none
             continue

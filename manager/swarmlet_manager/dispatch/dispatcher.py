@@ -171,7 +171,7 @@ class Dispatcher:
             lambda node: replace(
                 _in_state(node, NodeState.READY, "", self._now()),
                 description=hello.description, addr=hello.addr or node.addr, port=hello.port,
-                manager_addr=hello.manager_addr,
+                data_addr=hello.data_addr, manager_addr=hello.manager_addr,
             ),
         )
 
@@ -317,7 +317,7 @@ async def _hello(socket: web.WebSocketResponse) -> Hello:
 
 def _as_peer(node: Node) -> tuple[object, ...]:
     """What other nodes need to know of one."""
-    return node.addr, node.state, node.number
+    return node.data_path, node.state, node.number
 
 
 def _concerns_networks(change: Change) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from swarmlet.model.cluster import DATA_PATH_PORT
 from swarmlet.model.defaults import ingress_ports
 from swarmlet.model.states import NodeState, TaskState
 from swarmlet.wire.networking import MeshBackend, MeshInfo, MeshNodeInfo, MeshPort
@@ -9,9 +10,14 @@ from swarmlet_manager.decide.reaper import is_gone
 from swarmlet_manager.state import State
 
 
+def data_path_port(state: State) -> int:
+    """UDP port that carries VXLAN between nodes."""
+    return DATA_PATH_PORT if state.cluster is None else state.cluster.data_path_port
+
+
 def mesh_of(state: State) -> MeshInfo:
     """Ports of services that are there, with their tasks from the moment those run until they are gone."""
-    nodes = {node.id: node for node in state.nodes.values() if node.number and node.addr}
+    nodes = {node.id: node for node in state.nodes.values() if node.number and node.data_path}
     ingress = state.ingress
     ports: list[MeshPort] = []
     for service in sorted(state.services.values(), key=lambda service: service.id):
@@ -36,8 +42,9 @@ def mesh_of(state: State) -> MeshInfo:
             for port in published
         ]
     return MeshInfo(
+        data_path_port=data_path_port(state),
         nodes=tuple(
-            MeshNodeInfo(id=node.id, number=node.number, address=node.addr)
+            MeshNodeInfo(id=node.id, number=node.number, address=node.data_path)
             for node in sorted(nodes.values(), key=lambda node: node.number)
         ),
         ports=tuple(ports),

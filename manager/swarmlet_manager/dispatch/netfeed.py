@@ -15,7 +15,7 @@ from swarmlet.model.states import NodeState, TaskState
 from swarmlet.model.task import Task
 from swarmlet.wire.networking import EndpointInfo, MeshInfo, NetworkInfo, Networking, ServiceInfo
 from swarmlet_manager.decide.reaper import is_gone
-from swarmlet_manager.dispatch.meshfeed import mesh_of
+from swarmlet_manager.dispatch.meshfeed import data_path_port, mesh_of
 from swarmlet_manager.state import Change, State
 
 #: (network id, id of a task, lease or service)
@@ -114,7 +114,7 @@ class NetworkFeed:
             self._count(state, place)
         joined = [ident for ident in self._members if ident not in self._told and ident in state.networks]
         left = [ident for ident in self._told if ident not in self._members]
-        networks = tuple(_network(state.networks[ident]) for ident in joined)
+        networks = tuple(_network(state, state.networks[ident]) for ident in joined)
         for info in networks:
             self._told[info.id] = info
             dirty |= {(info.id, task.id) for task in state.tasks_on_network(info.id)}
@@ -179,11 +179,12 @@ def _wanted(service: Service) -> tuple[str, ...]:
     return cluster_networks(service.spec.task_template)
 
 
-def _network(network: Network) -> NetworkInfo:
+def _network(state: State, network: Network) -> NetworkInfo:
     spec = network.spec
     return NetworkInfo(
         id=network.id, name=network.name, subnet=network.subnet, gateway=network.gateway, ip_range=network.ip_range,
-        vni=network.vni, mtu=network.mtu, internal=spec.internal, attachable=spec.attachable, ingress=spec.ingress,
+        vni=network.vni, mtu=network.mtu, port=data_path_port(state), internal=spec.internal,
+        attachable=spec.attachable, ingress=spec.ingress,
         options=spec.options,
         labels=spec.labels, created_at=network.created_at,
     )
@@ -196,7 +197,7 @@ def _endpoint(state: State, place: Place) -> EndpointInfo | None:
         node = state.nodes.get(lease.node_id)
         return EndpointInfo(
             network_id=network_id, id=ident, address=_plain(lease.address), node_id=lease.node_id,
-            node_addr=node.addr if node is not None else "", names=lease.names,
+            node_addr=node.data_path if node is not None else "", names=lease.names,
         )
     task = state.tasks.get(ident)
     if task is None or is_gone(task) or task.status.state < TaskState.ASSIGNED:
@@ -210,7 +211,7 @@ def _endpoint(state: State, place: Place) -> EndpointInfo | None:
         and node.state is not NodeState.DOWN
     )
     return EndpointInfo(
-        network_id=network_id, id=task.id, address=_plain(address), node_id=task.node_id, node_addr=node.addr,
+        network_id=network_id, id=task.id, address=_plain(address), node_id=task.node_id, node_addr=node.data_path,
         names=(task.name,), service_id=task.service_id, slot=task.slot, serving=serving,
     )
 

@@ -60,7 +60,7 @@ _FAMILY = {4: AF_INET, 6: AF_INET6}
 def new_device(device: Device, group: int) -> Message:
     """`ing0`, down. It learns nothing: where a MAC is, is written from the cluster's state."""
     local = ip_address(device.local)
-    return new_vxlan(DEVICE, vni=VNI, local=local, mac=device.mac, mtu=device.mtu, group=group)
+    return new_vxlan(DEVICE, vni=VNI, local=local, mac=device.mac, mtu=device.mtu, group=group, port=device.port)
 
 
 def add_neighbour(index: int, neighbour: Neighbour) -> Message:

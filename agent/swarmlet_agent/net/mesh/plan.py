@@ -14,6 +14,7 @@ from ipaddress import IPv4Address, IPv6Address, collapse_addresses, ip_address, 
 from typing import Any
 
 from swarmlet.errors import InvalidArgument
+from swarmlet.model.cluster import DATA_PATH_PORT
 from swarmlet_agent.net.netlink import mac_bytes
 from swarmlet_agent.net.nftset import Change, Element
 from swarmlet_agent.net.slots import Edits, fill
@@ -85,6 +86,8 @@ class MeshState:
 
     own: MeshNode
     mtu: int
+    #: UDP port of its VXLAN.
+    port: int = DATA_PATH_PORT
     peers: tuple[MeshNode, ...] = ()
     ports: tuple[Published, ...] = ()
     containers: tuple[str, ...] = ()
@@ -98,6 +101,7 @@ class Device:
     mtu: int
     local: str
     addresses: tuple[Address, ...]
+    port: int = DATA_PATH_PORT
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,7 +160,8 @@ class Programmed:
 
 
 def device(state: MeshState, *, ipv6: bool) -> Device:
-    return Device(mac_of(state.own), state.mtu, state.own.address, mesh_addresses(state.own.number, ipv6=ipv6))
+    addresses = mesh_addresses(state.own.number, ipv6=ipv6)
+    return Device(mac_of(state.own), state.mtu, state.own.address, addresses, state.port)
 
 
 def mesh_addresses(number: int, *, ipv6: bool) -> tuple[Address, ...]:

@@ -232,8 +232,7 @@ def record_of(info: NetworkInfo, underlay: str) -> NetworkRecord:
     """The network as this node's engine has it."""
     return NetworkRecord(
         id=info.id, name=info.name, driver="overlay", created_at=info.created_at, bridge=bridge_of(info.id),
-        subnet=info.subnet, gateway=info.gateway, ip_range=info.ip_range, chosen_subnet=True, vni=info.vni,
-        underlay=underlay, mtu=info.mtu, internal=info.internal, attachable=info.attachable,
-        ingress=info.ingress,
-        options=dict(info.options), labels=dict(info.labels),
+        subnet=info.subnet, gateway=info.gateway, ip_range=info.ip_range, chosen_subnet=True,
+        vni=info.vni, port=info.port, underlay=underlay, mtu=info.mtu, internal=info.internal,
+        attachable=info.attachable, ingress=info.ingress, options=dict(info.options), labels=dict(info.labels),
     )

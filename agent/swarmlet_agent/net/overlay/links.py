@@ -44,6 +44,7 @@ class OverlayLinks(BridgeLinks):
             try:
                 self._host.send([messages.new_vxlan(
                     name, vni=network.vni, local=local, mac=_own_mac(network), mtu=network.mtu, group=GROUP,
+                    port=network.port,
                 )])
             except NetlinkError as err:
                 if err.code == errno.EOPNOTSUPP:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import struct
 from ipaddress import IPv4Address, IPv6Address
 
+from swarmlet.model.cluster import DATA_PATH_PORT
 from swarmlet_agent.net.netlink import (
     IFLA_ADDRESS,
     IFLA_INFO_SLAVE_DATA,
@@ -27,8 +28,6 @@ from swarmlet_agent.net.netlink import (
     new_link,
 )
 
-#: IANA's port of VXLAN, and Docker's.
-VXLAN_PORT = 4789
 RTM_NEWNEIGH, RTM_DELNEIGH = 28, 29
 _IFLA_VXLAN_ID, _IFLA_VXLAN_LOCAL, _IFLA_VXLAN_LEARNING, _IFLA_VXLAN_PORT, _IFLA_VXLAN_LOCAL6 = 1, 4, 7, 15, 17
 _BRPORT_LEARNING, _BRPORT_UNICAST_FLOOD, _BRPORT_MCAST_FLOOD, _BRPORT_BCAST_FLOOD, _BRPORT_NEIGH_SUPPRESS = (
@@ -44,11 +43,13 @@ _IFINFO = struct.Struct("=BxHiII")
 Address = IPv4Address | IPv6Address
 
 
-def new_vxlan(name: str, *, vni: int, local: Address, mac: str, mtu: int, group: int) -> Message:
-    """A VXLAN device, down. local: this node's address, from which its packets go out."""
+def new_vxlan(
+    name: str, *, vni: int, local: Address, mac: str, mtu: int, group: int, port: int = DATA_PATH_PORT
+) -> Message:
+    """A VXLAN device, down. local: this node's address, from which its packets go out; port: every node's (UDP)."""
     key = _IFLA_VXLAN_LOCAL if local.version == 4 else _IFLA_VXLAN_LOCAL6
     info = attr(_IFLA_VXLAN_ID, struct.pack("=I", vni)) + attr(key, local.packed)
-    info += attr(_IFLA_VXLAN_LEARNING, b"\0") + attr(_IFLA_VXLAN_PORT, struct.pack("!H", VXLAN_PORT))
+    info += attr(_IFLA_VXLAN_LEARNING, b"\0") + attr(_IFLA_VXLAN_PORT, struct.pack("!H", port))
     more = attr(IFLA_ADDRESS, mac_bytes(mac)) + attr(IFLA_MTU, struct.pack("=I", mtu))
     return new_link("vxlan", name, group=group, info=info, more=more)
 

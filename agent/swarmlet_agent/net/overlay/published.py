@@ -16,7 +16,7 @@ def mesh_state(told: MeshInfo, node_id: str, containers: tuple[str, ...]) -> Mes
     if own is None:
         return None
     return MeshState(
-        own=own, mtu=MTU, peers=tuple(nodes.values()), containers=containers,
+        own=own, mtu=MTU, port=told.data_path_port, peers=tuple(nodes.values()), containers=containers,
         ports=tuple(
             Published(
                 port.protocol, port.port,
