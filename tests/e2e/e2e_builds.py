@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from conftest import View
+from e2e_cluster import View
 
 CLASSIC = {"DOCKER_BUILDKIT": "0"}
 

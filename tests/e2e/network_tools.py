@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 
-from conftest import Cluster, View
+from e2e_cluster import Cluster, View
 
 #: Answers every connection with its own host name, then the peer's address.
 HTTPD = "mkdir -p /www; hostname > /www/index.html; exec httpd -f -p {port} -h /www"

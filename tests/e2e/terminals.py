@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from conftest import View
+from e2e_cluster import View
 
 
 class Terminal:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
-from conftest import Cluster, View
+from e2e_cluster import Cluster, View
 
 API = "/v1.50"
 TOO_BIG = b'{"Image":"' + b"a" * (9 << 20) + b'"}'

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import docker
 import pytest
-from conftest import Cluster, View, eventually
 from e2e_builds import CLASSIC, build, clean_node, refused, run_build, tar_of, write
+from e2e_cluster import Cluster, View, eventually
 
 
 @pytest.fixture

@@ -16,8 +16,8 @@ import docker
 import docker.errors
 import docker.types
 import pytest
-from conftest import Cluster, View, eventually
 from docker import DockerClient
+from e2e_cluster import Cluster, View, eventually
 from registry_fill import busybox_image, push
 
 #: Both clients leave the sockets of hijacked connections (exec, attach) to the garbage collector, which is run while

@@ -11,7 +11,7 @@ from pathlib import Path
 from urllib.request import urlopen
 
 import pytest
-from conftest import Cluster, View, eventually
+from e2e_cluster import Cluster, View, eventually
 
 PROJECT = """\
 version: "3.8"

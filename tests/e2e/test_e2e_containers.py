@@ -11,7 +11,7 @@ import subprocess
 import time
 
 import pytest
-from conftest import Cluster, View, eventually
+from e2e_cluster import Cluster, View, eventually
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import json
 import time
 
 import pytest
-from conftest import Cluster, eventually
+from e2e_cluster import Cluster, eventually
 from network_tools import address, get, serve
 
 pytestmark = pytest.mark.usefixtures("no_networks_left")

@@ -9,8 +9,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from conftest import Cluster, View, eventually, hang_up
 from docker import DockerClient
+from e2e_cluster import Cluster, View, eventually, hang_up
 from terminals import terminal
 
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import NAME, Cluster, eventually, swarmlet
+from e2e_cluster import NAME, Cluster, eventually, swarmlet
 from e2e_traces import traces
 from fakes.pki_made import make_pki
 

@@ -6,7 +6,7 @@ import os
 import signal
 import time
 
-from conftest import Cluster, eventually
+from e2e_cluster import Cluster, eventually
 
 #: Three silent heartbeats of a second, and what it takes to start containers on a busy machine.
 GRACE_S = 10

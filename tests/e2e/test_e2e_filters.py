@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-from conftest import Cluster, View, eventually
+from e2e_cluster import Cluster, View, eventually
 
 PS = ("ps", "-a", "--format", "{{.Names}}", "--filter", "label=fz")
 ALL = {"f-one", "f-two", "f-three", "f-four", "f-five"}

@@ -8,7 +8,7 @@ import signal
 import time
 from typing import Any
 
-from conftest import Cluster, View, eventually
+from e2e_cluster import Cluster, View, eventually
 
 FAST = ("--health-interval", "200ms", "--health-timeout", "2s")
 

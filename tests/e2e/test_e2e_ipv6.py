@@ -5,7 +5,7 @@ from __future__ import annotations
 import ipaddress
 
 import pytest
-from conftest import Cluster, eventually
+from e2e_cluster import Cluster, eventually
 from network_tools import fetch, get, serve
 
 pytestmark = pytest.mark.usefixtures("no_networks_left")

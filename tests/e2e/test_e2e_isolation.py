@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 
 import pytest
-from conftest import Cluster, View, eventually
+from e2e_cluster import Cluster, View, eventually
 
 #: chown, dac_override, fowner, fsetid, kill, setgid, setuid, setpcap, net_bind_service, net_raw, sys_chroot, mknod,
 #: audit_write, setfcap: capability numbers of capabilities(7).

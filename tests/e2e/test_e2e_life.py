@@ -10,8 +10,8 @@ import time
 from typing import Any
 
 import pytest
-from conftest import Cluster, View, eventually
 from docker import DockerClient
+from e2e_cluster import Cluster, View, eventually
 
 NEVER = "0001-01-01T00:00:00Z"
 

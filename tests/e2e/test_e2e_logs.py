@@ -11,8 +11,8 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import Cluster, View, eventually
 from docker import DockerClient
+from e2e_cluster import Cluster, View, eventually
 
 from swarmlet.model.times import parse_rfc3339
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ipaddress
 
 import pytest
-from conftest import Cluster, View, eventually
+from e2e_cluster import Cluster, View, eventually
 from network_tools import address, get, serve
 
 pytestmark = pytest.mark.usefixtures("no_networks_left")

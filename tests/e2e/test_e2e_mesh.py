@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import subprocess
 
-from conftest import Cluster, eventually
+from e2e_cluster import Cluster, eventually
 
 #: busybox as PID 1 ignores the stop signal.
 AT_ONCE = ("--stop-grace-period", "0s")

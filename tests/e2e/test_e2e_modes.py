@@ -3,23 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import Cluster, View
+from e2e_cluster import View
 from test_e2e_isolation import pid_of, status
 
 CGROUP_V2 = Path("/sys/fs/cgroup/cgroup.controllers").exists()
-
-
-@pytest.fixture(scope="module")
-def node(whole_cluster: Cluster) -> Iterator[View]:
-    view = whole_cluster.node(1)
-    yield view
-    left = view("ps", "-aq").split()
-    if left:
-        view("rm", "-f", "-v", *left)
 
 
 def sh(node: View, *args: str, script: str) -> str:
@@ -86,7 +76,7 @@ def test_names_of_host_and_domain(node: View) -> None:
     shown = sh(node, "-h", "web", "--domainname", "shop.test", script="hostname; cat /proc/sys/kernel/domainname")
     assert shown == "web\nshop.test"
     assert sh(node, "-h", "web", "--domainname", "shop.test", script="hostname -f") == "web.shop.test"
-    assert sh(node, "--uts", "host", script="hostname") == "node-1"
+    assert sh(node, "--uts", "host", script="hostname") == "node-2"
 
 
 def test_ipc_modes(node: View) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from conftest import Cluster, View, eventually
+from e2e_cluster import Cluster, View, eventually
 from network_tools import address, fetch, get, serve
 
 pytestmark = pytest.mark.usefixtures("no_networks_left")

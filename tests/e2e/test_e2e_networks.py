@@ -9,7 +9,7 @@ import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
-from conftest import Cluster, View, eventually
+from e2e_cluster import Cluster, View, eventually
 from network_tools import address, fetch, get, serve
 
 pytestmark = pytest.mark.usefixtures("no_networks_left")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from conftest import Cluster, View, eventually
+from e2e_cluster import Cluster, View, eventually
 
 
 def test_version_and_info_describe_both_views(cluster: Cluster) -> None:

@@ -5,23 +5,12 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import Cluster, View
+from e2e_cluster import View
 
 CGROUP_V2 = Path("/sys/fs/cgroup/cgroup.controllers").exists()
-
-
-@pytest.fixture(scope="module")
-def node(whole_cluster: Cluster) -> Iterator[View]:
-    """One engine for all of these; each test names and removes its own."""
-    view = whole_cluster.node(2)
-    yield view
-    left = view("ps", "-aq").split()
-    if left:
-        view("rm", "-f", "-v", *left)
 
 
 def books(node: View, *args: str, v1: str, v2: str) -> str:

@@ -6,7 +6,7 @@ import json
 import time
 
 import pytest
-from conftest import Cluster, eventually
+from e2e_cluster import Cluster, eventually
 
 
 def test_create_in_the_foreground_ends_when_the_service_has_converged(cluster: Cluster) -> None:

@@ -7,22 +7,11 @@ import re
 import subprocess
 import tarfile
 import threading
-from collections.abc import Iterator
 from io import BytesIO
 from pathlib import Path
 
 import pytest
-from conftest import Cluster, View, eventually
-
-
-@pytest.fixture(scope="module")
-def node(whole_cluster: Cluster) -> Iterator[View]:
-    view = whole_cluster.node(2)
-    yield view
-    left = view("ps", "-aq").split()
-    if left:
-        view("rm", "-f", "-v", *left)
-    view("volume", "prune", "-a", "-f")
+from e2e_cluster import Cluster, View, eventually
 
 
 def sh(node: View, *args: str, script: str) -> str:

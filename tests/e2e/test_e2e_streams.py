@@ -14,8 +14,8 @@ import aiodocker
 import aiohttp
 import docker.errors
 import pytest
-from conftest import Cluster, View, eventually, hang_up
 from docker import DockerClient
+from e2e_cluster import Cluster, View, eventually, hang_up
 from terminals import terminal
 
 #: docker-py and aiodocker leave the sockets of hijacked connections to the garbage collector.

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import NAME, Cluster, eventually, swarmlet
+from e2e_cluster import NAME, Cluster, eventually, swarmlet
 from e2e_traces import traces
 
 from swarmlet.local import cluster as clusters

@@ -20,6 +20,8 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from ipaddress import IPv4Address, IPv4Interface, IPv6Interface
 from pathlib import Path
 
+from net_talk import Line, answer_datagrams, connect_line, open_inside, serve_lines
+
 from swarmlet.model.ids import new_hex_id
 from swarmlet_agent.journal import Journal
 from swarmlet_agent.net import netlink, netns
@@ -90,55 +92,26 @@ class Lab:
 
     async def socket(self, where: Path | str | None, kind: int, address: str = "") -> socket.socket:
         """address: one of the family that the socket is for."""
-        family = socket.AF_INET6 if ":" in address else socket.AF_INET
-
-        def make() -> socket.socket:
-            if where is None:
-                return socket.socket(family, kind | socket.SOCK_NONBLOCK)
-            with netns.inside(Path(where)):
-                return socket.socket(family, kind | socket.SOCK_NONBLOCK)
-
-        return await asyncio.to_thread(make)
+        return await asyncio.to_thread(open_inside, where, socket.AF_INET6 if ":" in address else socket.AF_INET, kind)
 
     @asynccontextmanager
     async def serve(
         self, where: Path | str | None, port: int, tag: str, address: str = "0.0.0.0"
     ) -> AsyncIterator[None]:
         """A TCP server that answers every line with "tag peer-address"."""
-
-        async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-            peer = writer.get_extra_info("peername")[0]
-            while await reader.readline():
-                writer.write(f"{tag} {peer}\n".encode())
-                await writer.drain()
-            writer.close()
-
         listener = await self.socket(where, socket.SOCK_STREAM, address)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind((address, port))
-        server = await asyncio.start_server(handle, sock=listener)
-        try:
+        async with serve_lines(listener, tag):
             yield
-        finally:
-            server.close()
 
     async def connect(self, where: Path | str | None, host: str, port: int) -> Line:
-        channel = await self.socket(where, socket.SOCK_STREAM, host)
-        try:
-            async with asyncio.timeout(PATIENCE_S):
-                await asyncio.get_running_loop().sock_connect(channel, (host, port))
-        except BaseException:
-            channel.close()
-            raise
-        return Line(channel)
+        return await connect_line(await self.socket(where, socket.SOCK_STREAM, host), host, port, PATIENCE_S)
 
     async def ask(self, where: Path | str | None, host: str, port: int) -> str:
         """One exchange with `serve`: "tag peer". OSError or TimeoutError where nobody answers."""
-        line = await self.connect(where, host, port)
-        try:
+        with await self.connect(where, host, port) as line:
             return await line.ask()
-        finally:
-            line.close()
 
     async def cut_off(self, where: Path | str | None, host: str, port: int) -> bool:
         """True if no connection comes about."""
@@ -152,20 +125,8 @@ class Lab:
     async def echo_udp(self, where: Path | str, port: int, tag: str, address: str = "0.0.0.0") -> AsyncIterator[None]:
         channel = await self.socket(where, socket.SOCK_DGRAM, address)
         channel.bind((address, port))
-        loop = asyncio.get_running_loop()
-
-        async def run() -> None:
-            while True:
-                _, source = await loop.sock_recvfrom(channel, 2048)
-                await loop.sock_sendto(channel, tag.encode(), source)
-
-        task = asyncio.create_task(run())
-        try:
+        async with answer_datagrams(channel, lambda peer: tag.encode()):
             yield
-        finally:
-            task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
-            channel.close()
 
     async def ask_udp(
         self, where: Path | str | None, host: str, port: int, channel: socket.socket | None = None, data: bytes = b"?"
@@ -186,22 +147,6 @@ class Lab:
             return {link.name for link in host.links()}
         finally:
             host.close()
-
-
-class Line:
-    """An open connection to `serve`."""
-
-    def __init__(self, channel: socket.socket) -> None:
-        self._channel = channel
-
-    async def ask(self) -> str:
-        loop = asyncio.get_running_loop()
-        async with asyncio.timeout(PATIENCE_S):
-            await loop.sock_sendall(self._channel, b"?\n")
-            return (await loop.sock_recv(self._channel, 200)).decode().strip()
-
-    def close(self) -> None:
-        self._channel.close()
 
 
 def _build_world(lab: Lab) -> None:

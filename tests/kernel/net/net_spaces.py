@@ -5,7 +5,6 @@ For tests of one part of the data plane without the agent around it. Runs inside
 
 from __future__ import annotations
 
-import asyncio
 import json
 import os
 import socket
@@ -14,6 +13,8 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, TypeVar
+
+from net_talk import Line, answer_datagrams, connect_line, open_inside, serve_lines
 
 from swarmlet_agent.net import netns
 
@@ -78,80 +79,25 @@ class Spaces:
             return work()
 
     def open(self, where: str, family: int, kind: int) -> socket.socket:
-        return self.inside(where, lambda: socket.socket(family, kind | socket.SOCK_NONBLOCK))
+        return open_inside(self.path(where), family, kind)
 
     @asynccontextmanager
     async def serve(self, where: str, port: int, tag: str) -> AsyncIterator[None]:
         """TCP and UDP on a port of both families: every line or datagram is answered with "tag peer-address"."""
-
-        async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-            peer = _plain(writer.get_extra_info("peername")[0])
-            try:
-                while await reader.readline():
-                    writer.write(f"{tag} {peer}\n".encode())
-                    await writer.drain()
-            except ConnectionError:
-                pass
-            finally:
-                writer.close()
-
-        async def answer() -> None:
-            while True:
-                _, source = await loop.sock_recvfrom(datagrams, 2048)
-                await loop.sock_sendto(datagrams, f"{tag} {_plain(source[0])}\n".encode(), source)
-
-        loop = asyncio.get_running_loop()
         listener = self.open(where, socket.AF_INET6, socket.SOCK_STREAM)
         datagrams = self.open(where, socket.AF_INET6, socket.SOCK_DGRAM)
         for channel in (listener, datagrams):
             channel.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
             channel.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             channel.bind(("::", port))
-        server = await asyncio.start_server(handle, sock=listener, backlog=128)
-        task = asyncio.create_task(answer())
-        try:
+        async with serve_lines(listener, tag), answer_datagrams(datagrams, lambda peer: f"{tag} {peer}\n".encode()):
             yield
-        finally:
-            task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
-            datagrams.close()
-            server.close()
 
     async def connect(self, where: str, host: str, port: int, kind: int = socket.SOCK_STREAM) -> Line:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        channel = self.open(where, family, kind)
-        try:
-            async with asyncio.timeout(PATIENCE_S):
-                await asyncio.get_running_loop().sock_connect(channel, (host, port))
-        except BaseException:
-            channel.close()
-            raise
-        return Line(channel)
+        return await connect_line(self.open(where, family, kind), host, port, PATIENCE_S)
 
     async def ask(self, where: str, host: str, port: int, kind: int = socket.SOCK_STREAM) -> str:
         """One exchange with `serve`, on a connection of its own."""
         with await self.connect(where, host, port, kind) as line:
             return await line.ask()
-
-
-class Line:
-    """An open connection (or connected UDP socket) to `serve`."""
-
-    def __init__(self, channel: socket.socket) -> None:
-        self.channel = channel
-
-    def __enter__(self) -> Line:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.channel.close()
-
-    async def ask(self) -> str:
-        loop = asyncio.get_running_loop()
-        async with asyncio.timeout(PATIENCE_S):
-            await loop.sock_sendall(self.channel, b"?\n")
-            return (await loop.sock_recv(self.channel, 200)).decode().strip()
-
-
-def _plain(address: str) -> str:
-    return address.removeprefix("::ffff:") if "." in address else address
