@@ -73,6 +73,16 @@ class NetworkView(ApiStruct, frozen=True, kw_only=True, omit_defaults=False):
     labels: dict[str, str] = {}
 
 
+class Subnet(Record, frozen=True, kw_only=True):
+    """One family's addresses of a network, as text; "" where there is none. chosen: by the user."""
+
+    subnet: str = ""
+    gateway: str = ""
+    ip_range: str = ""
+    auxiliary: dict[str, str] = {}
+    chosen: bool = False
+
+
 class Network(Record, frozen=True, kw_only=True):
     """A stored network of the cluster (driver overlay). `spec` is the user's; addresses and VNI are the allocator's.
 

@@ -17,6 +17,7 @@ import msgspec
 
 from swarmlet.engine_api.filters import Filters
 from swarmlet.errors import Conflict, Forbidden, Internal, NotFound, NotSupported
+from swarmlet.ipam import parse_subnet, pick_subnet
 from swarmlet.log import get_logger
 from swarmlet.model.container import EndpointSettings
 from swarmlet.model.ids import new_hex_id
@@ -29,7 +30,7 @@ from swarmlet_agent.net.ground import ENDPOINTS, NETWORKS, Ground, OnEvent
 from swarmlet_agent.net.kernel import KernelNet
 from swarmlet_agent.net.overlay.cluster import ClusterNetworks
 from swarmlet_agent.net.plan_create import default_network, plan_network
-from swarmlet_agent.net.plan_ipam import DEFAULT_POOLS, Pools, parse_subnet, pick_subnet
+from swarmlet_agent.net.plan_ipam import DEFAULT_POOLS, Pools
 from swarmlet_agent.net.records import BRIDGE, HOST, NONE, NetworkRecord, NotConnected, SandboxRecord
 from swarmlet_agent.net.requests import NetworkConnect, NetworkCreate, NetworkDisconnect, NetworkView
 from swarmlet_agent.net.sandboxes import Sandboxes

@@ -5,7 +5,8 @@ from __future__ import annotations
 from ipaddress import ip_network
 
 from swarmlet.errors import InvalidArgument, NotFound
-from swarmlet_agent.net.plan_ipam import AddressPool, AnyNetwork
+from swarmlet.ipam import AnyNetwork
+from swarmlet_agent.net.plan_ipam import AddressPool
 from swarmlet_agent.net.records import EndpointRecord, NetworkRecord
 
 

@@ -14,6 +14,7 @@ from ipaddress import ip_address, ip_interface
 from pathlib import Path
 
 from swarmlet.errors import Internal
+from swarmlet.ipam import AnyNetwork
 from swarmlet.log import get_logger
 from swarmlet_agent.net import conntrack, netlink, netns, plan_attach, plan_endpoint
 from swarmlet_agent.net.balance.kernel import Balancers
@@ -25,7 +26,6 @@ from swarmlet_agent.net.netlink import Link, Message, Netlink
 from swarmlet_agent.net.nft import Nft, NftError
 from swarmlet_agent.net.overlay.links import OverlayLinks
 from swarmlet_agent.net.plan_attach import DefaultRoutes
-from swarmlet_agent.net.plan_ipam import AnyNetwork
 from swarmlet_agent.net.plan_rules import TABLE, dns_ruleset, no_ruleset, without_ipv6
 from swarmlet_agent.net.records import EndpointRecord, NetworkRecord, SandboxRecord
 

@@ -9,13 +9,13 @@ from ipaddress import ip_address
 import msgspec
 
 from swarmlet.errors import NotSupported
+from swarmlet.ipam import mac_of
 from swarmlet.model.container import EndpointSettings
 from swarmlet.model.ids import new_hex_id
 from swarmlet_agent.net import plan_attach, plan_endpoint
 from swarmlet_agent.net.ground import Ground
 from swarmlet_agent.net.holds import host_has_ipv6
 from swarmlet_agent.net.plan_attach import DefaultRoutes
-from swarmlet_agent.net.plan_ipam import mac_of
 from swarmlet_agent.net.plan_ports import EPHEMERAL, default_host_ips, parse_ports, reachable, split_routed
 from swarmlet_agent.net.records import (
     HOST,

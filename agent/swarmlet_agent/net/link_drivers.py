@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Protocol
 
 from swarmlet.errors import Conflict, Internal
+from swarmlet.ipam import mac_of
 from swarmlet_agent.net import netlink, netns
 from swarmlet_agent.net.netlink import Link, Netlink, NetlinkError
-from swarmlet_agent.net.plan_ipam import mac_of
 from swarmlet_agent.net.records import EndpointRecord, NetworkRecord
 
 #: Interfaces with this group number are ours (a veth or bridge of any other group is never touched).

@@ -10,11 +10,11 @@ from ipaddress import IPv4Interface, IPv6Interface, ip_interface
 import msgspec
 
 from swarmlet.errors import Forbidden, InvalidArgument
+from swarmlet.ipam import parse_address
 from swarmlet.model.container import EndpointSettings
 from swarmlet.model.ids import short_id
 from swarmlet_agent.net.netlink import mac_bytes
 from swarmlet_agent.net.plan_endpoint import check_options
-from swarmlet_agent.net.plan_ipam import parse_address
 from swarmlet_agent.net.records import BRIDGE, HOST, NONE, EndpointRecord, NetworkRecord
 from swarmlet_agent.net.types import NetworkWish
 

@@ -9,12 +9,13 @@ from ipaddress import ip_network
 from msgspec.structs import replace
 
 from swarmlet.errors import Conflict, Forbidden, InvalidArgument, NotAManager, NotFound, NotSupported
+from swarmlet.ipam import AnyNetwork, check_ipam, config_of, parse_address, plan_family
+from swarmlet.model.network import Subnet
 from swarmlet_agent.net.plan_config import config_network, resolved
 from swarmlet_agent.net.plan_endpoint import OPTION_NAME_PREFIX
-from swarmlet_agent.net.plan_families import check_ipam, config_of, plan_family
-from swarmlet_agent.net.plan_ipam import DEFAULT_POOLS, AnyNetwork, Pools, parse_address
+from swarmlet_agent.net.plan_ipam import DEFAULT_POOLS, Pools
 from swarmlet_agent.net.plan_macvlan import plan_parent
-from swarmlet_agent.net.records import PREDEFINED, NetworkRecord, Subnet
+from swarmlet_agent.net.records import PREDEFINED, NetworkRecord
 from swarmlet_agent.net.requests import Ipam, IpamConfig, NetworkCreate
 
 _BRIDGE = "com.docker.network.bridge."

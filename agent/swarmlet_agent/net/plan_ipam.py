@@ -1,4 +1,4 @@
-"""Addresses: which subnet a network gets, which address a container gets. Pure.
+"""Addresses: which pools networks get their subnets from, which address a container gets. Pure.
 
 Addresses are given in turn, not lowest first: a container that has just gone may have left frames, neighbour
 entries and connection tracking behind, so its address rests while others are free.
@@ -6,26 +6,15 @@ entries and connection tracking behind, so its address rests while others are fr
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
-from ipaddress import (
-    AddressValueError,
-    IPv4Address,
-    IPv4Network,
-    IPv6Address,
-    IPv6Network,
-    NetmaskValueError,
-    ip_address,
-    ip_network,
-)
+from ipaddress import IPv4Network, ip_address, ip_network
 
 from swarmlet.errors import InvalidArgument
-from swarmlet_agent.net.records import AddressTaken, NetworkRecord, PoolExhausted, PoolOverlap, Subnet
-
-AnyNetwork = IPv4Network | IPv6Network
-AnyAddress = IPv4Address | IPv6Address
+from swarmlet.ipam import AnyAddress, AnyNetwork, PoolExhausted, parse_address, parse_subnet, unique_local_pools
+from swarmlet.model.network import Subnet
+from swarmlet_agent.net.records import AddressTaken, NetworkRecord
 
 
 def default_pools() -> Iterator[IPv4Network]:
@@ -33,12 +22,6 @@ def default_pools() -> Iterator[IPv4Network]:
     for second in range(17, 32):
         yield IPv4Network((f"172.{second}.0.0", 16))
     yield from IPv4Network("192.168.0.0/16").subnets(new_prefix=20)
-
-
-def unique_local_pools(seed: str) -> Iterator[IPv6Network]:
-    """/64 networks of the unique local /48 (RFC 4193) that belongs to this engine. seed: this engine's own."""
-    prefix = b"\xfd" + hashlib.sha256(seed.encode()).digest()[:5]
-    yield from IPv6Network((prefix + bytes(10), 48)).subnets(new_prefix=64)
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,42 +54,6 @@ def parse_pools(texts: Iterable[str]) -> Pools:
             raise InvalidArgument(f"invalid address pool {text!r}: expected BASE:SIZE, such as 10.200.0.0/16:24")
         found.append((network, int(size)))
     return Pools(tuple(found))
-
-
-def pick_subnet(
-    used: Collection[AnyNetwork], host_routes: Collection[AnyNetwork], pools: Iterable[AnyNetwork]
-) -> AnyNetwork:
-    """The first pool that overlaps no network and no route of the host. PoolExhausted."""
-    for pool in pools:
-        if not any(pool.overlaps(other) for other in (*used, *host_routes)):
-            return pool
-    raise PoolExhausted("all predefined address pools have been fully subnetted")
-
-
-def check_overlap(wanted: AnyNetwork, used: Iterable[AnyNetwork]) -> None:
-    """PoolOverlap if a network of ours has addresses of `wanted`."""
-    if any(wanted.overlaps(other) for other in used):
-        raise PoolOverlap("invalid pool request: Pool overlaps with other one on this address space")
-
-
-def parse_subnet(text: str, what: str = "subnet") -> AnyNetwork:
-    """A network in prefix form; InvalidArgument for host bits, or what is no network."""
-    try:
-        return ip_network(text)
-    except (AddressValueError, NetmaskValueError, ValueError) as err:
-        raise InvalidArgument(f"invalid {what} {text}: {err}") from err
-
-
-def parse_address(text: str, what: str) -> AnyAddress:
-    try:
-        return ip_address(text)
-    except (AddressValueError, ValueError) as err:
-        raise InvalidArgument(f"invalid {what}: {text}") from err
-
-
-def mac_of(address: AnyAddress) -> str:
-    """02:42 and the last four bytes of the address, as Docker makes them of IPv4 addresses."""
-    return (b"\x02\x42" + address.packed[-4:]).hex(":")
 
 
 class AddressPool:

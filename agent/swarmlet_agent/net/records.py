@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from swarmlet.errors import Conflict, Forbidden, SwarmletError
+from swarmlet.errors import Conflict, SwarmletError
 from swarmlet.model.base import Record
 from swarmlet.model.cluster import DATA_PATH_PORT
 from swarmlet.model.container import EndpointSettings, PortBinding
+from swarmlet.model.network import Subnet
 
 BRIDGE, HOST, NONE = "bridge", "host", "none"
 PREDEFINED = (BRIDGE, HOST, NONE)
@@ -25,16 +26,6 @@ class AddressTaken(Conflict):
     status = 403
 
 
-class PoolExhausted(Conflict):
-    """A network without a free address, or no subnet left (dockerd answers 500)."""
-
-    status = 500
-
-
-class PoolOverlap(Forbidden):
-    """A wanted subnet that overlaps another network or a route of the host."""
-
-
 class NotConnected(Conflict):
     """A container that is to be taken off a network it is not on (dockerd answers 500)."""
 
@@ -43,16 +34,6 @@ class NotConnected(Conflict):
 
 class NetworkFailure(SwarmletError):
     """A binding that the host cannot have (an address that is not its own). 500."""
-
-
-class Subnet(Record, frozen=True, kw_only=True):
-    """One family's addresses of a network, as text; "" where there is none. chosen: by the user."""
-
-    subnet: str = ""
-    gateway: str = ""
-    ip_range: str = ""
-    auxiliary: dict[str, str] = {}
-    chosen: bool = False
 
 
 class NetworkRecord(Record, frozen=True, kw_only=True):

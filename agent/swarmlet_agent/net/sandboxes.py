@@ -11,6 +11,7 @@ from typing import Any
 import msgspec
 
 from swarmlet.errors import Conflict, Forbidden, NotFound
+from swarmlet.ipam import PoolExhausted
 from swarmlet.log import get_logger
 from swarmlet.model.container import EndpointSettings
 from swarmlet.model.ids import new_hex_id
@@ -26,7 +27,6 @@ from swarmlet_agent.net.records import (
     EndpointRecord,
     NetworkRecord,
     NotConnected,
-    PoolExhausted,
     PortRecord,
     SandboxRecord,
 )

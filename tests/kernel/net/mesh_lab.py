@@ -13,11 +13,12 @@ from typing import Any
 from net_lab import Lab
 from net_spaces import Spaces
 
+from swarmlet.model.network import Subnet
 from swarmlet_agent.net import netns
 from swarmlet_agent.net.mesh.kernel import Mesh
 from swarmlet_agent.net.mesh.plan import Backend, MeshNode, MeshState, Published
 from swarmlet_agent.net.plan_rules import ruleset
-from swarmlet_agent.net.records import NetworkRecord, Subnet
+from swarmlet_agent.net.records import NetworkRecord
 
 PORT, TARGET = 8080, 80
 NODES = {"n1": 1, "n2": 2, "n3": 3}

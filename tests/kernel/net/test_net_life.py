@@ -13,8 +13,9 @@ import pytest
 from net_lab import HOST, OUTSIDE, PATIENCE_S, Lab, in_own_network
 
 from swarmlet.errors import Conflict, Forbidden, InvalidArgument, NotFound
+from swarmlet.ipam import PoolExhausted
 from swarmlet.model.container import EndpointIPAMConfig, EndpointSettings, PortBinding
-from swarmlet_agent.net.records import AddressTaken, PoolExhausted, PortTaken
+from swarmlet_agent.net.records import AddressTaken, PortTaken
 from swarmlet_agent.net.requests import Ipam, IpamConfig, NetworkConnect, NetworkCreate, NetworkDisconnect
 from swarmlet_agent.net.types import ContainerView, NetworkWish
 

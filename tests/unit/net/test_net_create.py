@@ -7,8 +7,10 @@ from ipaddress import IPv4Network, IPv6Network
 import pytest
 
 from swarmlet.errors import Conflict, Forbidden, InvalidArgument, NotAManager, NotFound, NotSupported, SwarmletError
+from swarmlet.ipam import PoolOverlap
+from swarmlet.model.network import Subnet
 from swarmlet_agent.net.plan_create import default_network, plan_network
-from swarmlet_agent.net.records import NetworkRecord, PoolOverlap, Subnet
+from swarmlet_agent.net.records import NetworkRecord
 from swarmlet_agent.net.requests import ConfigReference, Ipam, IpamConfig, NetworkCreate
 from swarmlet_agent.net.views import view
 

@@ -7,12 +7,13 @@ import pytest
 
 from swarmlet.errors import Conflict, InvalidArgument
 from swarmlet.model.container import EndpointIPAMConfig, EndpointSettings, PortBinding
+from swarmlet.model.network import Subnet
 from swarmlet_agent.net import plan_attach, plan_endpoint, plan_files
 from swarmlet_agent.net.container_files import split_link
 from swarmlet_agent.net.firewall_check import dropping_chains
 from swarmlet_agent.net.plan_files import ResolvConf, parse_resolv_conf, resolv_conf
 from swarmlet_agent.net.plan_rules import add_ports, no_ruleset, ruleset, without_ipv6
-from swarmlet_agent.net.records import EndpointRecord, NetworkRecord, PortRecord, Subnet
+from swarmlet_agent.net.records import EndpointRecord, NetworkRecord, PortRecord
 from swarmlet_agent.net.types import NetworkWish
 
 HOST = ResolvConf(("127.0.0.53", "192.0.2.53"), ("corp.example",), ("edns0",))

@@ -9,8 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from swarmlet.errors import InvalidArgument
-from swarmlet_agent.net.plan_ipam import AddressPool, Pools, default_pools, mac_of, parse_pools, pick_subnet
-from swarmlet_agent.net.records import AddressTaken, NetworkRecord, PoolExhausted, Subnet
+from swarmlet.ipam import PoolExhausted, mac_of, pick_subnet
+from swarmlet.model.network import Subnet
+from swarmlet_agent.net.plan_ipam import AddressPool, Pools, default_pools, parse_pools
+from swarmlet_agent.net.records import AddressTaken, NetworkRecord
 
 subnets = st.builds(
     lambda number, length: IPv4Network(((10 << 24) | number, length), strict=False),

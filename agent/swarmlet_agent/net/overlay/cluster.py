@@ -13,6 +13,7 @@ from ipaddress import ip_address
 import msgspec
 
 from swarmlet.errors import SwarmletError
+from swarmlet.ipam import mac_of
 from swarmlet.log import get_logger
 from swarmlet.model.base import Record
 from swarmlet.wire.networking import EndpointInfo, MeshInfo, NetworkInfo, Networking, ServiceInfo
@@ -21,7 +22,6 @@ from swarmlet_agent.net.ground import Ground
 from swarmlet_agent.net.overlay.directory import backends, directory
 from swarmlet_agent.net.overlay.links import Remote, bridge_of
 from swarmlet_agent.net.overlay.published import addresses_of, mesh_state
-from swarmlet_agent.net.plan_ipam import mac_of
 from swarmlet_agent.net.records import NetworkRecord
 
 log = get_logger(__name__)

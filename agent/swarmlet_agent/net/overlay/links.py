@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from ipaddress import ip_address
 
 from swarmlet.errors import Internal, NotSupported
+from swarmlet.ipam import mac_of
 from swarmlet_agent.net import netlink, netns
 from swarmlet_agent.net.link_drivers import GROUP, BridgeLinks, delete_ours
 from swarmlet_agent.net.netlink import Link, Message, NetlinkError
 from swarmlet_agent.net.overlay import messages
-from swarmlet_agent.net.plan_ipam import mac_of
 from swarmlet_agent.net.records import NetworkRecord
 
 #: Messages in one system call: their answers must fit the socket's buffer.

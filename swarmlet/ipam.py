@@ -1,20 +1,84 @@
-"""From the IPAM part of a request to a network's addresses of each family. Pure.
+"""From the IPAM part of a request to a network's addresses of each family, for networks of a node and of the cluster.
+Pure.
 
 What is wrong with it is told in dockerd's words (moby api/types/network ValidateIPAM).
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
-from ipaddress import ip_network
+import hashlib
+from collections.abc import Collection, Iterable, Iterator
+from ipaddress import (
+    AddressValueError,
+    IPv4Address,
+    IPv4Network,
+    IPv6Address,
+    IPv6Network,
+    NetmaskValueError,
+    ip_address,
+    ip_network,
+)
 
-from swarmlet.errors import InvalidArgument
-from swarmlet_agent.net.plan_ipam import AnyAddress, AnyNetwork, check_overlap, parse_address, parse_subnet, pick_subnet
-from swarmlet_agent.net.records import Subnet
-from swarmlet_agent.net.requests import Ipam, IpamConfig
+from swarmlet.errors import Conflict, Forbidden, InvalidArgument
+from swarmlet.model.network import Ipam, IpamConfig, Subnet
+
+AnyNetwork = IPv4Network | IPv6Network
+AnyAddress = IPv4Address | IPv6Address
 
 #: A network of fewer addresses than this has none for a container, beside its own, its gateway's and its broadcast's.
 _LONGEST_PREFIX = {4: 30, 6: 126}
+
+
+class PoolExhausted(Conflict):
+    """A network without a free address, or no subnet left (dockerd answers 500)."""
+
+    status = 500
+
+
+class PoolOverlap(Forbidden):
+    """A wanted subnet that overlaps another network or a route of the host."""
+
+
+def unique_local_pools(seed: str) -> Iterator[IPv6Network]:
+    """/64 networks of the unique local /48 (RFC 4193) that belongs to an engine or a cluster. seed: its own."""
+    prefix = b"\xfd" + hashlib.sha256(seed.encode()).digest()[:5]
+    yield from IPv6Network((prefix + bytes(10), 48)).subnets(new_prefix=64)
+
+
+def pick_subnet(
+    used: Collection[AnyNetwork], host_routes: Collection[AnyNetwork], pools: Iterable[AnyNetwork]
+) -> AnyNetwork:
+    """The first pool that overlaps no network and no route of the host. PoolExhausted."""
+    for pool in pools:
+        if not any(pool.overlaps(other) for other in (*used, *host_routes)):
+            return pool
+    raise PoolExhausted("all predefined address pools have been fully subnetted")
+
+
+def check_overlap(wanted: AnyNetwork, used: Iterable[AnyNetwork]) -> None:
+    """PoolOverlap if a network of ours has addresses of `wanted`."""
+    if any(wanted.overlaps(other) for other in used):
+        raise PoolOverlap("invalid pool request: Pool overlaps with other one on this address space")
+
+
+def parse_subnet(text: str, what: str = "subnet") -> AnyNetwork:
+    """A network in prefix form; InvalidArgument for host bits, or what is no network."""
+    try:
+        return ip_network(text)
+    except (AddressValueError, NetmaskValueError, ValueError) as err:
+        raise InvalidArgument(f"invalid {what} {text}: {err}") from err
+
+
+def parse_address(text: str, what: str) -> AnyAddress:
+    try:
+        return ip_address(text)
+    except (AddressValueError, ValueError) as err:
+        raise InvalidArgument(f"invalid {what}: {text}") from err
+
+
+def mac_of(address: AnyAddress) -> str:
+    """02:42 and the last four bytes of the address, as Docker makes them of IPv4 addresses."""
+    return (b"\x02\x42" + address.packed[-4:]).hex(":")
 
 
 def check_ipam(ipam: Ipam, *, ipv6: bool) -> None:
