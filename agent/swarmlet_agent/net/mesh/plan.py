@@ -86,11 +86,11 @@ class MeshState:
 
     own: MeshNode
     mtu: int
-    #: UDP port of its VXLAN.
-    port: int = DATA_PATH_PORT
     peers: tuple[MeshNode, ...] = ()
     ports: tuple[Published, ...] = ()
     containers: tuple[str, ...] = ()
+    #: UDP port of its VXLAN.
+    port: int = DATA_PATH_PORT
 
 
 @dataclass(frozen=True, slots=True)
