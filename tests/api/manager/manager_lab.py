@@ -271,6 +271,11 @@ async def manager_lab(folder: Path) -> AsyncIterator[Lab]:
         etcd.close()
 
 
+def fake_node(lab: Lab, number: int) -> FakeNode:
+    """node-1, node-2 …, yet to join."""
+    return FakeNode(f"node-{number}", lab.folder)
+
+
 def frames(data: bytes) -> list[tuple[int, bytes]]:
     """(stream, text) of a multiplexed answer; the whole of it must be frames."""
     found = []
