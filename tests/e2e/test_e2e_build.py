@@ -202,6 +202,7 @@ def test_run_mounts_of_files_caches_and_tmpfs(node: View, tmp_path: Path) -> Non
             "FROM busybox AS tools\nRUN echo tool > /tool\nFROM busybox\nARG N=0\n"
             "RUN --mount=type=bind,source=in,target=/in --mount=type=bind,from=tools,source=/tool,target=/tool \\\n"
             "    --mount=type=tmpfs,target=/scratch --mount=type=cache,target=/cache --mount=type=secret,id=x \\\n"
+            "    --mount=type=ssh --mount=type=secret,id=token,env=TOKEN,mode=0440,uid=1 \\\n"
             "    cat /in/file /tool > /out; touch /scratch/x; echo $N >> /cache/log; cp /cache/log /log\n"
             "CMD cat /out /log; ls -d /in /tool /scratch /cache\n"
         ),
@@ -217,7 +218,7 @@ def test_run_mounts_of_files_caches_and_tmpfs(node: View, tmp_path: Path) -> Non
     assert "Running in" in build(node, tmp_path, "--build-arg", "N=2")
     assert "Using cache" in build(node, tmp_path, "--build-arg", "N=2")
     write(tmp_path, {"Dockerfile": "FROM busybox\nRUN --mount=type=secret,id=x,required=true cat /run/secrets/x\n"})
-    assert "no way to hand over a secret" in refused(node, tmp_path)
+    assert "secret x: not found" in refused(node, tmp_path)
 
 
 def test_a_failing_step_tells_its_command_and_exit_code(view: View, tmp_path: Path) -> None:

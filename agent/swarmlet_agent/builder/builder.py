@@ -23,7 +23,7 @@ from swarmlet_agent.builder.options import BuildOptions
 from swarmlet_agent.builder.output import BuildCancelled, Lane
 from swarmlet_agent.builder.plan import Plan, Stage, plan_build
 from swarmlet_agent.builder.pruning import CACHE_MOUNT, REGULAR, Item, plan_pruning, shown
-from swarmlet_agent.builder.remote import fetch_remote
+from swarmlet_agent.builder.remote import KEEP_GIT_DIR, fetch_remote
 from swarmlet_agent.builder.running import do_run
 from swarmlet_agent.builder.stage import PREDEFINED, StageRun, Steps
 from swarmlet_agent.builder.state import State
@@ -106,7 +106,7 @@ class Builder:
             text = await asyncio.to_thread(read_dockerfile, context, dockerfile)
             plan = plan_build(
                 text, build_args=options.build_args, target=options.target, labels=options.labels,
-                builtin=_platform_args(self._workshop.host, options.platform),
+                builtin=_builtin_args(self._workshop.host, options),
             )
             return await self._make(options, plan, folder, context, listener)
 
@@ -199,7 +199,7 @@ class Builder:
         options = build.options
         if not state.short_id:
             raise BadDockerfile("No image was generated. Is your Dockerfile empty?")
-        unused = sorted(set(options.build_args) - build.used_args - PREDEFINED)
+        unused = sorted(set(options.build_args) - build.used_args - PREDEFINED - {KEEP_GIT_DIR})
         if unused:
             await listener({"stream": f"[Warning] One or more build-args [{' '.join(unused)}] were not consumed\n"})
         await self._workshop.add(state.configuration, options.tags)
@@ -209,10 +209,10 @@ class Builder:
         return state.id
 
 
-def _platform_args(host: Platform, wanted: str) -> dict[str, str]:
+def _builtin_args(host: Platform, options: BuildOptions) -> dict[str, str]:
     """Variables that every FROM may use, and a stage with ARG."""
-    target = parse_platform(wanted) or host
-    values: dict[str, str] = {}
+    target = parse_platform(options.platform) or host
+    values = {"TARGETSTAGE": options.target or "default"}
     for prefix, platform in (("TARGET", target), ("BUILD", host)):
         values |= {
             f"{prefix}PLATFORM": str(platform), f"{prefix}OS": platform.os, f"{prefix}ARCH": platform.architecture,

@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from swarmlet.errors import Internal, InvalidArgument
+from swarmlet_agent.builder.modes import Mode
 from swarmlet_agent.builder.patterns import NOTHING, Ignore
 from swarmlet_agent.builder.rooted import Root
 from swarmlet_agent.builder.sources import Found, copied_xattrs, is_archive, walk_folder
@@ -32,7 +33,7 @@ class How:
 
     owner: tuple[int, int] | None = (0, 0)
     archive_owner: tuple[int, int] | None = None
-    mode: int | None = None
+    mode: Mode | None = None
     exclude: Ignore = NOTHING
     unpack: bool = False
 
@@ -52,15 +53,6 @@ def owner_of(root: Root, chown: str) -> tuple[int, int]:
             f"no such {what.rpartition(' ')[2]}: {name}"
         ) from err
     return identity.uid, identity.gid if ":" in chown else identity.uid
-
-
-def mode_of(chmod: str) -> int | None:
-    """--chmod: octal. InvalidArgument."""
-    if not chmod:
-        return None
-    if not (chmod.isascii() and chmod.isdigit()) or any(digit in chmod for digit in "89") or len(chmod) > 5:
-        raise InvalidArgument(f"invalid --chmod value {chmod!r}: only octal modes (0755) are supported")
-    return int(chmod, 8) & 0o7777
 
 
 def resolve_target(target: str, working_dir: str, *, several: bool, what: str) -> tuple[str, bool]:
@@ -236,7 +228,9 @@ def _attributes(place: str, info: os.stat_result, how: How, source: str = "") ->
     is_link = stat.S_ISLNK(info.st_mode)
     os.chown(place, *owner, follow_symlinks=source == "")
     if not is_link:
-        os.chmod(place, stat.S_IMODE(info.st_mode) if how.mode is None else how.mode)
+        before = stat.S_IMODE(info.st_mode)
+        mode = before if how.mode is None else how.mode.of(before, is_folder=stat.S_ISDIR(info.st_mode))
+        os.chmod(place, mode)
         if source and stat.S_ISREG(info.st_mode):
             _copy_xattrs(source, place)
     os.utime(place, ns=(info.st_mtime_ns, info.st_mtime_ns), follow_symlinks=source == "")

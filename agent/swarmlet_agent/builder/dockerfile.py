@@ -104,7 +104,19 @@ def _escape_of(rows: Sequence[str]) -> str:
     escape = seen.get("escape", "\\")
     if escape not in ("\\", "`"):
         raise BadDockerfile(f"invalid escape token '{escape}' does not match ` or \\", 1)
+    _check_options(seen.get("check", ""))
     return escape
+
+
+def _check_options(text: str) -> None:
+    """`# check=skip=…;error=…`: what to lint, which this builder does not; what is not such an option is a mistake."""
+    for option in filter(None, text.split(";", 1)):
+        name, equals, value = option.partition("=")
+        name = name.strip()
+        if not equals or name not in ("skip", "experimental", "error"):
+            raise BadDockerfile(f'invalid check option "{name if equals else option}"', 1)
+        if name == "error" and value.strip().lower() not in ("1", "t", "true", "0", "f", "false"):
+            raise BadDockerfile(f'failed to parse check option "{option}"', 1)
 
 
 def _lines(source: _Rows, escape: str) -> Iterator[Line]:

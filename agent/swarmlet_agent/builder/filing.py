@@ -7,14 +7,17 @@ import os
 from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 
-from swarmlet.errors import InvalidArgument, NotSupported
+from swarmlet.errors import InvalidArgument
 from swarmlet_agent.builder import instructions as kinds
 from swarmlet_agent.builder.build import Build
 from swarmlet_agent.builder.cache import key_of
-from swarmlet_agent.builder.copying import How, copy_sources, mode_of, owner_of, resolve_target
+from swarmlet_agent.builder.copying import How, copy_sources, owner_of, resolve_target
 from swarmlet_agent.builder.downloads import download
+from swarmlet_agent.builder.git import check_out, is_git, parse_git_url
+from swarmlet_agent.builder.modes import Mode, parse_mode
 from swarmlet_agent.builder.patterns import NOTHING, Ignore, parse_ignore
 from swarmlet_agent.builder.plan import find_stage
 from swarmlet_agent.builder.rooted import Root
@@ -53,10 +56,11 @@ async def do_copy(run: StageRun, step: kinds.Copy) -> None:
     """COPY and ADD."""
     what, scope, cache = "ADD" if step.add else "COPY", run.scope, run.build.cache
     chown, chmod, target = scope.text(step.chown), scope.text(step.chmod), scope.text(step.target)
-    mode = mode_of(chmod)
+    mode = parse_mode(chmod)
+    excluded = tuple(scope.text(word) for word in step.exclude)
     asked = _Asked(
-        what, tuple(scope.text(source) for source in step.sources), target,
-        _exclude([scope.text(word) for word in step.exclude]), step.parents, step.unpack, step.checksum,
+        what, tuple(scope.text(source) for source in step.sources), target, excluded, _exclude(excluded), step.parents,
+        step.unpack, step.checksum, step.keep_git_dir,
         tuple((doc.name, expand_content(doc.content, scope.variables, scope.escape) if doc.expands else doc.content)
               for doc in step.heredocs),
     )
@@ -88,15 +92,18 @@ async def do_copy(run: StageRun, step: kinds.Copy) -> None:
 
 @dataclass(frozen=True, slots=True)
 class _Asked:
-    """The instruction with its variables replaced. inline: (name, content) of here-documents."""
+    """The instruction with its variables replaced. excluded: as given, exclude: what it means; inline: (name, content)
+    of here-documents."""
 
     what: str
     sources: tuple[str, ...]
     target: str
+    excluded: tuple[str, ...]
     exclude: Ignore
     parents: bool
     unpack: bool | None
     checksum: str
+    keep_git_dir: bool
     inline: tuple[tuple[str, str], ...]
 
 
@@ -114,7 +121,7 @@ def _exclude(words: Sequence[str]) -> Ignore:
 
 async def _put(
     run: StageRun, key: str, created_by: str, files: _Files, place: str, as_folder: bool, chown: str,
-    default: tuple[int, int] | None, mode: int | None, exclude: Ignore,
+    default: tuple[int, int] | None, mode: Mode | None, exclude: Ignore,
 ) -> None:
     """Copy, and keep what came of it."""
     async with run.build.workshop.bench(run.state.chains) as bench:
@@ -152,17 +159,22 @@ async def _gather(build: Build, asked: _Asked, state: State | None, stack: Async
         root = stack.enter_context(Root(build.context))
     found: list[tuple[Found, bool]] = []
     add = asked.what == "ADD"
+    if asked.checksum and len(asked.sources) != 1:
+        raise InvalidArgument("checksum can't be used with multiple sources")
     for source in asked.sources:
+        if is_git(source) and state is None:
+            if not add:
+                raise InvalidArgument("COPY failed: source can't be a git ref for COPY")
+            found.append((await _repository(build, source, asked, stack), False))
+            continue
         if source.startswith(_SCHEMES):
             if not add:
                 raise InvalidArgument("COPY failed: source can't be a URL for COPY")
             one = await _download(build, source, asked, stack)
             found.append((one, bool(asked.unpack)))
             continue
-        if add and (source.startswith(("git@", "git://", "ssh://"))):
-            raise NotSupported(f"ADD of git repositories is not supported: {source}")
         if asked.checksum:
-            raise InvalidArgument("checksum requires exactly one remote source")
+            raise InvalidArgument("checksum can't be specified for non-HTTP(S) sources")
         local = await asyncio.to_thread(
             find_sources, root, [source], what=asked.what, parents=asked.parents, of_context=state is None
         )
@@ -193,8 +205,18 @@ def _write(folder: Path, name: str, content: str) -> None:
 
 
 async def _download(build: Build, url: str, asked: _Asked, stack: AsyncExitStack) -> Found:
-    if url.partition("#")[0].endswith(".git"):
-        raise NotSupported(f"ADD of git repositories is not supported: {url}")
     folder = build.folder / f"download-{build.serial()}"
     name = await download(build.images.open_url, url, asked.target, asked.checksum, folder)
     return Found(stack.enter_context(Root(folder)), name, name, False)
+
+
+async def _repository(build: Build, url: str, asked: _Asked, stack: AsyncExitStack) -> Found:
+    """What a git repository has, as the folder that is copied. The commit says what is in it; .git is never twice the
+    same, and does not count."""
+    source = parse_git_url(url)
+    place = build.folder / f"repository-{build.serial()}"
+    checkout = await check_out(source, place, keep_git_dir=asked.keep_git_dir, checksum=asked.checksum)
+    kept = ".git" if asked.keep_git_dir else ""
+    words = "\0".join((checkout.commit, source.folder, kept, *asked.excluded))
+    digest = f"git:{sha256(words.encode()).hexdigest()}"
+    return Found(stack.enter_context(Root(checkout.folder)), "", "", True, digest=digest)

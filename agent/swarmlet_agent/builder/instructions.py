@@ -13,7 +13,7 @@ import msgspec
 
 from swarmlet.model.common import HealthConfig
 from swarmlet_agent.builder.dockerfile import BadDockerfile, Heredoc, Line, parse_one
-from swarmlet_agent.builder.mounts import RunMount, parse_mount
+from swarmlet_agent.builder.mounts import MountFlag, read_mount
 from swarmlet_agent.builder.words import split_words
 from swarmlet_agent.images.durations import parse_duration
 
@@ -72,6 +72,7 @@ class Copy(Instruction):
     exclude: tuple[str, ...] = ()
     parents: bool = False
     unpack: bool | None = None
+    keep_git_dir: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +96,7 @@ class Entrypoint(Command):
 @dataclass(frozen=True, slots=True)
 class Run(Command):
     heredocs: tuple[Heredoc, ...] = ()
-    mounts: tuple[RunMount, ...] = ()
+    mounts: tuple[MountFlag, ...] = ()
     network: str = ""
 
 
@@ -291,8 +292,7 @@ def _copy(line: Line) -> Copy:
     parents = bool(not add and flags.boolean("parents"))
     # What --link promises beyond an ordinary copy is how often it must be made again, never what is made.
     flags.boolean("link")
-    if add and flags.boolean("keep-git-dir"):
-        raise ValueError("ADD of git repositories (--keep-git-dir) is not supported")
+    keep_git_dir = bool(add and flags.boolean("keep-git-dir"))
     flags.end()
     words = list(_words(line))
     begins = {heredoc.name: heredoc for heredoc in line.heredocs}
@@ -306,7 +306,7 @@ def _copy(line: Line) -> Copy:
             raise ValueError(f"{line.keyword.upper()} --from cannot be used with here-documents")
     return Copy(
         line.number, line.original, add, tuple(words), target, line.heredocs, source, chown, chmod, checksum, exclude,
-        parents, unpack,
+        parents, unpack, keep_git_dir,
     )
 
 
@@ -327,7 +327,7 @@ def _entrypoint(line: Line) -> Entrypoint:
 
 def _run(line: Line) -> Run:
     flags = _Flags(line, many=("mount",))
-    mounts = tuple(parse_mount(text) for text in flags.texts("mount"))
+    mounts = tuple(read_mount(text) for text in flags.texts("mount"))
     network, security = flags.text("network"), flags.text("security")
     flags.end()
     if network not in ("", "default", "none", "host"):

@@ -10,11 +10,12 @@ from contextlib import AsyncExitStack
 from dataclasses import replace
 from pathlib import Path
 
+from swarmlet.errors import InvalidArgument
 from swarmlet.model.common import Mount, TmpfsOptions
 from swarmlet_agent.builder import instructions as kinds
 from swarmlet_agent.builder.copying import How, copy_sources
 from swarmlet_agent.builder.filing import source_state
-from swarmlet_agent.builder.mounts import RunMount
+from swarmlet_agent.builder.mounts import RunMount, parse_mount, unprovided
 from swarmlet_agent.builder.rooted import Root
 from swarmlet_agent.builder.sources import Found, digest_of_sources, find_sources
 from swarmlet_agent.builder.stage import StageRun
@@ -66,14 +67,23 @@ def _write_script(place: Path, content: str) -> None:
 
 
 def _wishes(run: StageRun, step: kinds.Run) -> list[RunMount]:
-    """With variables replaced and targets absolute. Secrets that were not required are left out: there are none."""
-    text, working_dir = run.scope.text, run.config.working_dir or "/"
+    """With variables replaced and targets absolute, but for what only a client could give. ValueError."""
+    working_dir = run.config.working_dir or "/"
     return [
-        replace(
-            wish, target=posixpath.join("/", working_dir, text(wish.target)), source=text(wish.source), id=text(wish.id)
-        )
-        for wish in step.mounts if wish.type != "secret"
+        replace(wish, target=posixpath.join("/", working_dir, wish.target))
+        for wish in _all_wishes(run, step) if wish.type not in ("secret", "ssh")
     ]
+
+
+def _all_wishes(run: StageRun, step: kinds.Run) -> list[RunMount]:
+    return [parse_mount(mount.text, run.scope.text) for mount in step.mounts]
+
+
+def check_given(run: StageRun, step: kinds.Run) -> None:
+    """InvalidArgument for a secret or an SSH agent that the step requires; others are left out, there are none."""
+    for wish in _all_wishes(run, step):
+        if missing := unprovided(wish):
+            raise InvalidArgument(missing)
 
 
 async def _bind(run: StageRun, wish: RunMount, stack: AsyncExitStack) -> tuple[Mount, str]:

@@ -19,7 +19,7 @@ from swarmlet.model.ids import short_id
 from swarmlet_agent.builder import instructions as kinds
 from swarmlet_agent.builder.cache import key_of
 from swarmlet_agent.builder.output import BuildFailed, Lane
-from swarmlet_agent.builder.runmounts import mounts_of, private_mounts, script_mount
+from swarmlet_agent.builder.runmounts import check_given, mounts_of, private_mounts, script_mount
 from swarmlet_agent.builder.stage import PREDEFINED, StageRun
 from swarmlet_agent.builder.state import env_of, shell_of
 from swarmlet_agent.engine.container import Container
@@ -55,6 +55,7 @@ async def do_run(run: StageRun, step: kinds.Run) -> None:
         key = key_of(run.state, created_by, command.script, step.network, *marks)
         if await run.cached(key, run.config, created_by):
             return
+        check_given(run, step)
         if command.script:
             mounts.insert(0, await script_mount(run, command.argv[0], command.script))
         mounts += await private_mounts(run, step, stack)

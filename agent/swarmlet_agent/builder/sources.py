@@ -28,7 +28,7 @@ _PIECE = 1 << 20
 class Found:
     """One source: a path in its root that no link is part of. name: what it is called where a folder takes it.
 
-    within: the folders that --parents keeps.
+    within: the folders that --parents keeps; digest: of what is known without looking at its files.
     """
 
     root: Root
@@ -36,6 +36,7 @@ class Found:
     name: str
     is_folder: bool
     within: str = ""
+    digest: str = ""
 
 
 def find_sources(
@@ -131,6 +132,8 @@ def digest_of_sources(
 
 
 def _digest_one(one: Found, owners: bool, exclude: Ignore, stopped: Callable[[], bool]) -> str:
+    if one.digest:
+        return one.digest
     digest = hashlib.sha256(os.fsencode(one.within) + b"\0")
     if not one.is_folder:
         handle = one.root.open(one.path, os.O_PATH)

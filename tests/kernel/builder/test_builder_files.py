@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 
 from swarmlet.errors import InvalidArgument
 from swarmlet_agent.builder.context import read_dockerfile
-from swarmlet_agent.builder.copying import How, copy_sources, mode_of, owner_of, resolve_target
+from swarmlet_agent.builder.copying import How, copy_sources, owner_of, resolve_target
+from swarmlet_agent.builder.modes import Mode, parse_mode
 from swarmlet_agent.builder.patterns import parse_ignore
 from swarmlet_agent.builder.rooted import Root
 from swarmlet_agent.builder.sources import digest_of_sources, find_sources, is_archive
@@ -132,7 +133,7 @@ def test_owners_modes_and_times(context: Path, image: Path) -> None:
     os.utime(context / "a", ns=(5, 1_000_000_007))
     copy(context, ["a"], image, "/root-owned")
     copy(context, ["a"], image, "/kept", How(owner=None))
-    copy(context, ["a"], image, "/changed", How(owner=(1, 2), mode=0o600))
+    copy(context, ["a"], image, "/changed", How(owner=(1, 2), mode=Mode(0o600)))
     shown = {name: os.stat(image / name) for name in ("root-owned", "kept", "changed")}
 
     assert [(s.st_uid, s.st_gid, stat.S_IMODE(s.st_mode)) for s in shown.values()] == [
@@ -145,8 +146,17 @@ def test_owners_modes_and_times(context: Path, image: Path) -> None:
         ]
         with pytest.raises(InvalidArgument, match="can't find uid for user nobody"):
             owner_of(root, "nobody")
-    with pytest.raises(InvalidArgument, match="chmod"):
-        mode_of("u+x")
+
+
+def test_a_symbolic_mode_is_applied_to_each_file_and_folder(context: Path, image: Path) -> None:
+    os.chmod(context / "a", 0o700)
+    os.chmod(context / "dir/c", 0o600)
+    os.chmod(context / "dir", 0o700)
+    copy(context, ["a", "dir"], image, "/to/", How(mode=parse_mode("u=rwX,go=rX")))
+    modes = {name: stat.S_IMODE(os.stat(image / "to" / name).st_mode) for name in ("a", "c")}
+    assert modes == {"a": 0o755, "c": 0o644}
+    copy(context, ["dir"], image, "/new/dir", How(mode=parse_mode("go+rX")))
+    assert stat.S_IMODE(os.stat(image / "new/dir/c").st_mode) == 0o644
 
 
 def test_what_is_there_is_replaced_and_folders_are_merged(context: Path, image: Path) -> None:

@@ -87,14 +87,29 @@ def test_commands_have_a_shell_form_and_a_json_form() -> None:
     ("RUN --mount=type=x,target=/y z", "unsupported mount type"),
     ("RUN --mount=type=bind,target=/x,size=1 y", "unexpected key"),
     ("RUN --mount=target=/x,frob=1 y", "unexpected key"),
-    ("RUN --mount=type=secret,id=a,required=true x", "no way to hand over"),
-    ("RUN --mount=type=ssh x", "forwards no SSH agent"), ("RUN --mount=type=cache x", "target is missing"),
-    ("ADD --keep-git-dir a b", "not supported"), ("USER", "exactly one argument"), ("STOPSIGNAL a b", "exactly one"),
+    ("RUN --mount=type=secret x", "one of source, target required"),
+    ("RUN --mount=type=secret,id=a,source=b x", "both source and id can't be set"),
+    ("RUN --mount=type=secret,id=a,mode=9 x", "for mode"), ("RUN --mount=type=ssh,env=A x", "unexpected key"),
+    ("RUN --mount=type=ssh,required=maybe x", "invalid value for required"),
+    ("RUN --mount=type=bind,from=$a,target=/x y", "doesn't support variable expansion"),
+    ("RUN --mount=type=cache x", "target is missing"), ("COPY --keep-git-dir a b", "unknown flag"),
+    ("USER", "exactly one argument"), ("STOPSIGNAL a b", "exactly one"),
 ])
 def test_mistakes_tell_their_line(text: str, why: str) -> None:
     with pytest.raises(BadDockerfile, match="dockerfile parse error on line 2: ") as caught:
         plan(f"FROM x\n{text}\n")
     assert why in str(caught.value)
+
+
+@pytest.mark.parametrize(("text", "why"), [
+    ("skip", 'invalid check option "skip"'), ("frob=1", 'invalid check option "frob"'),
+    ("error=maybe", 'failed to parse check option "error=maybe"'),
+])
+def test_a_check_directive_that_is_none_is_a_mistake(text: str, why: str) -> None:
+    with pytest.raises(BadDockerfile) as caught:
+        plan(f"# syntax=docker/dockerfile:1\n# check={text}\nFROM x\n")
+    assert why in str(caught.value)
+    plan("# check=skip=JSONArgsRecommended,StageNameCasing;error=true\nFROM x\n")
 
 
 def test_stages_know_what_they_need_and_others_are_left_out() -> None:
