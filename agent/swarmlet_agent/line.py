@@ -23,6 +23,7 @@ from swarmlet.model.common import Platform
 from swarmlet.model.node import EngineDescription, EnginePlugin, NodeDescription, NodeResources, TLSInfo
 from swarmlet.model.states import Role
 from swarmlet.model.task import TaskStatus
+from swarmlet.model.template import NodeFacts
 from swarmlet.pki import subject_and_key
 from swarmlet.tls import require_role, server_context
 from swarmlet.wire.messages import ContainerRef
@@ -37,7 +38,6 @@ from swarmlet_agent.session.identity import NodeIdentity
 from swarmlet_agent.session.inventory import follow_containers
 from swarmlet_agent.session.managers import ManagerList
 from swarmlet_agent.session.session import AgentSession, NodePlace, NodeRemoved
-from swarmlet_agent.worker.template import NodeFacts
 from swarmlet_agent.worker.worker import TaskWorker
 
 log = get_logger(__name__)

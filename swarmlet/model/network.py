@@ -110,10 +110,14 @@ class Network(Record, frozen=True, kw_only=True):
 
 
 class NetworkAttachment(Record, frozen=True, kw_only=True):
-    """An address in one of the cluster's networks, in interface form ("10.0.1.5/24"): of a task, or a service's VIP."""
+    """An address in one of the cluster's networks, in interface form ("10.0.1.5/24"): of a task, or a service's VIP.
+
+    mac: as chosen by the user, "" = the one that follows from the address.
+    """
 
     network_id: str
     address: str
+    mac: str = ""
 
 
 class Lease(Record, frozen=True, kw_only=True):

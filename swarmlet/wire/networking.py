@@ -45,6 +45,16 @@ class EndpointInfo(Record, frozen=True, kw_only=True):
     service_id: str = ""
     slot: int = 0
     serving: bool = False
+    #: "" = the one that follows from the address.
+    mac: str = ""
+
+
+class ServicePort(Record, frozen=True, kw_only=True):
+    """A port that a service publishes: the one its tasks listen on. name: the user's, "" for none."""
+
+    name: str = ""
+    protocol: str = "tcp"
+    port: int
 
 
 class ServiceInfo(Record, frozen=True, kw_only=True):
@@ -55,6 +65,8 @@ class ServiceInfo(Record, frozen=True, kw_only=True):
     name: str
     aliases: tuple[str, ...] = ()
     vip: str = ""
+    #: For who asks for them by name (SRV records).
+    ports: tuple[ServicePort, ...] = ()
 
 
 class MeshNodeInfo(Record, frozen=True, kw_only=True):

@@ -23,6 +23,7 @@ from swarmlet.model.node import NodeDescription, NodeResources
 from swarmlet.model.service import ContainerSpec, ReplicatedMode, ServiceMode, ServiceSpec, TaskSpec
 from swarmlet.model.states import TaskState
 from swarmlet.model.task import Task, TaskStatus
+from swarmlet.model.template import NodeFacts
 from swarmlet.tls import TlsIdentity, server_context
 from swarmlet.wire.messages import ContainerRef
 from swarmlet_agent.engine.container import Container, ContainerState, Health
@@ -33,7 +34,6 @@ from swarmlet_agent.session.buffer import StatusBuffer
 from swarmlet_agent.session.identity import NodeIdentity, join
 from swarmlet_agent.session.managers import ManagerList
 from swarmlet_agent.session.session import AgentSession, NodePlace, NodeRemoved
-from swarmlet_agent.worker.template import NodeFacts
 from swarmlet_agent.worker.worker import TaskWorker
 from swarmlet_manager.ca.authority import Authority
 from swarmlet_manager.ca.routes import JoinRoutes

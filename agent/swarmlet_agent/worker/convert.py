@@ -26,16 +26,19 @@ from swarmlet.model.container import (
     PortBinding,
 )
 from swarmlet.model.defaults import NODE_NETWORKS, cluster_networks, ingress_ports
+from swarmlet.model.network import NetworkAttachment
 from swarmlet.model.service import ContainerSpec, Limit, PortConfig, Privileges, Reservation, TaskSpec
 from swarmlet.model.task import Task
-from swarmlet_agent.worker.template import NodeFacts, expand, fields_of
+from swarmlet.model.template import NodeFacts, expand, fields_of
 
 LABEL_PREFIX = "com.docker.swarm."
 TASK_LABEL = LABEL_PREFIX + "task.id"
 
 
-def container_for(task: Task, node: NodeFacts, networks: Mapping[str, str] = MappingProxyType({})) -> ContainerCreate:
-    """What to create for a task. networks: its addresses ("10.0.1.5/24") in the cluster's networks, by name.
+def container_for(
+    task: Task, node: NodeFacts, networks: Mapping[str, NetworkAttachment] = MappingProxyType({})
+) -> ContainerCreate:
+    """What to create for a task. networks: its places in the cluster's networks, by name.
 
     InvalidArgument (NotSupported) tells why it cannot be.
     """
@@ -60,7 +63,7 @@ def container_for(task: Task, node: NodeFacts, networks: Mapping[str, str] = Map
         exposed_ports={_port_key(port): {} for port in task.ports},
         host_config=_host_config(task, spec, fields, next(iter(networks), "")),
         networking_config=NetworkingConfig(
-            endpoints_config={name: _endpoint(address, name == main) for name, address in networks.items()}
+            endpoints_config={name: _endpoint(place, name == main) for name, place in networks.items()}
         ),
     )
 
@@ -214,11 +217,12 @@ def _network_mode(spec: TaskSpec) -> str:
     return targets[0] if targets else "default"
 
 
-def _endpoint(address: str, main: bool) -> EndpointSettings:
+def _endpoint(place: NetworkAttachment, main: bool) -> EndpointSettings:
     """main: what the routing mesh brings must go back the way it came, so the default route is there."""
     return EndpointSettings(
         gw_priority=1 if main else 0,
-        ipam_config=EndpointIPAMConfig(ipv4_address=address.partition("/")[0]))
+        mac_address=place.mac,
+        ipam_config=EndpointIPAMConfig(ipv4_address=place.address.partition("/")[0]))
 
 
 def _bindings(ports: Sequence[PortConfig]) -> dict[str, tuple[PortBinding, ...] | None]:

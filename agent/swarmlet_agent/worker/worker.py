@@ -21,8 +21,10 @@ from swarmlet.loops import Runner
 from swarmlet.model.base import Record
 from swarmlet.model.container import ContainerCreate
 from swarmlet.model.defaults import stop_grace_period_ns
+from swarmlet.model.network import NetworkAttachment
 from swarmlet.model.states import TaskState
 from swarmlet.model.task import Task, TaskStatus
+from swarmlet.model.template import NodeFacts
 from swarmlet.model.times import NS
 from swarmlet_agent.engine.container import Container
 from swarmlet_agent.engine.events import Event, EventBus
@@ -42,7 +44,6 @@ from swarmlet_agent.worker.decide import (
     recovered,
 )
 from swarmlet_agent.worker.pulls import ImageMissing, ImageSource, Puller
-from swarmlet_agent.worker.template import NodeFacts
 
 log = get_logger(__name__)
 
@@ -310,10 +311,10 @@ class TaskWorker:
         except SwarmletError as err:
             await self._fail(local, str(err))
 
-    def _networks_of(self, task: Task) -> dict[str, str]:
-        """Name -> address in it, of the cluster's networks. Unavailable while one of them is not here yet."""
+    def _networks_of(self, task: Task) -> dict[str, NetworkAttachment]:
+        """Name -> its place in it, of the cluster's networks. Unavailable while one of them is not here yet."""
         try:
-            return {self._networks.get(place.network_id).name: place.address for place in task.networks}
+            return {self._networks.get(place.network_id).name: place for place in task.networks}
         except NotFound as err:
             raise Unavailable(str(err)) from err
 

@@ -64,7 +64,7 @@ def containers(state: State, record: Network) -> Json:
     found: Json = {}
     for task in state.tasks_on_network(record.id):
         if task.status.container_id and not is_gone(task):
-            found[task.status.container_id] = _container(task.name, task.id, _address(task, record))
+            found[task.status.container_id] = _container(task.name, task.id, *_place(task, record))
     for lease in state.leases.values():
         if lease.network_id == record.id:
             found[lease.container_id] = _container(lease.container_name, lease.id, lease.address)
@@ -105,14 +105,20 @@ def peers(state: State, record: Network) -> list[Json]:
     return [{"Name": ident[:12], "IP": state.nodes[ident].addr} for ident in sorted(ids) if ident in state.nodes]
 
 
-def _container(name: str, endpoint_id: str, address: str) -> Json:
+def _container(name: str, endpoint_id: str, address: str, mac: str = "") -> Json:
     answer: Json = to_api(
         NetworkContainer(
-            name=name, endpoint_id=endpoint_id, mac_address=mac_of(address.partition("/")[0]), ipv4_address=address
+            name=name, endpoint_id=endpoint_id, ipv4_address=address,
+            mac_address=mac or mac_of(address.partition("/")[0]),
         )
     )
     return answer
 
 
 def _address(task: Task, record: Network) -> str:
-    return next((place.address for place in task.networks if place.network_id == record.id), "")
+    return _place(task, record)[0]
+
+
+def _place(task: Task, record: Network) -> tuple[str, str]:
+    """Its address there, "" for none, and its MAC, if it was chosen."""
+    return next(((place.address, place.mac) for place in task.networks if place.network_id == record.id), ("", ""))

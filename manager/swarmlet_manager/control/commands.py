@@ -23,14 +23,14 @@ from swarmlet.model.defaults import cluster_networks, ingress_ports
 from swarmlet.model.ids import new_cluster_id
 from swarmlet.model.network import Network, NetworkCreate
 from swarmlet.model.node import Node, NodeSpec
-from swarmlet.model.service import Service, ServiceSpec
+from swarmlet.model.service import PortConfig, Service, ServiceSpec
 from swarmlet.model.task import Task
 from swarmlet.pki import new_join_token
 from swarmlet_manager.ca.seal import seal
 from swarmlet_manager.control import edits
 from swarmlet_manager.control.naming import new_name
 from swarmlet_manager.control.ports import StorePort
-from swarmlet_manager.decide import allocate, networks, validate
+from swarmlet_manager.decide import allocate, fixed, networks, validate
 from swarmlet_manager.state import Delete, Op, Put, State
 
 #: How often a command whose record changed under it looks again before it gives up.
@@ -100,7 +100,7 @@ class Control:
                     f"service {taken.spec.name} already exists"
                 )
             async with self._deciding_on(spec):
-                ports = allocate.plan_ports(self.state, "", spec)
+                ports = self._claims("", spec)
                 return await self._put(edits.new_service(ident, spec, ports, sealed, self._now()))
 
     async def update_service(
@@ -128,19 +128,24 @@ class Control:
         self, service: Service, spec: ServiceSpec | None, rollback: bool, registry_auth: str, registry_auth_from: str
     ) -> Service:
         if rollback or spec is None:
-            ports = allocate.plan_ports(self.state, service.id, edits.previous_spec(service))
+            ports = self._claims(service.id, edits.previous_spec(service))
             changed = edits.rolled_back_service(service, ports, self._now())
         else:
             validate.check_service_spec(spec)
             validate.check_update(service.spec, spec)
             kept = service.previous_sealed_auth if registry_auth_from == "previous-spec" else service.sealed_auth
             sealed = seal(self.cluster().seal_key, registry_auth, service.id) or kept
-            ports = allocate.plan_ports(self.state, service.id, spec)
+            ports = self._claims(service.id, spec)
             changed = edits.updated_service(service, spec, ports, sealed, self._now())
         try:
             return await self._put(changed)
         except StaleView as err:
             raise OutOfSequence from err
+
+    def _claims(self, service_id: str, spec: ServiceSpec) -> tuple[PortConfig, ...]:
+        """The spec's ports with every number filled in. InvalidArgument, Conflict for what is someone else's."""
+        fixed.check_free(self.state, service_id, spec)
+        return allocate.plan_ports(self.state, service_id, spec)
 
     async def remove_service(self, ref: str) -> None:
         """Its name is free at once; its tasks stop, and their records go, in the background."""

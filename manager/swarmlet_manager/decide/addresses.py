@@ -7,7 +7,7 @@ network has none left, the task says so, and gets one as soon as one comes free.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 
 from msgspec.structs import replace
@@ -15,9 +15,10 @@ from msgspec.structs import replace
 from swarmlet.model.defaults import cluster_networks, has_vip, ingress_ports
 from swarmlet.model.network import Lease, Network, NetworkAttachment
 from swarmlet.model.service import Service
-from swarmlet.model.states import TaskState
+from swarmlet.model.states import NodeState, TaskState
 from swarmlet.model.task import Task
 from swarmlet_manager.decide.allocate import pending_status
+from swarmlet_manager.decide.fixed import fixed_in
 from swarmlet_manager.decide.networks import INGRESS, is_quiet
 from swarmlet_manager.decide.plan import Plan
 from swarmlet_manager.decide.reaper import is_gone
@@ -47,6 +48,10 @@ class Pool:
         self._next = int(self._range.network_address)
 
     @property
+    def name(self) -> str:
+        return self._network.name
+
+    @property
     def taken(self) -> int:
         return len(self._owners)
 
@@ -69,6 +74,14 @@ class Pool:
             owners.discard(owner)
             if not owners:
                 del self._owners[number]
+
+    def owners(self, address: str) -> frozenset[str]:
+        """Who holds an address, given without prefix."""
+        return frozenset(self._owners.get(int(IPv4Address(address)), ()))
+
+    def interface(self, address: str) -> str:
+        """An address with the network's prefix."""
+        return f"{address}/{self.subnet.prefixlen}"
 
     def take(self, owner: str) -> str:
         """The next free address, in interface form. Exhausted."""
@@ -100,7 +113,7 @@ class Allocator:
         for lease in state.leases.values():
             self._hold((NetworkAttachment(network_id=lease.network_id, address=lease.address),), lease.id)
         for service in state.services.values():
-            self._hold(service.vips, service.id)
+            self._set_service(None, service, gone=False)
         for task in state.tasks.values():
             self._set_task(None, task)
         for pool in self._pools.values():
@@ -143,7 +156,7 @@ class Allocator:
             addresses: tuple[NetworkAttachment, ...] = ()
             if not reason:
                 try:
-                    addresses = self._give(self._wanted(task), task.id, task.networks)
+                    addresses = self._give(self._wanted(task), task.id, task.networks, _of_task(task), task.service_id)
                 except Exhausted as err:
                     reason = str(err)
             if reason:
@@ -184,27 +197,39 @@ class Allocator:
                 continue
             wanted = cluster_networks(service.spec.task_template) if has_vip(service.spec) else ()
             try:
-                vips = self._give(wanted, service.id, service.vips)
+                chosen = {ident: (fixed.vip, "") for ident, fixed in fixed_in(service.spec.task_template).items()}
+                vips = self._give(wanted, service.id, service.vips, chosen, service.id)
             except Exhausted as err:
                 lacking[service_id] = str(err)
                 continue
             self._services.discard(service_id)
             if vips != service.vips:
                 self._free([vip for vip in service.vips if vip not in vips], service.id)
+                self._reserve(service)
                 ops.append(Put(replace(service, vips=vips, updated_at=now)))
         return lacking
 
     def _give(
-        self, wanted: Sequence[str], owner: str, had: Sequence[NetworkAttachment]
+        self, wanted: Sequence[str], owner: str, had: Sequence[NetworkAttachment],
+        chosen: Mapping[str, tuple[str, str]], service_id: str,
     ) -> tuple[NetworkAttachment, ...]:
-        """An address in each network, all or none; what is held already stays. Exhausted."""
+        """An address in each network, all or none; what is held already stays. Exhausted.
+
+        chosen: network -> the address and MAC that the user of this service wants there, "" for any.
+        """
         kept = {attachment.network_id: attachment for attachment in had}
         given: list[NetworkAttachment] = []
         fresh: list[NetworkAttachment] = []
         try:
             for network_id in wanted:
-                if (known := kept.get(network_id)) is None:
-                    known = NetworkAttachment(network_id=network_id, address=self._take(network_id, owner))
+                address, mac = chosen.get(network_id, ("", ""))
+                known = kept.get(network_id)
+                if known is None or (address and known.address.partition("/")[0] != address):
+                    taken = (
+                        self._take_chosen(network_id, address, owner, service_id) if address
+                        else self._take(network_id, owner)
+                    )
+                    known = NetworkAttachment(network_id=network_id, address=taken, mac=mac)
                     fresh.append(known)
                 given.append(known)
         except Exhausted:
@@ -212,6 +237,25 @@ class Allocator:
                 self._pools[attachment.network_id].free(attachment.address, owner)
             raise
         return tuple(given)
+
+    def _take_chosen(self, network_id: str, address: str, owner: str, service_id: str) -> str:
+        """An address that is kept for the service. Exhausted while someone else still has it."""
+        pool = self._pools.get(network_id)
+        if pool is None:
+            raise Exhausted(f"network {network_id} is gone")
+        for holder in sorted(pool.owners(address) - {owner, service_id}):
+            task = self._state.tasks.get(holder)
+            if task is None or not self._is_lost(task):
+                who = f"task {task.name}" if task is not None else f"{holder}"
+                raise Exhausted(f"address {address} of network {pool.name} is still in use by {who}")
+        taken = pool.interface(address)
+        pool.hold(taken, owner)
+        return taken
+
+    def _is_lost(self, task: Task) -> bool:
+        """Told to go, on a node that cannot be asked: whoever comes in its place takes its address over."""
+        node = self._state.nodes.get(task.node_id)
+        return task.desired_state > TaskState.RUNNING and (node is None or node.state is NodeState.DOWN)
 
     def _take(self, network_id: str, owner: str) -> str:
         if (reason := self._full.get(network_id)) is not None:
@@ -250,12 +294,22 @@ class Allocator:
         held = () if before is None else before.vips
         # While its tasks still stop nobody may get its address: the record holds it to its end.
         holds = () if gone else service.vips
-        self._hold(holds, service.id)
         self._free([vip for vip in held if vip not in holds], service.id)
+        if before is not None:
+            self._free(list(_reserved(before)), service.id)
+        if not gone:
+            self._hold(holds, service.id)
+            self._reserve(service)
         if gone:
             self._services.discard(service.id)
         elif before is None or before.spec is not service.spec:
             self._services.add(service.id)
+
+    def _reserve(self, service: Service) -> None:
+        """What its user has chosen is nobody else's."""
+        for place in _reserved(service):
+            if (pool := self._pools.get(place.network_id)) is not None:
+                pool.hold(pool.interface(place.address), service.id)
 
     def _hold(self, attachments: Sequence[NetworkAttachment], owner: str) -> None:
         for attachment in attachments:
@@ -267,3 +321,14 @@ class Allocator:
             if (pool := self._pools.get(attachment.network_id)) is not None:
                 pool.free(attachment.address, owner)
                 self._full.pop(attachment.network_id, None)
+
+
+def _of_task(task: Task) -> dict[str, tuple[str, str]]:
+    """Network -> address and MAC that were chosen for this task's slot."""
+    return {ident: fixed.of_slot(task.slot) for ident, fixed in fixed_in(task.spec).items()}
+
+
+def _reserved(service: Service) -> Iterator[NetworkAttachment]:
+    for network_id, fixed in fixed_in(service.spec.task_template).items():
+        for address in fixed.all:
+            yield NetworkAttachment(network_id=network_id, address=address)

@@ -19,6 +19,7 @@ from swarmlet.model.service import (
     UpdateConfig,
 )
 from swarmlet_manager.decide import constraints
+from swarmlet_manager.decide.fixed import check_fixed
 from swarmlet_manager.decide.validate_container import check_container_spec
 
 #: Letters, digits, and inside also - and _ (SwarmKit's rule, in a form that takes linear time on any input).
@@ -166,9 +167,7 @@ def _check_networks(spec: ServiceSpec) -> None:
     if wide and len(wide) < len(chosen):
         local = next(target for target in chosen if target not in wide)
         raise NotSupported(f"network {local} cannot be combined with networks of the cluster in one service")
-    for network in spec.task_template.networks:
-        if network.driver_opts:
-            raise NotSupported(f"network {network.target}: option {min(network.driver_opts)} is not supported")
+    check_fixed(spec)
 
 
 def _check_port(port: PortConfig) -> None:

@@ -9,11 +9,15 @@ from __future__ import annotations
 from msgspec.structs import replace
 
 from swarmlet.model.defaults import cluster_networks, has_vip, ingress_ports
-from swarmlet.model.network import Lease, Network
+from swarmlet.model.ids import short_id
+from swarmlet.model.network import Lease, Network, NetworkAttachment
+from swarmlet.model.node import Node
 from swarmlet.model.service import Service
 from swarmlet.model.states import NodeState, TaskState
 from swarmlet.model.task import Task
-from swarmlet.wire.networking import EndpointInfo, MeshInfo, NetworkInfo, Networking, ServiceInfo
+from swarmlet.model.template import NodeFacts, own_hostname
+from swarmlet.wire.networking import EndpointInfo, MeshInfo, NetworkInfo, Networking, ServiceInfo, ServicePort
+from swarmlet_manager.decide.fixed import fixed_in
 from swarmlet_manager.decide.reaper import is_gone
 from swarmlet_manager.dispatch.meshfeed import data_path_port, mesh_of
 from swarmlet_manager.state import Change, State
@@ -202,17 +206,39 @@ def _endpoint(state: State, place: Place) -> EndpointInfo | None:
     task = state.tasks.get(ident)
     if task is None or is_gone(task) or task.status.state < TaskState.ASSIGNED:
         return None
-    address = next((place.address for place in task.networks if place.network_id == network_id), "")
+    held = next((held for held in task.networks if held.network_id == network_id), None)
     node = state.nodes.get(task.node_id)
-    if not address or node is None:
+    if held is None or node is None or _is_replaced(state, task, held):
         return None
     serving = (
         task.status.state == TaskState.RUNNING and task.desired_state <= TaskState.RUNNING
         and node.state is not NodeState.DOWN
     )
     return EndpointInfo(
-        network_id=network_id, id=task.id, address=_plain(address), node_id=task.node_id, node_addr=node.data_path,
-        names=(task.name,), service_id=task.service_id, slot=task.slot, serving=serving,
+        network_id=network_id, id=task.id, address=_plain(held.address), node_id=task.node_id, node_addr=node.data_path,
+        names=_names(task, node), service_id=task.service_id, slot=task.slot, serving=serving, mac=held.mac,
+    )
+
+
+def _names(task: Task, node: Node) -> tuple[str, ...]:
+    """What a task is called by itself: its name, its container's host name and short id, as Docker has it."""
+    facts = NodeFacts(node.id, node.description.hostname, *_platform(node))
+    names = (task.name, own_hostname(task, facts), short_id(task.status.container_id))
+    return tuple(dict.fromkeys(name for name in names if name))
+
+
+def _platform(node: Node) -> tuple[str, str]:
+    platform = node.description.platform
+    return platform.os, platform.architecture
+
+
+def _is_replaced(state: State, task: Task, held: NetworkAttachment) -> bool:
+    """Its address was chosen, and is another task's by now: this one's node was lost, and has come back with it."""
+    if task.desired_state <= TaskState.RUNNING or held.network_id not in fixed_in(task.spec):
+        return False
+    return any(
+        other.id != task.id and other.is_active and held in other.networks
+        for other in state.tasks_of_service(task.service_id)
     )
 
 
@@ -227,7 +253,12 @@ def _service(state: State, place: Place) -> ServiceInfo | None:
     aliases = next(
         network.aliases for network in service.spec.task_template.networks if network.target == network_id
     )
-    return ServiceInfo(network_id=network_id, id=ident, name=service.spec.name, aliases=aliases, vip=_plain(vip))
+    ports = tuple(
+        ServicePort(name=port.name, protocol=port.protocol, port=port.target_port) for port in service.ports
+    )
+    return ServiceInfo(
+        network_id=network_id, id=ident, name=service.spec.name, aliases=aliases, vip=_plain(vip), ports=ports
+    )
 
 
 def _plain(address: str) -> str:

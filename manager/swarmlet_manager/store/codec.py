@@ -66,7 +66,7 @@ class _PackedTask(msgspec.Struct, array_like=True, frozen=True, gc=False):
     applied_at: int
     not_before: int
     by_update: bool
-    networks: tuple[tuple[str, str], ...] = ()
+    networks: tuple[tuple[str, ...], ...] = ()  # network, address; where one was chosen, the MAC address
 
 
 class _Block(msgspec.Struct, array_like=True, frozen=True, gc=False):
@@ -202,7 +202,7 @@ def _pack(task: Task, head: int) -> _PackedTask:
         status.applied_at,
         task.not_before,
         task.by_update,
-        tuple((attachment.network_id, attachment.address) for attachment in task.networks),
+        tuple(_packed_place(place) for place in task.networks),
     )
 
 
@@ -236,5 +236,13 @@ def _unpack(service_id: str, packed: _PackedTask, head: _Head, spec: TaskSpec) -
         job_iteration=head.job_iteration,
         not_before=packed.not_before,
         by_update=packed.by_update,
-        networks=tuple(NetworkAttachment(network_id=intern(net), address=at) for net, at in packed.networks),
+        networks=tuple(_place(*packed_place) for packed_place in packed.networks),
     )
+
+
+def _packed_place(place: NetworkAttachment) -> tuple[str, ...]:
+    return (place.network_id, place.address, place.mac) if place.mac else (place.network_id, place.address)
+
+
+def _place(network_id: str, address: str, mac: str = "") -> NetworkAttachment:
+    return NetworkAttachment(network_id=intern(network_id), address=address, mac=mac)

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from swarmlet.model.network import Ipam, IpamConfig, Network, NetworkCreate
+from swarmlet.model.node import Node
 from swarmlet.model.service import (
     ContainerSpec,
     EndpointSpec,
@@ -20,7 +21,7 @@ from swarmlet.model.service import (
     ServiceSpec,
     TaskSpec,
 )
-from swarmlet.model.states import TaskState
+from swarmlet.model.states import NodeState, TaskState
 from swarmlet.model.task import Task, TaskStatus
 from swarmlet_manager.decide.addresses import Allocator
 from swarmlet_manager.decide.allocate import initial_status
@@ -58,16 +59,16 @@ def make_task(ident: str, service: Service, created_at: int = 0) -> Task:
 class World:
     """State with an allocator that hears of everything, as the leader's loop has it."""
 
-    def __init__(self, *records: Network | Service | Task) -> None:
+    def __init__(self, *records: Network | Service | Task | Node) -> None:
         self.state = State()
         for record in records:
             self.state.apply(Put(record))
         self.allocator = Allocator(self.state)
 
-    def put(self, record: Network | Service | Task) -> None:
+    def put(self, record: Network | Service | Task | Node) -> None:
         self.allocator.apply([self.state.apply(Put(record))])
 
-    def delete(self, record: Network | Service | Task) -> None:
+    def delete(self, record: Network | Service | Task | Node) -> None:
         self.allocator.apply([self.state.apply(Delete(record))])
 
     def allocate(self) -> None:
@@ -204,3 +205,64 @@ def test_a_removed_network_holds_its_subnet_until_its_last_task_has_stopped() ->
     world.delete(world.state.tasks["t1"])
     world.allocate()
     assert "n1" not in world.state.networks
+
+
+def choosing(service: Service, **options: str) -> Service:
+    """The service with options of its only network; vip, ip and mac."""
+    template = service.spec.task_template
+    network = replace(template.networks[0], driver_opts={f"swarmlet.{name}": text for name, text in options.items()})
+    return replace(service, spec=replace(service.spec, task_template=replace(template, networks=(network,))))
+
+
+def test_chosen_addresses_are_given_to_their_owner_and_to_no_one_else() -> None:
+    chosen = choosing(make_service("s1", "n1", mode="vip"), vip="10.1.0.2", ip="10.1.0.3", mac="06:00:00:00:00:01")
+    other = make_service("s2", "n1")
+    world = World(make_network(), chosen, other, make_task("other", other), make_task("mine", chosen, 1))
+    world.allocate()
+
+    place = world.state.tasks["mine"].networks[0]
+    assert world.state.services["s1"].vips[0].address == "10.1.0.2/29"
+    assert (place.address, place.mac) == ("10.1.0.3/29", "06:00:00:00:00:01")
+    assert world.state.tasks["other"].networks[0].address == "10.1.0.4/29"
+    # What was chosen comes free with the choice.
+    world.delete(world.state.tasks["mine"])
+    world.put(replace(world.state.services["s1"], spec=choosing(chosen, vip="10.1.0.2").spec))
+    tasks = [make_task(f"t{number}", other, number + 2) for number in range(3)]
+    for task in tasks:
+        world.put(task)
+    world.allocate()
+    assert "10.1.0.3/29" in world.addresses("n1") and world.addresses("n1").count("10.1.0.2/29") == 1
+
+
+def test_a_virtual_address_moves_to_the_one_that_is_chosen() -> None:
+    service = make_service("s1", "n1", mode="vip")
+    world = World(make_network(), service)
+    world.allocate()
+    world.put(replace(world.state.services["s1"], spec=choosing(service, vip="10.1.0.6").spec))
+    world.allocate()
+    assert world.addresses("n1") == ["10.1.0.6/29"]
+    assert Allocator(world.state).plan(3).ops == ()
+
+
+def test_a_chosen_address_goes_on_once_its_holder_is_gone_or_its_node_is_lost() -> None:
+    chosen = choosing(make_service("s1", "n1"), ip="10.1.0.3")
+    world = World(make_network(), chosen, make_task("old", chosen))
+    world.allocate()
+    world.put(Node(id="node-1", number=1, state=NodeState.READY))
+    old = replace(world.state.tasks["old"], node_id="node-1", status=TaskStatus(state=TaskState.RUNNING))
+    world.put(old)
+    world.put(make_task("new", chosen, 1))
+    world.allocate()
+    assert "10.1.0.3 of network net-n1 is still in use by task s1.1.old" in world.state.tasks["new"].status.err
+
+    lost = replace(old, desired_state=TaskState.SHUTDOWN)
+    world.put(lost)
+    world.allocate()
+    assert world.state.tasks["new"].networks == ()
+    world.put(Node(id="node-1", number=1, state=NodeState.DOWN))
+    world.allocate()
+    assert world.state.tasks["new"].networks[0].address == "10.1.0.3/29"
+    # The old one's end takes it from nobody.
+    world.put(replace(lost, status=TaskStatus(state=TaskState.SHUTDOWN)))
+    pool = world.allocator.pool("n1")
+    assert pool is not None and pool.owners("10.1.0.3") == {"s1", "new"}

@@ -164,6 +164,7 @@ def test_a_known_task_of_the_same_version_is_kept_and_another_is_read(tasks: lis
 def test_every_field_of_a_task_is_stored() -> None:
     """Blocks name fields one by one: whoever adds one to the model must add it to the codec."""
     stored = decode_block("s", encode_block([_full_task()]), SpecPool())["t"]
+    assert stored.networks == _full_task().networks
     for record, default in ((stored, Task(id="", service_id="", spec=TaskSpec())), (stored.status, TaskStatus())):
         for field in record.__struct_fields__:
             assert getattr(record, field) != getattr(default, field), f"{field} is not stored"
@@ -171,7 +172,8 @@ def test_every_field_of_a_task_is_stored() -> None:
 
 def _full_task() -> Task:
     port = (PortConfig(target_port=80),)
-    place = (NetworkAttachment(network_id="n", address="10.0.0.5/24"),)
+    fields = {field.name: field.name for field in msgspec.structs.fields(NetworkAttachment)}
+    place = (NetworkAttachment(**fields),)
     values: dict[str, Any] = {
         "spec": TaskSpec(force_update=1), "desired_state": TaskState.SHUTDOWN, "ports": port, "networks": place,
     }

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from swarmlet.errors import InvalidArgument, NotSupported
 from swarmlet.model.common import Driver, HealthConfig, Mount, Ulimit, VolumeOptions
 from swarmlet.model.container import EndpointIPAMConfig, PortBinding
+from swarmlet.model.network import NetworkAttachment
 from swarmlet.model.service import (
     AppArmorOptions,
     ConfigReference,
@@ -28,11 +29,15 @@ from swarmlet.model.service import (
     TaskSpec,
 )
 from swarmlet.model.task import Task
+from swarmlet.model.template import NodeFacts, expand, fields_of
 from swarmlet_agent.images.auth import decode_auth
 from swarmlet_agent.worker.convert import container_for, published
-from swarmlet_agent.worker.template import NodeFacts, expand, fields_of
 
 NODE = NodeFacts("n1", "host-1", "linux", "aarch64")
+
+
+def places(**addresses: str) -> dict[str, NetworkAttachment]:
+    return {name: NetworkAttachment(network_id=name, address=address) for name, address in addresses.items()}
 
 
 def task(spec: ContainerSpec | None = None, slot: int = 2, **more: object) -> Task:
@@ -162,7 +167,7 @@ def test_what_cannot_be_honoured_is_refused(spec: ContainerSpec, more: dict[str,
 def test_ports_of_the_routing_mesh_are_not_the_containers_own_and_its_answers_leave_by_the_meshs_network() -> None:
     port = PortConfig(target_port=80, published_port=8080)
     both = task(ContainerSpec(image="x"), networks=(NetworkAttachmentConfig(target="id1"),), ports=(port,))
-    made = container_for(both, NODE, {"ingress": "10.0.0.5/20", "back": "10.0.16.5/20"})
+    made = container_for(both, NODE, places(ingress="10.0.0.5/20", back="10.0.16.5/20"))
     endpoints = made.networking_config.endpoints_config
     assert made.host_config.port_bindings == {} and set(made.exposed_ports) == {"80/tcp"}
     assert [(name, one and one.gw_priority) for name, one in endpoints.items()] == [("ingress", 1), ("back", 0)]
@@ -170,7 +175,7 @@ def test_ports_of_the_routing_mesh_are_not_the_containers_own_and_its_answers_le
 
 def test_a_task_comes_into_the_clusters_networks_with_the_addresses_it_was_given() -> None:
     wide = task(ContainerSpec(image="x"), networks=(NetworkAttachmentConfig(target="id1"),))
-    made = container_for(wide, NODE, {"back": "10.0.1.5/24"})
+    made = container_for(wide, NODE, places(back="10.0.1.5/24"))
     assert made.host_config.network_mode == "back"
     (endpoint,) = made.networking_config.endpoints_config.values()
     assert endpoint is not None and endpoint.ipam_config == EndpointIPAMConfig(ipv4_address="10.0.1.5")

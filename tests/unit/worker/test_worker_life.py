@@ -17,9 +17,9 @@ from swarmlet.model.common import HealthConfig
 from swarmlet.model.service import ContainerSpec, TaskSpec
 from swarmlet.model.states import TaskState
 from swarmlet.model.task import Task, TaskStatus
+from swarmlet.model.template import NodeFacts
 from swarmlet.model.times import NS
 from swarmlet_agent.journal import Journal
-from swarmlet_agent.worker.template import NodeFacts
 from swarmlet_agent.worker.worker import TaskWorker
 
 

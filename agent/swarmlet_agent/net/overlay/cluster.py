@@ -133,7 +133,9 @@ class ClusterNetworks:
             endpoint.address for endpoint in net.endpoints.values() if endpoint.node_addr == here
         )
         wanted = {
-            endpoint.address: Remote(endpoint.address, mac_of(ip_address(endpoint.address)), endpoint.node_addr)
+            endpoint.address: Remote(
+                endpoint.address, endpoint.mac or mac_of(ip_address(endpoint.address)), endpoint.node_addr
+            )
             for endpoint in net.endpoints.values()
             if endpoint.node_addr and endpoint.node_addr != here
         }

@@ -51,6 +51,17 @@ def expand(text: str, fields: Mapping[str, str], where: str) -> str:
     return _ACTION.sub(lambda match: _value(match[1], fields, where), text)
 
 
+def own_hostname(task: Task, node: NodeFacts) -> str:
+    """The host name that a task's container is given on this node; "" for none of its own."""
+    spec = task.spec.container_spec
+    if spec is None or "{{" not in spec.hostname:
+        return "" if spec is None else spec.hostname
+    try:
+        return expand(spec.hostname, fields_of(task, node), "hostname")
+    except InvalidArgument:
+        return ""  # such a task fails on its node, and says why
+
+
 def _value(expression: str, fields: Mapping[str, str], where: str) -> str:
     if expression in fields:
         return fields[expression]
