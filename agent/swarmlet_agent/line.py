@@ -109,6 +109,7 @@ class ClusterLine:
             networks=self._networks.cluster,
         )
         self._session, self._worker = session, worker
+        self._networks.leases.bind(session.leases)
         await worker.start()
         self._tasks = [
             asyncio.create_task(self._run(session), name="session"),
@@ -122,11 +123,13 @@ class ClusterLine:
         if self._tasks:
             await asyncio.wait(self._tasks)
         self._tasks = []
+        self._networks.leases.bind(None)
         if self._server is not None:
             await self._server.close()
         if self._worker is not None:
             if forget:
                 await self._release(self._worker)
+                await self._networks.leave_cluster()
                 await self._networks.cluster.update(Networking(full=True), node_id="", underlay=self._address())
             await self._worker.close()
         if forget and self._session is not None:
@@ -149,6 +152,7 @@ class ClusterLine:
             await _again(session.run)
         except NodeRemoved as err:
             self._error = str(err)
+            await self._networks.leave_cluster()
             log.error("no longer a member of the cluster: leave it to join again", reason=err)
 
     def _containers(self) -> list[ContainerRef]:

@@ -38,6 +38,7 @@ from swarmlet.tls import TlsIdentity, client_context, load_pair, require_role, s
 from swarmlet_manager.api.app import cluster_routes
 from swarmlet_manager.ca.authority import Authority
 from swarmlet_manager.ca.routes import JoinRoutes
+from swarmlet_manager.control.allocation import Allocation
 from swarmlet_manager.control.commands import Control
 from swarmlet_manager.control.reconcile import Reconcilers
 from swarmlet_manager.dispatch.dispatcher import Dispatcher
@@ -121,10 +122,11 @@ class Manager:
             return "" if store.leader_info is None else store.leader_info.addr
 
         authority = Authority(store)
-        dispatcher = Dispatcher(store, leader_addr=leader_addr)
+        allocation = Allocation(store)
+        dispatcher = Dispatcher(store, allocation, leader_addr=leader_addr)
         reconcilers = Reconcilers(store)
         control = Control(store, dispatcher)
-        leading = Leading(store, authority.ensure_cluster, (dispatcher, reconcilers))
+        leading = Leading(store, authority.ensure_cluster, (allocation, dispatcher, reconcilers))
         try:
             async with asyncio.TaskGroup() as group:
                 running = [

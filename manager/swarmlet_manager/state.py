@@ -66,6 +66,8 @@ class State:
         self._nodes: dict[str, Node] = {}
         self._networks: dict[str, Network] = {}
         self._leases: dict[str, Lease] = {}
+        self._leases_on_node: defaultdict[str, dict[str, Lease]] = defaultdict(dict)
+        self._leases_on_network: defaultdict[str, dict[str, Lease]] = defaultdict(dict)
         self._services: dict[str, Service] = {}
         self._service_ids: dict[str, str] = {}
         self._tasks: dict[str, Task] = {}
@@ -104,6 +106,14 @@ class State:
     def tasks_on_network(self, network_id: str) -> ValuesView[Task]:
         """All tasks that were given an address in a network and still have a record."""
         return self._tasks_on_network[network_id].values() if network_id in self._tasks_on_network else _NO_TASKS
+
+    def leases_on_node(self, node_id: str) -> ValuesView[Lease]:
+        """All leases of a node's containers."""
+        return self._leases_on_node[node_id].values() if node_id in self._leases_on_node else _NO_LEASES
+
+    def leases_on_network(self, network_id: str) -> ValuesView[Lease]:
+        """All leases in a network."""
+        return self._leases_on_network[network_id].values() if network_id in self._leases_on_network else _NO_LEASES
 
     def get(self, record: StoredRecord) -> StoredRecord | None:
         """The current record of the same kind and id."""
@@ -190,7 +200,11 @@ class State:
             case Network():
                 self._networks[record.id] = record
             case Lease():
+                if isinstance(before, Lease):
+                    self._unindex_lease(before)
                 self._leases[record.id] = record
+                self._leases_on_node[record.node_id][record.id] = record
+                self._leases_on_network[record.network_id][record.id] = record
             case Cluster():
                 self.cluster = record
         return Change(before, record)
@@ -210,6 +224,7 @@ class State:
             case Network():
                 del self._networks[before.id]
             case Lease():
+                self._unindex_lease(before)
                 del self._leases[before.id]
             case Cluster():
                 self.cluster = None
@@ -227,8 +242,15 @@ class State:
                 if not index[key]:
                     del index[key]
 
+    def _unindex_lease(self, lease: Lease) -> None:
+        for index, key in ((self._leases_on_node, lease.node_id), (self._leases_on_network, lease.network_id)):
+            index[key].pop(lease.id, None)
+            if not index[key]:
+                del index[key]
+
 
 _NO_TASKS: ValuesView[Task] = {}.values()
+_NO_LEASES: ValuesView[Lease] = {}.values()
 
 
 def _by_prefix(kind: str, ref: str, records: Iterable[_Found]) -> _Found:

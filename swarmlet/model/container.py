@@ -11,6 +11,9 @@ from msgspec import field
 from swarmlet.model.base import ApiStruct
 from swarmlet.model.common import HealthConfig, Mount, Ulimit
 
+#: Label of a task's container: the task's id.
+TASK_LABEL = "com.docker.swarm.task.id"
+
 
 class ContainerConfig(ApiStruct, frozen=True, kw_only=True):
     """The portable part. None for cmd/entrypoint means "the image's"; [] means "none"."""

@@ -121,7 +121,11 @@ class NetworkAttachment(Record, frozen=True, kw_only=True):
 
 
 class Lease(Record, frozen=True, kw_only=True):
-    """The address of a plain container (not a task's) in an attachable network. id: the container's and network's."""
+    """The address of a plain container (not a task's) in an attachable network, in interface form.
+
+    id: the endpoint's, chosen by the node's agent. names: the container's in this network. mac "": as it follows from
+    the address.
+    """
 
     id: str
     network_id: str
@@ -130,5 +134,6 @@ class Lease(Record, frozen=True, kw_only=True):
     container_name: str
     address: str
     names: tuple[str, ...] = ()
+    mac: str = ""
     created_at: int = 0
     version: int = 0

@@ -13,6 +13,7 @@ import msgspec
 from swarmlet.model.base import Record
 from swarmlet.model.node import NodeDescription
 from swarmlet.model.task import Task, TaskStatus
+from swarmlet.wire.leasing import LeaseAnswer, LeaseAsk, LeasesHeld, LeasesLost
 from swarmlet.wire.networking import Networking
 
 #: Grows with every change that an older peer could misread; Hello and Welcome carry it.
@@ -105,8 +106,8 @@ class StatusAck(Record, frozen=True, kw_only=True, tag="ack"):
     seq: int
 
 
-AgentMessage = Hello | DescriptionUpdate | Heartbeat | StatusUpdate | Inventory
-ManagerMessage = Welcome | Assignments | StatusAck
+AgentMessage = Hello | DescriptionUpdate | Heartbeat | StatusUpdate | Inventory | LeaseAsk | LeasesHeld
+ManagerMessage = Welcome | Assignments | StatusAck | LeaseAnswer | LeasesLost
 
 #: Why a manager ended a session: WebSocket close codes (RFC 6455; 4000-4999 are the application's). With NOT_LEADER
 #: the reason is the leader's "host:port" or "".

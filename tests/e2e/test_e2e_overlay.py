@@ -234,7 +234,3 @@ def test_what_is_not_there_yet_is_refused_by_name(cluster: Cluster, network: str
     for option in (("--ipv6",), ("--opt", "encrypted"), ("--ingress",)):
         refused = view.run("network", "create", "-d", "overlay", *option, "no")
         assert refused.returncode and b"not supported yet" in refused.stderr
-    cluster.view("service", "create", "-d", "--name", "all", *EVERYWHERE, "busybox", "sleep", "600")
-    cluster.wait_running("all", 3)
-    plain = cluster.node(2).run("run", "--rm", "--network", network, "busybox", "true")
-    assert plain.returncode and b"is the cluster's" in plain.stderr

@@ -37,6 +37,7 @@ from swarmlet_agent.session.session import AgentSession, NodePlace, NodeRemoved
 from swarmlet_agent.worker.worker import TaskWorker
 from swarmlet_manager.ca.authority import Authority
 from swarmlet_manager.ca.routes import JoinRoutes
+from swarmlet_manager.control.allocation import Allocation
 from swarmlet_manager.control.commands import Control
 from swarmlet_manager.control.reconcile import Reconcilers
 from swarmlet_manager.dispatch.dispatcher import Dispatcher
@@ -176,9 +177,11 @@ async def start_manager(etcd: MemoryEtcd, port: int = 0, name: str = "m1") -> Ma
     await store.start()
     stack.push_async_callback(store.stop)
     authority = Authority(store)
-    dispatcher = Dispatcher(store, leader_addr=lambda: address["own"])
+    allocation = Allocation(store)
+    dispatcher = Dispatcher(store, allocation, leader_addr=lambda: address["own"])
     spec = SwarmSpec(dispatcher=DispatcherSpec(heartbeat_period=HEARTBEAT_NS))
-    leading = Leading(store, lambda: authority.ensure_cluster(spec), (dispatcher, Reconcilers(store)))
+    duties = (allocation, dispatcher, Reconcilers(store))
+    leading = Leading(store, lambda: authority.ensure_cluster(spec), duties)
     task = asyncio.create_task(leading.run())
 
     async def end() -> None:

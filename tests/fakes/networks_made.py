@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from swarmlet.errors import NotFound
+from swarmlet.model.network import Lease
 from swarmlet.wire.networking import Networking
 from swarmlet_agent.net.records import NetworkRecord
 
@@ -18,6 +21,12 @@ class FakeNetworks:
         if ref not in self._records:
             raise NotFound("network", ref)
         return self._records[ref]
+
+    def held(self) -> Sequence[Lease]:
+        return ()
+
+    def lost(self, idents: Sequence[str]) -> None:
+        raise AssertionError(f"nothing is held: {idents}")
 
     async def update(self, news: Networking, *, node_id: str, underlay: str) -> None:
         assert node_id and underlay

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from swarmlet.engine_api.filters import Filters
 from swarmlet.errors import InvalidArgument, NotFound
+from swarmlet.model.container import TASK_LABEL
 from swarmlet_agent.api.shapes.parts import split_port
 from swarmlet_agent.engine.container import Container
 
@@ -17,7 +18,6 @@ FILTER_KEYS = (
 )  # fmt: skip
 STATUSES = ("created", "running", "paused", "restarting", "removing", "exited", "dead")
 #: The label that the containers of tasks carry.
-TASK_LABEL = "com.docker.swarm.task.id"
 _PORTS = re.compile(r"(\d+)(?:-(\d+))?(?:/(tcp|udp|sctp))?")
 
 

@@ -9,7 +9,7 @@ from types import MappingProxyType
 
 from msgspec.structs import replace
 
-from swarmlet.model.container import EndpointSettings
+from swarmlet.model.container import TASK_LABEL, EndpointSettings
 from swarmlet_agent.decide.merge import override_env, process_env
 from swarmlet_agent.decide.points import MountPoint
 from swarmlet_agent.decide.ports import wanted_ports
@@ -44,6 +44,7 @@ def network_wish(record: Container, share_with: str, ids: MappedIds | None = Non
         links=host.links,
         share_with=share_with,
         user_namespace=ids.namespace if ids is not None else "",
+        of_task=TASK_LABEL in record.request.labels,
     )
 
 

@@ -29,6 +29,7 @@ from swarmlet_agent.net.firewall_check import find_dropping
 from swarmlet_agent.net.ground import ENDPOINTS, NETWORKS, Ground, OnEvent
 from swarmlet_agent.net.kernel import KernelNet
 from swarmlet_agent.net.overlay.cluster import ClusterNetworks
+from swarmlet_agent.net.overlay.leases import ClusterLeases
 from swarmlet_agent.net.plan_create import default_network, plan_network
 from swarmlet_agent.net.plan_ipam import DEFAULT_POOLS, Pools
 from swarmlet_agent.net.records import BRIDGE, HOST, NONE, NetworkRecord, NotConnected, SandboxRecord
@@ -73,8 +74,9 @@ class BridgeNetworks:
         self._ground = Ground(KernelNet(run_dir / "netns"), journal, on_event)
         self._dns = EmbeddedDns(self._ground.names, HostResolvers(host_resolv_conf), self._open_inside)
         texts = ContainerFiles(self._ground, data_dir, host_resolv_conf, host_hosts)
-        self._sandboxes = Sandboxes(self._ground, self._dns, texts)
-        self.cluster = ClusterNetworks(self._ground, self._make_wide, self._unmake_wide)
+        self.leases = ClusterLeases(self._ground)
+        self._sandboxes = Sandboxes(self._ground, self._dns, texts, self.leases)
+        self.cluster = ClusterNetworks(self._ground, self.leases, self._make_wide, self._unmake_wide)
         self._changing = asyncio.Lock()
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -101,9 +103,11 @@ class BridgeNetworks:
         self._sandboxes.restore(sandboxes, ground.catalog.by_id)
         await ground.run(self._recover)
         await self._sandboxes.adopt()
+        self.leases.restore()
         await self.cluster.start()
         self._tasks = [
             asyncio.create_task(ground.reap(), name="net-reaper"),
+            asyncio.create_task(self._undo_lost(), name="net-lost-leases"),
             asyncio.create_task(_look_at_firewall(), name="net-firewall-check"),
         ]
 
@@ -218,12 +222,16 @@ class BridgeNetworks:
 
     async def connect(self, ref: str, request: NetworkConnect) -> None:
         """Connect a container, running or not. NotFound, Forbidden, InvalidArgument, Conflict."""
-        network, settings = self.get(ref), request.endpoint_config
-        containers = self._known_containers()
+        settings, containers = request.endpoint_config, self._known_containers()
+        if not self.leases.of_cluster(ref):
+            self.get(ref)
         container = containers.view(request.container)
-        plan_attach.check_settings(network, settings)
-        given = await self._sandboxes.connect(container.id, network, settings)
-        if given is None:  # not running: its next start will
+        given = await self._sandboxes.connect(container.id, ref, settings)
+        if given is not None:
+            network = self.get(ref)
+        else:  # not running: its next start will
+            network = await self.leases.look_up(ref) if self.leases.of_cluster(ref) else self.get(ref)
+            plan_attach.check_settings(network, settings)
             plan_attach.check_connect(plan_attach.kind_of(container.network_mode), network)
             if network.name in container.endpoints:
                 raise Forbidden(f"endpoint with name {container.name} already exists in network {network.name}")
@@ -232,21 +240,57 @@ class BridgeNetworks:
 
     async def disconnect(self, ref: str, request: NetworkDisconnect) -> None:
         """Take a container off a network. force: also one that the engine no longer knows."""
-        network, containers = self.get(ref), self._known_containers()
+        containers = self._known_containers()
+        network = self._ground.catalog.find(ref)
         try:
             container = containers.view(request.container)
         except NotFound:
             if not request.force:
                 raise
-            await self._sandboxes.disconnect(self._sandboxes.find(request.container).container_id, network)
+            await self._sandboxes.disconnect(self._sandboxes.find(request.container).container_id, self.get(ref))
             return
-        if not await self._sandboxes.disconnect(container.id, network):
+        if network is None:  # perhaps one of the cluster's, here only while a container on it runs
+            wished = container.endpoints.items()
+            name = next((name for name, wish in wished if ref == name or ref == wish.network_id), "")
+            if not name:
+                self.get(ref)
+        elif await self._sandboxes.disconnect(container.id, network):
+            name = network.name
+        else:
             plan_attach.check_disconnect(network)
-            if network.name not in container.endpoints:
-                raise NotConnected(f"container {container.id} is not connected to the network {network.name}")
-        await containers.endpoint_changed(container.id, network.name, None)
+            name = network.name
+            if name not in container.endpoints:
+                raise NotConnected(f"container {container.id} is not connected to the network {name}")
+        await containers.endpoint_changed(container.id, name, None)
+
+    async def leave_cluster(self) -> None:
+        """This node is no member any more: plain containers are taken off the cluster's networks, as on Docker."""
+        for lease in self.leases.held:
+            await self._undo(lease.id)
 
     # Inside
+
+    async def _undo_lost(self) -> None:
+        """Forever: endpoints whose leases the manager has taken back."""
+        while True:
+            ident = await self.leases.lost.get()
+            try:
+                await self._undo(ident)
+            except Exception:  # said again with the next statement
+                log.exception("a container could not be taken off a network of the cluster", endpoint_id=ident)
+
+    async def _undo(self, endpoint_id: str) -> None:
+        """Take a running container off the network that it has this endpoint in, with its configuration."""
+        for ident in list(self._ground.live):
+            sandbox = self._ground.sandboxes[ident]
+            for endpoint in sandbox.endpoints:
+                if endpoint.id == endpoint_id:
+                    log.warning(
+                        "container is taken off a network of the cluster: its address is not its own any more",
+                        container_id=ident, network=endpoint.network, address=endpoint.ip,
+                    )
+                    await self.disconnect(endpoint.network_id, NetworkDisconnect(container=ident, force=True))
+        self.leases.give_back(endpoint_id)
 
     def _known_containers(self) -> Containers:
         if self._containers is None:

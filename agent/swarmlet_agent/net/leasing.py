@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from ipaddress import ip_address
 
 import msgspec
 
-from swarmlet.errors import NotSupported
+from swarmlet.errors import Conflict
 from swarmlet.ipam import mac_of
 from swarmlet.model.container import EndpointSettings
 from swarmlet.model.ids import new_hex_id
+from swarmlet.model.network import Lease
 from swarmlet_agent.net import plan_attach, plan_endpoint
 from swarmlet_agent.net.ground import Ground
 from swarmlet_agent.net.holds import host_has_ipv6
@@ -38,9 +39,13 @@ class Leasing:
         self._ground = ground
 
     def endpoints(
-        self, base: SandboxRecord, places: Sequence[plan_attach.Place], before: SandboxRecord | None
+        self, base: SandboxRecord, places: Sequence[plan_attach.Place], before: SandboxRecord | None,
+        leases: Mapping[str, Lease],
     ) -> SandboxRecord:
-        """The sandbox with its endpoints and ports. What a network refuses, AddressTaken, PoolExhausted, PortTaken."""
+        """The sandbox with its endpoints and ports. What a network refuses, AddressTaken, PoolExhausted, PortTaken.
+
+        leases: what a manager has given it, by network.
+        """
         ground, main = self._ground, places[0].network
         if main.exclusive:
             endpoint = EndpointRecord(id=new_hex_id(), network_id=main.id, network=main.name, wish=places[0].settings)
@@ -52,7 +57,8 @@ class Leasing:
             for place in places:
                 earlier = before.on(place.network.id) if before is not None else None
                 earlier = earlier or ground.former.get(base.container_id, {}).get(place.network.id)
-                endpoints.append(self.lease(base, place.network, place.settings, endpoints, earlier))
+                lease = leases.get(place.network.id)
+                endpoints.append(self.lease(base, place.network, place.settings, endpoints, earlier, lease))
             embedded = any(endpoint.names for endpoint in endpoints)
             sandbox = replace(
                 base, endpoints=tuple(endpoints), dns_port=random.choice(EPHEMERAL) if embedded else 0,
@@ -65,15 +71,18 @@ class Leasing:
 
     def lease(
         self, sandbox: SandboxRecord, network: NetworkRecord, settings: EndpointSettings,
-        others: Sequence[EndpointRecord], earlier: EndpointRecord | None = None,
+        others: Sequence[EndpointRecord], earlier: EndpointRecord | None = None, lease: Lease | None = None,
     ) -> EndpointRecord:
         """An endpoint with addresses of its own. earlier: what the container had there once."""
         catalog, ipam = self._ground.catalog, settings.ipam_config
-        if network.scope == "swarm":
-            self._check_granted(network, ipam.ipv4_address if ipam is not None else "")
-        ident, named = new_hex_id(), not network.predefined
+        wanted4 = ipam.ipv4_address if ipam is not None else ""
+        if lease is not None:
+            wanted4 = lease.address.partition("/")[0]
+        elif network.scope == "swarm":
+            self._check_granted(network, wanted4)
+        ident, named = lease.id if lease is not None else new_hex_id(), not network.predefined
         endpoint = EndpointRecord(
-            id=ident, network_id=network.id, network=network.name,
+            id=ident, network_id=network.id, network=network.name, leased=lease is not None,
             interface=plan_endpoint.interface_name(settings.driver_opts, network, others),
             veth=plan_attach.veth_name(ident) if network.bridge else "", wish=settings,
             names=plan_attach.dns_names(sandbox.container_name, sandbox.container_id, sandbox.hostname, settings)
@@ -81,8 +90,7 @@ class Leasing:
         )
         try:
             if (pool := catalog.pool(network.id)) is not None:
-                wanted = ipam.ipv4_address if ipam is not None else ""
-                address = pool.take(wanted) if wanted else pool.take_again(earlier.ip if earlier is not None else "")
+                address = pool.take(wanted4) if wanted4 else pool.take_again(earlier.ip if earlier is not None else "")
                 endpoint = replace(
                     endpoint, ip=str(address), prefix=pool.subnet.prefixlen,
                     gateway="" if network.closed else network.gateway,
@@ -102,10 +110,7 @@ class Leasing:
     def _check_granted(self, network: NetworkRecord, address: str) -> None:
         """In a network of the cluster only a manager gives addresses."""
         if address not in self._ground.granted.get(network.id, ()):
-            raise NotSupported(
-                f"network {network.name} is the cluster's: containers other than tasks of its services cannot be "
-                "connected to it yet"
-            )
+            raise Conflict(f"no manager has given this container the address {address!r} in network {network.name}")
 
     def routes(self, sandbox: SandboxRecord) -> DefaultRoutes:
         """The endpoints with default routes; none if the container cannot leave its networks."""

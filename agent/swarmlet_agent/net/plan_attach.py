@@ -9,7 +9,7 @@ from ipaddress import IPv4Interface, IPv6Interface, ip_interface
 
 import msgspec
 
-from swarmlet.errors import Forbidden, InvalidArgument
+from swarmlet.errors import Forbidden, InvalidArgument, NotFound
 from swarmlet.ipam import parse_address
 from swarmlet.model.container import EndpointSettings
 from swarmlet.model.ids import short_id
@@ -54,8 +54,13 @@ def places(wish: NetworkWish, lookup: Lookup) -> list[Place]:
     Where endpoints are listed they are all there is: a container may have been taken off its mode's network.
     NotFound for an unknown network; InvalidArgument, Forbidden for what a network cannot do.
     """
-    main = lookup(_known_as(wish.mode))
     listed = {lookup(_known_as(ref)).name: settings for ref, settings in sorted(wish.endpoints.items())}
+    try:
+        main = lookup(_known_as(wish.mode))
+    except NotFound:  # taken off it, and it is not here any more
+        if not listed:
+            raise
+        main = lookup(min(listed))
     if listed and main.name not in listed and not main.exclusive:
         main = lookup(min(listed))
     wanted = {main.name: EndpointSettings(), **listed}

@@ -145,6 +145,8 @@ class EndpointRecord(Record, frozen=True, kw_only=True):
     gateway6: str = ""
     mac: str = ""
     names: tuple[str, ...] = ()
+    #: A plain container's place in a network of the cluster: `id` is its lease's.
+    leased: bool = False
     wish: EndpointSettings = EndpointSettings()
 
     def settings(self) -> EndpointSettings:

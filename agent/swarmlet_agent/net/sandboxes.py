@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Coroutine, Sequence
+from collections.abc import Coroutine, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +15,13 @@ from swarmlet.ipam import PoolExhausted
 from swarmlet.log import get_logger
 from swarmlet.model.container import EndpointSettings
 from swarmlet.model.ids import new_hex_id
+from swarmlet.model.network import Lease
 from swarmlet_agent.net import files, plan_attach, plan_files, plan_rules
 from swarmlet_agent.net.container_files import ContainerFiles, split_link
 from swarmlet_agent.net.dns import Asker, EmbeddedDns
 from swarmlet_agent.net.ground import Ground
 from swarmlet_agent.net.leasing import Leasing
+from swarmlet_agent.net.overlay.leases import ClusterLeases
 from swarmlet_agent.net.plan_ports import EPHEMERAL, aim, published
 from swarmlet_agent.net.records import (
     HOST,
@@ -40,8 +42,9 @@ replace = msgspec.structs.replace
 class Sandboxes:
     """All containers' attachments of this node."""
 
-    def __init__(self, ground: Ground, dns: EmbeddedDns, texts: ContainerFiles) -> None:
+    def __init__(self, ground: Ground, dns: EmbeddedDns, texts: ContainerFiles, leases: ClusterLeases) -> None:
         self._ground = ground
+        self._leases = leases
         self._relays = Relays(ground.ports.socket)
         self._dns = dns
         self._files = texts
@@ -61,11 +64,16 @@ class Sandboxes:
                 before = known if known.digest == wanted else None
                 await self._detach(known, reaped=True)
             await ground.reap_former(ident)
+            leases = await self._leases.take_all(wish, before)
             try:
-                sandbox = self._plan(wish, wanted, before)
-            except (AddressTaken, PoolExhausted) as err:
-                await self._free_addresses(wish, err)
-                sandbox = self._plan(wish, wanted, before)
+                try:
+                    sandbox = self._plan(wish, wanted, before, leases)
+                except (AddressTaken, PoolExhausted) as err:
+                    await self._free_addresses(wish, err)
+                    sandbox = self._plan(wish, wanted, before, leases)
+            except BaseException:
+                self._leases.give_back(*(lease.id for lease in leases.values()))
+                raise
             await self._make(sandbox)
             await self._files.refresh_linked(sandbox)
             return self.attachment(sandbox)
@@ -109,8 +117,13 @@ class Sandboxes:
         for network_id in resting:
             await ground.reap_network(network_id)
 
-    def _plan(self, wish: NetworkWish, digest: str, before: SandboxRecord | None) -> SandboxRecord:
-        """Leases and ports for a wish, all or none; registered as live, not yet made. before: what it had once."""
+    def _plan(
+        self, wish: NetworkWish, digest: str, before: SandboxRecord | None, leases: Mapping[str, Lease]
+    ) -> SandboxRecord:
+        """Addresses and ports for a wish, all or none; registered as live, not yet made. before: what it had once.
+
+        leases: those that a manager has given, by network.
+        """
         ground = self._ground
         plan_files.check_servers(wish.dns)
         base = SandboxRecord(
@@ -128,7 +141,7 @@ class Sandboxes:
             places = plan_attach.places(wish, ground.catalog.get)
             # Bad extra hosts and links to nobody are refused before anything is leased.
             self._files.check(base, {place.network.name for place in places})
-            sandbox = self._leasing.endpoints(base, places, before)
+            sandbox = self._leasing.endpoints(base, places, before, leases)
         ground.sandboxes[sandbox.container_id] = sandbox
         ground.live.add(sandbox.container_id)
         return sandbox
@@ -183,6 +196,7 @@ class Sandboxes:
         finally:
             for endpoint in sandbox.endpoints:
                 ground.rest(ident, endpoint)
+                self._leases.give_back(endpoint.id)
                 if was_live and made:
                     ground.tell("disconnect", sandbox, endpoint)
         if reaped:
@@ -208,36 +222,52 @@ class Sandboxes:
 
     # Connect and disconnect of a running container
 
-    async def connect(
-        self, container_id: str, network: NetworkRecord, settings: EndpointSettings
-    ) -> EndpointSettings | None:
+    async def connect(self, container_id: str, ref: str, settings: EndpointSettings) -> EndpointSettings | None:
         """Another interface for a running container; None if it is not attached at all now."""
         ground = self._ground
         async with ground.lock(container_id):
             sandbox = self._live(container_id)
             if sandbox is None:
                 return None
-            plan_attach.check_connect(sandbox.kind, network)
-            if sandbox.on(network.id) is not None:
-                raise Forbidden(f"endpoint with name {sandbox.container_name} already exists in network {network.name}")
+            if (known := ground.catalog.find(ref)) is not None:
+                _check_connect(sandbox, known, settings)
+            lease = await self._lease(sandbox, ref, settings) if self._leases.of_cluster(ref) else None
             try:
-                endpoint = self._leasing.lease(sandbox, network, settings, sandbox.endpoints)
-            except (AddressTaken, PoolExhausted):
-                await ground.reap_network(network.id)  # what is missing may only rest
-                endpoint = self._leasing.lease(sandbox, network, settings, sandbox.endpoints)
-            changed = replace(sandbox, endpoints=(*sandbox.endpoints, endpoint))
-            if endpoint.names and not changed.dns_port:
-                changed = replace(changed, dns_port=random.choice(EPHEMERAL))
-            try:
-                await ground.run(ground.kernel.plug, container_id, endpoint, network)
-                changed = await self._settle(sandbox, changed)
+                network = ground.catalog.get(ref)
+                _check_connect(sandbox, network, settings)
+                return await self._connect(sandbox, network, settings, lease)
             except BaseException:
-                await _to_the_end(ground.run(ground.kernel.unplug, container_id, endpoint))
-                ground.rest(container_id, endpoint)
+                if lease is not None:
+                    self._leases.give_back(lease.id)
                 raise
-            ground.names.add(endpoint)
-            ground.tell("connect", changed, endpoint)
-            return endpoint.settings()
+
+    async def _lease(self, sandbox: SandboxRecord, ref: str, settings: EndpointSettings) -> Lease:
+        ident, name = sandbox.container_id, sandbox.container_name
+        names = plan_attach.dns_names(name, ident, sandbox.hostname, settings)
+        return await self._leases.take(ref, settings, container_id=ident, container_name=name, names=names)
+
+    async def _connect(
+        self, sandbox: SandboxRecord, network: NetworkRecord, settings: EndpointSettings, lease: Lease | None
+    ) -> EndpointSettings:
+        ground, container_id = self._ground, sandbox.container_id
+        try:
+            endpoint = self._leasing.lease(sandbox, network, settings, sandbox.endpoints, lease=lease)
+        except (AddressTaken, PoolExhausted):
+            await ground.reap_network(network.id)  # what is missing may only rest
+            endpoint = self._leasing.lease(sandbox, network, settings, sandbox.endpoints, lease=lease)
+        changed = replace(sandbox, endpoints=(*sandbox.endpoints, endpoint))
+        if endpoint.names and not changed.dns_port:
+            changed = replace(changed, dns_port=random.choice(EPHEMERAL))
+        try:
+            await ground.run(ground.kernel.plug, container_id, endpoint, network)
+            changed = await self._settle(sandbox, changed)
+        except BaseException:
+            await _to_the_end(ground.run(ground.kernel.unplug, container_id, endpoint))
+            ground.rest(container_id, endpoint)
+            raise
+        ground.names.add(endpoint)
+        ground.tell("connect", changed, endpoint)
+        return endpoint.settings()
 
     async def disconnect(self, container_id: str, network: NetworkRecord) -> bool:
         """Take a running container off a network; False if it is not attached at all now."""
@@ -254,6 +284,7 @@ class Sandboxes:
             await ground.run(ground.kernel.unplug, container_id, endpoint)
             await self._settle(sandbox, replace(sandbox, endpoints=rest))
             ground.rest(container_id, endpoint)
+            self._leases.give_back(endpoint.id)
             ground.tell("disconnect", sandbox, endpoint)
             return True
 
@@ -305,6 +336,7 @@ class Sandboxes:
             endpoints.append(replace(endpoint, names=names))
         renamed = replace(sandbox, container_name=name, endpoints=tuple(endpoints))
         ground.sandboxes[container_id] = renamed
+        self._leases.renamed(renamed)
         if container_id in ground.live:
             for endpoint in renamed.endpoints:
                 ground.names.add(endpoint)
@@ -387,6 +419,13 @@ class Sandboxes:
         if (sandbox := self._files.find(ref.removeprefix("/"))) is None:
             raise NotFound("container", ref)
         return sandbox
+
+
+def _check_connect(sandbox: SandboxRecord, network: NetworkRecord, settings: EndpointSettings) -> None:
+    plan_attach.check_settings(network, settings)
+    plan_attach.check_connect(sandbox.kind, network)
+    if sandbox.on(network.id) is not None:
+        raise Forbidden(f"endpoint with name {sandbox.container_name} already exists in network {network.name}")
 
 
 async def _to_the_end(work: Coroutine[Any, Any, object]) -> None:

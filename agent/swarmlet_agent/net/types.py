@@ -35,6 +35,8 @@ class NetworkWish:
     share_with: str = ""
     #: The file of the user namespace that shall own its network; "" for the agent's own.
     user_namespace: str = ""
+    #: It is a task's: a manager has given it its addresses in networks of the cluster.
+    of_task: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,6 +25,7 @@ import msgspec
 from swarmlet.errors import SwarmletError
 from swarmlet.log import get_logger
 from swarmlet.loops import Backoff, Pulse
+from swarmlet.model.network import Lease
 from swarmlet.model.node import NodeDescription
 from swarmlet.model.task import Task
 from swarmlet.model.times import NS
@@ -32,6 +33,7 @@ from swarmlet.pki import renew_at
 from swarmlet.tls import client_context
 from swarmlet.wire import messages
 from swarmlet.wire.joining import SESSION_PATH
+from swarmlet.wire.leasing import LeaseAnswer, LeasesLost
 from swarmlet.wire.messages import (
     Assignments,
     ContainerRef,
@@ -46,6 +48,7 @@ from swarmlet.wire.networking import Networking
 from swarmlet_agent.journal import Journal
 from swarmlet_agent.session.buffer import StatusBuffer
 from swarmlet_agent.session.identity import MANAGER_NAME, NodeIdentity, renew
+from swarmlet_agent.session.leasing import LeaseLine
 from swarmlet_agent.session.managers import ManagerList
 
 log = get_logger(__name__)
@@ -60,6 +63,8 @@ PING_S = 4.0
 #: Pauses between attempts: full jitter up to 2 s, never less than 0.1 s.
 RETRY_FLOOR_S, RETRY_BASE_S, RETRY_LIMIT_S = 0.1, 0.2, 2.0
 RENEW_CHECK_S = 60.0
+#: All leases are stated again so often: whatever went wrong with one is right again by then.
+RESTATE_S = 60.0
 _TERM = "term"
 
 
@@ -90,6 +95,14 @@ class NetworkOrders(Protocol):
 
     async def update(self, news: Networking, *, node_id: str, underlay: str) -> None:
         """Returns once it is so. underlay: this node's address for the others."""
+        ...
+
+    def held(self) -> Sequence[Lease]:
+        """What this node's own containers hold in them (node_id is left to the manager)."""
+        ...
+
+    def lost(self, idents: Sequence[str]) -> None:
+        """These leases are not this node's any more: their containers are taken off their networks."""
         ...
 
 
@@ -143,11 +156,12 @@ class AgentSession:
         self._term = _stored_term(journal, identity.cluster_id)
         self._renew_share = random.random()
         self.connected = asyncio.Event()
+        self.leases = LeaseLine(networks.held, self.wake, self.connected)
 
     # For the rest of the agent
 
     def wake(self) -> None:
-        """There are reports in the status buffer."""
+        """There is something to send."""
         self._pulse.beat()
 
     def container_changed(self, ref: ContainerRef) -> None:
@@ -255,6 +269,7 @@ class AgentSession:
         await self._welcomed(first, address)
         self._seq = 0
         log.info("session established", manager=address, term=first.term)
+        self.leases.begin()
         reading = asyncio.create_task(self._read(socket, address), name="session read")
         writing = asyncio.create_task(self._write(socket), name="session write")
         self.connected.set()
@@ -274,6 +289,10 @@ class AgentSession:
                     await self._ordered(orders)
                 case StatusAck() as ack:
                     self._statuses.acknowledge(ack.seq)
+                case LeaseAnswer() as answer:
+                    self.leases.answered(answer)
+                case LeasesLost() as lost:
+                    self._networks.lost(lost.ids)
                 case Welcome() as welcome:
                     await self._welcomed(welcome, address)
 
@@ -311,7 +330,12 @@ class AgentSession:
         self._pulse.beat()
         loop = asyncio.get_running_loop()
         beat_at = loop.time()
+        restate_at = beat_at + RESTATE_S
         while True:
+            if restate_at <= loop.time():
+                self.leases.restate()
+                self._pulse.beat()
+                restate_at = loop.time() + RESTATE_S
             if (left := beat_at - loop.time()) <= 0:
                 await self._send(socket, Heartbeat())
                 beat_at = loop.time() + self._period() * random.uniform(0.9, 1.0)
@@ -324,6 +348,8 @@ class AgentSession:
             await self._tell(socket)
 
     async def _tell(self, socket: aiohttp.ClientWebSocketResponse) -> None:
+        while (said := self.leases.take()) is not None:
+            await self._send(socket, said)
         while (update := self._statuses.take()) is not None:
             await self._send(socket, update)
         if self._inventory_lost:

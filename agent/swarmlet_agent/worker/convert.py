@@ -17,6 +17,7 @@ from msgspec.structs import replace
 from swarmlet.errors import InvalidArgument, NotSupported
 from swarmlet.model.common import Mount
 from swarmlet.model.container import (
+    TASK_LABEL,
     ContainerCreate,
     EndpointIPAMConfig,
     EndpointSettings,
@@ -32,7 +33,6 @@ from swarmlet.model.task import Task
 from swarmlet.model.template import NodeFacts, expand, fields_of
 
 LABEL_PREFIX = "com.docker.swarm."
-TASK_LABEL = LABEL_PREFIX + "task.id"
 
 
 def container_for(

@@ -19,7 +19,7 @@ from swarmlet.errors import InvalidArgument, NotFound, NotModified, SwarmletErro
 from swarmlet.log import get_logger
 from swarmlet.loops import Runner
 from swarmlet.model.base import Record
-from swarmlet.model.container import ContainerCreate
+from swarmlet.model.container import TASK_LABEL, ContainerCreate
 from swarmlet.model.defaults import stop_grace_period_ns
 from swarmlet.model.network import NetworkAttachment
 from swarmlet.model.states import TaskState
@@ -30,7 +30,7 @@ from swarmlet_agent.engine.container import Container
 from swarmlet_agent.engine.events import Event, EventBus
 from swarmlet_agent.journal import Journal, Write
 from swarmlet_agent.net.records import NetworkRecord
-from swarmlet_agent.worker.convert import TASK_LABEL, container_for, container_spec
+from swarmlet_agent.worker.convert import container_for, container_spec
 from swarmlet_agent.worker.decide import (
     Become,
     Forget,

@@ -65,9 +65,8 @@ def containers(state: State, record: Network) -> Json:
     for task in state.tasks_on_network(record.id):
         if task.status.container_id and not is_gone(task):
             found[task.status.container_id] = _container(task.name, task.id, *_place(task, record))
-    for lease in state.leases.values():
-        if lease.network_id == record.id:
-            found[lease.container_id] = _container(lease.container_name, lease.id, lease.address)
+    for lease in state.leases_on_network(record.id):
+        found[lease.container_id] = _container(lease.container_name, lease.id, lease.address, lease.mac)
     return found
 
 
@@ -101,16 +100,14 @@ def services(state: State, record: Network) -> Json:
 def peers(state: State, record: Network) -> list[Json]:
     """Nodes that have a part of the network."""
     ids = {task.node_id for task in state.tasks_on_network(record.id) if task.node_id and not is_gone(task)}
-    ids |= {lease.node_id for lease in state.leases.values() if lease.network_id == record.id}
+    ids |= {lease.node_id for lease in state.leases_on_network(record.id)}
     return [{"Name": ident[:12], "IP": state.nodes[ident].addr} for ident in sorted(ids) if ident in state.nodes]
 
 
 def _container(name: str, endpoint_id: str, address: str, mac: str = "") -> Json:
+    mac = mac or mac_of(address.partition("/")[0])
     answer: Json = to_api(
-        NetworkContainer(
-            name=name, endpoint_id=endpoint_id, ipv4_address=address,
-            mac_address=mac or mac_of(address.partition("/")[0]),
-        )
+        NetworkContainer(name=name, endpoint_id=endpoint_id, mac_address=mac, ipv4_address=address)
     )
     return answer
 

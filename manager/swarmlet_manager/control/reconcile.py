@@ -2,6 +2,7 @@
 
 All of them are level-triggered: a change in the store only says which keys to look at, and a periodic resync
 of every key makes up for whatever was missed. They hold no truth; a new leader starts them on the state it has.
+Addresses are another duty (`allocation.py`).
 
 Three keys of one queue: `service <id>` (its orchestrator), `node <id>` (orphans, constraint enforcer), `reap`
 (history). The scheduler has a loop of its own because it looks at all pending tasks together.
@@ -19,21 +20,20 @@ from swarmlet.log import get_logger
 from swarmlet.loops import Backoff, Group, Pulse, WorkQueue, every, work
 from swarmlet.model.cluster import Cluster
 from swarmlet.model.ids import new_cluster_id
-from swarmlet.model.network import Lease, Network
+from swarmlet.model.network import Lease
 from swarmlet.model.node import Node
 from swarmlet.model.service import Service
 from swarmlet.model.states import TaskState
 from swarmlet.model.task import Task
 from swarmlet.model.times import NS
 from swarmlet_manager.control.ports import StorePort
-from swarmlet_manager.decide.addresses import Allocator
+from swarmlet_manager.control.writing import commit_plan
 from swarmlet_manager.decide.nodes import plan_node
 from swarmlet_manager.decide.orchestrate import plan_service
 from swarmlet_manager.decide.plan import Plan
 from swarmlet_manager.decide.reaper import plan_reap
 from swarmlet_manager.decide.schedule import Scheduler
-from swarmlet_manager.state import Change, Op
-from swarmlet_manager.store.kv import TooLarge
+from swarmlet_manager.state import Change
 
 log = get_logger(__name__)
 
@@ -44,8 +44,6 @@ RESYNC_S = 30.0
 #: Pending tasks that appear in a burst are placed together: at once, then at most every so often.
 SCHEDULE_SPACING_S = 0.01
 REAP_SPACING_S = 0.25
-#: The largest write of one decision: a plan is cut into commits of so many operations.
-MAX_OPS = 5000
 RETRY_S = 0.05
 FAILED_S = 1.0
 
@@ -69,8 +67,6 @@ class Reconcilers:
         self._now = now
         self._new_id = new_id
         self._queue: WorkQueue[Key] = WorkQueue()
-        self._allocator: Allocator | None = None
-        self._allocate = Pulse(SCHEDULE_SPACING_S)
         self._scheduler: Scheduler | None = None
         self._schedule = Pulse(SCHEDULE_SPACING_S)
         self._reap = Pulse(REAP_SPACING_S)
@@ -80,7 +76,7 @@ class Reconcilers:
 
     async def start(self) -> None:
         self._queue = WorkQueue()
-        self._allocator = self._scheduler = None
+        self._scheduler = None
         self._unsubscribe = self._store.subscribe(self._changed)
         self._group = Group()
         backoff: Backoff[Key] = Backoff(base=0.005, limit=5.0)
@@ -92,7 +88,6 @@ class Reconcilers:
                 ),
                 name=f"reconcile {number}",
             )
-        self._group.start(self._allocate_for_ever(), name="allocator")
         self._group.start(self._schedule_for_ever(), name="scheduler")
         self._group.start(self._reap_for_ever(), name="reaper")
         self._group.start(every(RESYNC_S, self._resync, name="resync"), name="resync")
@@ -105,7 +100,7 @@ class Reconcilers:
             group, self._group = self._group, None
             await group.close()
         self._queue.close()
-        self._allocator = self._scheduler = None
+        self._scheduler = None
 
     async def wait(self) -> None:
         assert self._group is not None
@@ -118,17 +113,15 @@ class Reconcilers:
         for service_id in {task.service_id for task in state.tasks.values()}:
             self._queue.add(Key("service", service_id))
             self._reapable.add(service_id)
-        for node_id in {*state.nodes, *(task.node_id for task in state.tasks.values() if task.node_id)}:
+        of_tasks = (task.node_id for task in state.tasks.values() if task.node_id)
+        for node_id in {*state.nodes, *of_tasks, *(lease.node_id for lease in state.leases.values())}:
             self._queue.add(Key("node", node_id))
-        self._allocate.beat()
         self._schedule.beat()
         self._reap.beat()
 
     # What a change makes worth a look
 
     def _changed(self, changes: Sequence[Change]) -> None:
-        if self._allocator is not None:
-            self._allocator.apply(changes)
         if self._scheduler is not None:
             self._scheduler.apply(changes)
         for change in changes:
@@ -137,13 +130,13 @@ class Reconcilers:
                     self._queue.add(Key("service", service.id))
                     self._reapable.add(service.id)
                     self._reap.beat()
-                    self._allocate.beat()
                 case Task() as task:
                     self._task_changed(task, change)
                 case Node() as node:
                     self._node_changed(node, change)
-                case Network() | Lease():
-                    self._allocate.beat()
+                case Lease() as lease:
+                    if lease.node_id not in self._store.state.nodes:
+                        self._queue.add(Key("node", lease.node_id))
                 case Cluster():
                     self._reap.beat()
 
@@ -152,13 +145,10 @@ class Reconcilers:
         # A new task waits for a place, an ended one gives one back.
         if change.after is None or task.status.state.is_terminal or task.status.state < TaskState.ASSIGNED:
             self._schedule.beat()
-            self._allocate.beat()
             self._reapable.add(task.service_id)
             self._reap.beat()
 
     def _node_changed(self, node: Node, change: Change) -> None:
-        if not node.number:
-            self._allocate.beat()
         if _same_for_decisions(change.before, change.after):
             return
         self._queue.add(Key("node", node.id))
@@ -204,25 +194,6 @@ class Reconcilers:
                 await asyncio.sleep(FAILED_S)
                 self._schedule.beat()
 
-    async def _allocate_for_ever(self) -> None:
-        """What was given but not written is forgotten with the allocator: a new one is made of what is stored."""
-        while True:
-            await self._allocate.wait()
-            try:
-                if self._allocator is None:
-                    self._allocator = Allocator(self._store.state)
-                await self._commit(self._allocator.plan(self._now()))
-            except (StaleView, Unavailable) as err:
-                log.debug("allocate again", reason=err)
-                self._allocator = None
-                await asyncio.sleep(0 if isinstance(err, StaleView) else RETRY_S)
-                self._allocate.beat()
-            except Exception:
-                log.exception("allocating addresses failed")
-                self._allocator = None
-                await asyncio.sleep(FAILED_S)
-                self._allocate.beat()
-
     async def _reap_for_ever(self) -> None:
         while True:
             await self._reap.wait()
@@ -237,20 +208,7 @@ class Reconcilers:
                 log.exception("reaping failed")
 
     async def _commit(self, plan: Plan) -> None:
-        for note in plan.notes:
-            log.debug("decided", note=note)
-        for first in range(0, len(plan.ops), MAX_OPS):
-            await self._write(plan.ops[first : first + MAX_OPS])
-
-    async def _write(self, ops: Sequence[Op]) -> None:
-        """In halves where one transaction cannot hold them: every loop looks again at what it has not finished."""
-        try:
-            await self._store.commit(ops)
-        except TooLarge:
-            if len(ops) == 1:
-                raise
-            await self._write(ops[: len(ops) // 2])
-            await self._write(ops[len(ops) // 2 :])
+        await commit_plan(self._store, plan)
 
 
 def _same_for_decisions(before: object, after: object) -> bool:

@@ -12,6 +12,7 @@ from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 
 from msgspec.structs import replace
 
+from swarmlet.errors import Conflict, InvalidArgument
 from swarmlet.model.defaults import cluster_networks, has_vip, ingress_ports
 from swarmlet.model.network import Lease, Network, NetworkAttachment
 from swarmlet.model.service import Service
@@ -28,8 +29,16 @@ from swarmlet_manager.state import Change, Delete, Op, Put, State
 LAST_NUMBER = 65_534
 
 
-class Exhausted(Exception):
-    """A network has no free address. The text is for `service ps`."""
+class Exhausted(Conflict):
+    """A network has no free address (dockerd answers 500). The text is for `service ps` too."""
+
+    status = 500
+
+
+class AddressInUse(Conflict):
+    """A wanted address that is another's (dockerd answers 403)."""
+
+    status = 403
 
 
 class Pool:
@@ -82,6 +91,19 @@ class Pool:
     def interface(self, address: str) -> str:
         """An address with the network's prefix."""
         return f"{address}/{self.subnet.prefixlen}"
+
+    def claim(self, address: str, owner: str) -> str:
+        """This very address, in interface form. InvalidArgument, AddressInUse."""
+        try:
+            number = int(IPv4Address(address))
+        except ValueError as err:
+            raise InvalidArgument(f"invalid IPv4 address: {address}") from err
+        if IPv4Address(number) not in self.subnet:
+            raise InvalidArgument(f"no configured subnet or ip-range contain the IP address {address}")
+        if number in self._reserved or self._owners.get(number, {owner}) != {owner}:
+            raise AddressInUse("Address already in use")
+        self._owners[number] = {owner}
+        return self.interface(str(IPv4Address(number)))
 
     def take(self, owner: str) -> str:
         """The next free address, in interface form. Exhausted."""
@@ -227,7 +249,7 @@ class Allocator:
                 if known is None or (address and known.address.partition("/")[0] != address):
                     taken = (
                         self._take_chosen(network_id, address, owner, service_id) if address
-                        else self._take(network_id, owner)
+                        else self.take(network_id, owner)
                     )
                     known = NetworkAttachment(network_id=network_id, address=taken, mac=mac)
                     fresh.append(known)
@@ -257,7 +279,8 @@ class Allocator:
         node = self._state.nodes.get(task.node_id)
         return task.desired_state > TaskState.RUNNING and (node is None or node.state is NodeState.DOWN)
 
-    def _take(self, network_id: str, owner: str) -> str:
+    def take(self, network_id: str, owner: str) -> str:
+        """The next free address of a network, in interface form. Exhausted."""
         if (reason := self._full.get(network_id)) is not None:
             raise Exhausted(reason)
         pool = self._pools.get(network_id)

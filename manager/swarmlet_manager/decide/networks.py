@@ -102,17 +102,15 @@ def users_of(state: State, network: Network) -> str:
         # A task whose service is being removed is about to be told to go.
         if task.is_active and owner is not None and not owner.pending_delete:
             return f"network {network.id} is in use by task {task.id}"
-    for lease in state.leases.values():
-        if lease.network_id == network.id:
-            return f"network {network.id} is in use by container {lease.container_name} on node {lease.node_id}"
+    for lease in state.leases_on_network(network.id):
+        return f"network {network.id} is in use by container {lease.container_name} on node {lease.node_id}"
     return ""
 
 
 def is_quiet(state: State, network: Network) -> bool:
     """Nothing of it can be on any node any more."""
-    return all(is_gone(task) for task in state.tasks_on_network(network.id)) and all(
-        lease.network_id != network.id for lease in state.leases.values()
-    )
+    tasks = state.tasks_on_network(network.id)
+    return all(is_gone(task) for task in tasks) and not state.leases_on_network(network.id)
 
 
 def _check(state: State, spec: NetworkCreate) -> None:

@@ -11,6 +11,7 @@ from msgspec.structs import replace
 
 from swarmlet.errors import InvalidArgument
 from swarmlet.model.defaults import NODE_DOWN_ORPHAN_NS
+from swarmlet.model.network import Lease
 from swarmlet.model.node import Node
 from swarmlet.model.service import Placement
 from swarmlet.model.states import Availability, NodeState, TaskState
@@ -18,7 +19,7 @@ from swarmlet.model.task import Task, TaskStatus
 from swarmlet_manager.decide import constraints
 from swarmlet_manager.decide.plan import NOTHING, Plan
 from swarmlet_manager.decide.resources import capacity_of, demand_of
-from swarmlet_manager.state import Put, State
+from swarmlet_manager.state import Delete, Put, State
 
 
 def is_lost(node: Node | None) -> bool:
@@ -47,21 +48,21 @@ def suits(placement: Placement | None, node: Node) -> bool:
 
 
 def plan_node(state: State, node_id: str, now: int) -> Plan:
-    """Tasks of one node that must end in the manager's books: orphaned with it, or rejected by it.
+    """Tasks and leases of one node that must end in the manager's books: orphaned with it, or rejected by it.
 
     A removed node's tasks are orphaned at once, those of a node that is down after 24 h: till then it may come
     back and say how they are. On an active node, tasks whose constraints no longer hold, or whose reservations
     no longer fit, are seen as REJECTED (SwarmKit's constraint enforcer).
     """
     node = state.nodes.get(node_id)
-    tasks = state.tasks_on_node(node_id)
+    tasks, leases = state.tasks_on_node(node_id), state.leases_on_node(node_id)
     if node is None:
-        return _orphan(tasks, now)
+        return _orphan(tasks, leases, now)
     if node.state is NodeState.DOWN:
         deadline = node.state_changed_at + NODE_DOWN_ORPHAN_NS
         if now >= deadline:
-            return _orphan(tasks, now)
-        return Plan(wake_at=deadline) if any(map(_may_progress, tasks)) else NOTHING
+            return _orphan(tasks, leases, now)
+        return Plan(wake_at=deadline) if leases or any(map(_may_progress, tasks)) else NOTHING
     if node.state is not NodeState.READY or node.spec.availability is not Availability.ACTIVE:
         return NOTHING
     misfits = _misfits(state, node, tasks)
@@ -91,9 +92,11 @@ def _may_progress(task: Task) -> bool:
     return TaskState.ASSIGNED <= task.status.state <= TaskState.RUNNING
 
 
-def _orphan(tasks: Iterable[Task], now: int) -> Plan:
+def _orphan(tasks: Iterable[Task], leases: Iterable[Lease], now: int) -> Plan:
     lost = sorted(filter(_may_progress, tasks), key=lambda task: task.id)
-    return Plan(ops=tuple(Put(_ended(task, TaskState.ORPHANED, task.status.message, "", now)) for task in lost))
+    ended = tuple(Put(_ended(task, TaskState.ORPHANED, task.status.message, "", now)) for task in lost)
+    # Its plain containers' addresses are free for others again.
+    return Plan(ops=(*ended, *(Delete(lease) for lease in sorted(leases, key=lambda lease: lease.id))))
 
 
 def _rejected(task: Task, now: int) -> Task:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Sequence
+from typing import Protocol
 
 import msgspec
 from aiohttp import WSMsgType, web
@@ -30,6 +31,7 @@ from swarmlet.model.times import NS
 from swarmlet.tls import require_role
 from swarmlet.wire import messages
 from swarmlet.wire.joining import SESSION_PATH
+from swarmlet.wire.leasing import LeaseAnswer, LeaseAsk, LeasesHeld, LeasesLost
 from swarmlet.wire.messages import PROTOCOL_VERSION, DescriptionUpdate, Hello, Inventory, Welcome
 from swarmlet_manager.ca.seal import unseal
 from swarmlet_manager.control.ports import StorePort
@@ -48,6 +50,14 @@ MAX_AGENT_FRAME = 16 << 20
 SWEEPS_PER_PERIOD = 4
 
 
+class LeaseOffice(Protocol):
+    """Who gives addresses to plain containers (`control.allocation.Allocation`)."""
+
+    def submit(
+        self, node_id: str, said: LeaseAsk | LeasesHeld
+    ) -> asyncio.Future[LeaseAnswer | LeasesLost | None]: ...
+
+
 class Dispatcher:
     """One per manager process; `start` and `stop` follow leadership.
 
@@ -57,11 +67,13 @@ class Dispatcher:
     def __init__(
         self,
         store: StorePort,
+        leases: LeaseOffice,
         *,
         leader_addr: Callable[[], str],
         now: Callable[[], int] = time.time_ns,
     ) -> None:
         self._store = store
+        self._leases = leases
         self._leader_addr = leader_addr
         self._now = now
         self._sessions: dict[str, Session] = {}
@@ -210,6 +222,9 @@ class Dispatcher:
 
     def listed(self, session: Session, inventory: Inventory) -> None:
         self._inventories.apply(session.node_id, inventory)
+
+    def leases(self, session: Session, said: LeaseAsk | LeasesHeld) -> asyncio.Future[LeaseAnswer | LeasesLost | None]:
+        return self._leases.submit(session.node_id, said)
 
     async def described(self, session: Session, update: DescriptionUpdate) -> None:
         await self._update_node(session.node_id, lambda node: replace(node, description=update.description))

@@ -102,9 +102,7 @@ class NetworkFeed:
             self._dirty = {
                 (place.network_id, task.id) for task in state.tasks_on_node(self.node_id) for place in task.networks
             }
-            self._dirty |= {
-                (lease.network_id, lease.id) for lease in state.leases.values() if lease.node_id == self.node_id
-            }
+            self._dirty |= {(lease.network_id, lease.id) for lease in state.leases_on_node(self.node_id)}
             news = self._take(state)
             return Networking(
                 full=True, networks=news.networks, endpoints=news.endpoints, services=news.services,
@@ -122,7 +120,7 @@ class NetworkFeed:
         for info in networks:
             self._told[info.id] = info
             dirty |= {(info.id, task.id) for task in state.tasks_on_network(info.id)}
-            dirty |= {(info.id, lease.id) for lease in state.leases.values() if lease.network_id == info.id}
+            dirty |= {(info.id, lease.id) for lease in state.leases_on_network(info.id)}
             dirty_services |= {
                 (info.id, service.id) for service in state.services.values() if info.id in _wanted(service)
             }
@@ -201,7 +199,7 @@ def _endpoint(state: State, place: Place) -> EndpointInfo | None:
         node = state.nodes.get(lease.node_id)
         return EndpointInfo(
             network_id=network_id, id=ident, address=_plain(lease.address), node_id=lease.node_id,
-            node_addr=node.data_path if node is not None else "", names=lease.names,
+            node_addr=node.data_path if node is not None else "", names=lease.names, mac=lease.mac,
         )
     task = state.tasks.get(ident)
     if task is None or is_gone(task) or task.status.state < TaskState.ASSIGNED:

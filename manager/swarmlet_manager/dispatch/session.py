@@ -18,6 +18,7 @@ from swarmlet.log import get_logger
 from swarmlet.loops import Pulse
 from swarmlet.model.task import Task, TaskStatus
 from swarmlet.wire import messages
+from swarmlet.wire.leasing import LeaseAnswer, LeaseAsk, LeasesHeld, LeasesLost
 from swarmlet.wire.messages import (
     Assignments,
     DescriptionUpdate,
@@ -36,6 +37,8 @@ log = get_logger(__name__)
 
 #: Assignments changed in a burst go out together, at most once in this time; the first goes at once.
 SPACING_S = 0.02
+#: A session with more questions for addresses that wait for an answer is ended.
+MAX_ASKED = 10_000
 #: An agent that takes no bytes for so long is gone.
 SEND_S = 10.0
 CLOSE_S = 1.0
@@ -63,6 +66,10 @@ class SessionOwner(Protocol):
 
     def listed(self, session: Session, inventory: Inventory) -> None: ...
 
+    def leases(
+        self, session: Session, said: LeaseAsk | LeasesHeld
+    ) -> asyncio.Future[LeaseAnswer | LeasesLost | None]: ...
+
     async def described(self, session: Session, update: DescriptionUpdate) -> None: ...
 
     def auth_for(self, tasks: list[Task]) -> dict[str, str]: ...
@@ -81,6 +88,8 @@ class Session:
         self._networks = NetworkFeed(node_id)
         self._pulse = Pulse(SPACING_S)
         self._welcome_due = True
+        self._asked: set[asyncio.Future[LeaseAnswer | LeasesLost | None]] = set()
+        self._answers: list[LeaseAnswer | LeasesLost] = []
         self._ended: Ended | None = None
         self._end = asyncio.Event()
 
@@ -96,6 +105,8 @@ class Session:
         finally:
             for task in tasks:
                 task.cancel()
+            for asked in self._asked:
+                asked.cancel()  # the agent asks, and states what it holds, in its next session again
             results = await asyncio.gather(*tasks, return_exceptions=True)
         await self._close([result for result in results if isinstance(result, Exception)])
 
@@ -149,10 +160,29 @@ class Session:
                     self._owner.reported(self, message.seq, reports)
                 case Inventory():
                     self._owner.listed(self, message)
+                case LeaseAsk() | LeasesHeld():
+                    self._lease(message)
                 case DescriptionUpdate():
                     await self._owner.described(self, message)
                 case Hello():
                     raise Ended(messages.CLOSE_BAD_MESSAGE, "hello was said before")
+
+    def _lease(self, said: LeaseAsk | LeasesHeld) -> None:
+        if len(self._asked) >= MAX_ASKED:
+            raise Ended(messages.CLOSE_TRY_LATER, f"more than {MAX_ASKED} questions for addresses at once")
+        asked = self._owner.leases(self, said)
+        self._asked.add(asked)
+        asked.add_done_callback(self._leased)
+
+    def _leased(self, asked: asyncio.Future[LeaseAnswer | LeasesLost | None]) -> None:
+        self._asked.discard(asked)
+        if asked.cancelled():
+            return
+        if (error := asked.exception()) is not None:
+            self.end(messages.CLOSE_TRY_LATER, str(error))
+        elif (answer := asked.result()) is not None:
+            self._answers.append(answer)
+            self._pulse.beat()
 
     async def _write(self) -> None:
         self._pulse.beat()
@@ -164,8 +194,11 @@ class Session:
             if self._acknowledged > self._sent_ack:
                 self._sent_ack = self._acknowledged
                 await self._send(StatusAck(seq=self._sent_ack))
+            answers, self._answers = self._answers, []
             if self._feed.pending or self._networks.pending:
                 await self._order()
+            for answer in answers:  # behind the orders that tell of the network
+                await self._send(answer)
 
     async def _order(self) -> None:
         # Both of one state: what a task needs of its networks comes with it.

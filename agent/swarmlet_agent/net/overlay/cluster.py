@@ -6,7 +6,7 @@ answers for it, and a host that comes up again makes it again, also while no man
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from ipaddress import ip_address
 
@@ -16,10 +16,12 @@ from swarmlet.errors import SwarmletError
 from swarmlet.ipam import mac_of
 from swarmlet.log import get_logger
 from swarmlet.model.base import Record
+from swarmlet.model.network import Lease
 from swarmlet.wire.networking import EndpointInfo, MeshInfo, NetworkInfo, Networking, ServiceInfo
 from swarmlet_agent.journal import Write
 from swarmlet_agent.net.ground import Ground
 from swarmlet_agent.net.overlay.directory import backends, directory
+from swarmlet_agent.net.overlay.leases import ClusterLeases
 from swarmlet_agent.net.overlay.links import Remote, bridge_of
 from swarmlet_agent.net.overlay.published import addresses_of, mesh_state
 from swarmlet_agent.net.records import NetworkRecord
@@ -52,10 +54,11 @@ class ClusterNetworks:
     """
 
     def __init__(
-        self, ground: Ground, make: Callable[[NetworkRecord], Awaitable[None]],
+        self, ground: Ground, leases: ClusterLeases, make: Callable[[NetworkRecord], Awaitable[None]],
         unmake: Callable[[NetworkRecord], Awaitable[None]],
     ) -> None:
         self._ground = ground
+        self._leases = leases
         self._make = make
         self._unmake = unmake
         self._nets: dict[str, _Net] = {}
@@ -108,6 +111,15 @@ class ClusterNetworks:
         await self._ground.journal.write(*(self._write(ident) for ident in sorted(touched - self._leaving)))
         await self._leave()
         await self._publish(news, node_id)
+
+    def held(self) -> Sequence[Lease]:
+        """See session.NetworkOrders."""
+        return self._leases.held
+
+    def lost(self, idents: Sequence[str]) -> None:
+        """See session.NetworkOrders."""
+        for ident in idents:
+            self._leases.lost.put_nowait(ident)
 
     async def _join(self, info: NetworkInfo, underlay: str) -> None:
         self._leaving.discard(info.id)

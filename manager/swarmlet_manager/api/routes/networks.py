@@ -36,6 +36,10 @@ class LocalNetworks(Protocol):
 
     async def remove_network(self, call: Call) -> web.Response: ...
 
+    async def connect(self, call: Call) -> web.Response: ...
+
+    async def connect_to(self, name: str, call: Call) -> web.Response: ...
+
     async def prune_local(self, call: Call) -> list[str]: ...
 
 
@@ -51,6 +55,8 @@ class NetworkRoutes:
             Route("POST", "/networks/create", self.create),
             Route("POST", "/networks/prune", self.prune),
             Route("GET", "/networks/{id}", self._either(self.inspect, self._local.network)),
+            Route("POST", "/networks/{id}/connect", self._either(self.connect, self._local.connect)),
+            Route("POST", "/networks/{id}/disconnect", self._either(self.connect, self._local.connect)),
             Route("DELETE", "/networks/{id}", self._either(self.remove, self._local.remove_network)),
         ]
 
@@ -89,6 +95,10 @@ class NetworkRoutes:
         """NetworkDelete: 204; 400 in use, 404."""
         await self._commands.remove_network(call.params["id"])
         return web.Response(status=204)
+
+    async def connect(self, call: Call) -> web.StreamResponse:
+        """NetworkConnect, NetworkDisconnect: on the node that has the container, whose agent asks for the address."""
+        return await self._local.connect_to(self._commands.network(call.params["id"]).id, call)
 
     async def prune(self, call: Call) -> web.StreamResponse:
         """NetworkPrune: unused networks of the cluster and of every node."""

@@ -31,8 +31,6 @@ class ObjectRoutes:
             Route("GET", "/volumes/{id}", self.volume),
             Route("PUT", "/volumes/{id}", self.update_volume),
             Route("DELETE", "/volumes/{id}", self.remove_everywhere),
-            Route("POST", "/networks/{id}/connect", self.connect),
-            Route("POST", "/networks/{id}/disconnect", self.connect),
         ]
 
     async def volumes(self, call: Call) -> web.Response:
@@ -115,9 +113,13 @@ class ObjectRoutes:
 
     async def connect(self, call: Call) -> web.Response:
         """On the node that has the container: every other answers 404."""
-        body = await call.raw_json() or {}
         name, _ = await self._network(call.params["id"])
-        path = f"/networks/{quote(name, safe='')}/{call.path.rpartition('/')[2]}"
+        return await self.connect_to(name, call)
+
+    async def connect_to(self, ref: str, call: Call) -> web.Response:
+        """To (or from) the network that is called so on the node that has the container."""
+        body = await call.raw_json() or {}
+        path = f"/networks/{quote(ref, safe='')}/{call.path.rpartition('/')[2]}"
         answers = await self._fleet.ask_all(self._fleet.ready(), "POST", path, json=body, timeout_s=CHANGE_S)
         first_found(answers, "container", str(body.get("Container", "")))
         return web.Response()

@@ -1,0 +1,133 @@
+"""Leases: addresses of plain containers in attachable networks, as the agents that run them ask for and state them.
+
+Pure but for the allocator's books, which count what is decided here as given. An agent may only speak for its node.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+
+from msgspec.structs import replace
+
+from swarmlet.errors import Conflict, Forbidden, InvalidArgument, NotFound, Unavailable
+from swarmlet.model.network import Lease, Network
+from swarmlet_manager.decide.addresses import AddressInUse, Allocator
+from swarmlet_manager.state import Delete, Op, Put, State
+
+_ID = re.compile(r"[0-9a-zA-Z]{1,64}")
+
+
+@dataclass(frozen=True, slots=True)
+class Granted:
+    """ops: to be written before the answer. A lease without an address: nothing was to be given."""
+
+    network: Network
+    lease: Lease
+    ops: tuple[Op, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Stated:
+    """What a statement makes of the records; lost: ids that are not the node's any more."""
+
+    ops: tuple[Op, ...] = ()
+    lost: tuple[str, ...] = ()
+
+
+def plan_ask(state: State, books: Allocator, ref: str, wanted: Lease, prefer: str = "") -> Granted:
+    """An address for a container in the network called `ref`; nothing but whether it may, for a container_id of "".
+
+    wanted.address: this one or none, in plain form; "" for any, `prefer` if it is free. NotFound, Forbidden (not
+    attachable) in SwarmKit's words; InvalidArgument, AddressInUse, Exhausted. Asked again with the same id, the answer
+    is the same.
+    """
+    network = _attachable(state, ref)
+    wanted = replace(wanted, network_id=network.id)
+    if not wanted.container_id:
+        return Granted(network, replace(wanted, address=""))
+    if not _ID.fullmatch(wanted.id):
+        raise InvalidArgument(f"invalid endpoint id {wanted.id!r}")
+    if wanted.node_id not in state.nodes:
+        raise Unavailable(f"node {wanted.node_id} is not a member of this cluster any more")
+    if (known := state.leases.get(wanted.id)) is not None:
+        if _place(known) != _place(wanted):
+            raise Conflict(f"endpoint {wanted.id} is another container's")
+        return Granted(network, known, tuple(_renamed(known, wanted)))
+    lease = replace(wanted, address=_address(books, network, wanted, prefer))
+    return Granted(network, lease, (Put(lease),))
+
+
+def plan_held(
+    state: State, books: Allocator, node_id: str, held: Sequence[Lease], *, full: bool = False,
+    asking: Collection[str] = (), released: Collection[str] = (),
+) -> Stated:
+    """Records follow what the node holds (full: and nothing else but what it is asking for).
+
+    A lease whose record is gone (its node was down for too long) has its address again, unless somebody else got it.
+    """
+    ops: list[Op] = []
+    lost: list[str] = []
+    for lease in held:
+        known = state.leases.get(lease.id)
+        if known is None:
+            regained = _regain(state, books, replace(lease, node_id=node_id, version=0))
+            ops += [Put(regained)] if regained is not None else []
+            lost += [lease.id] if regained is None else []
+        elif (*_place(known), known.address) != (*_place(replace(lease, node_id=node_id)), lease.address):
+            lost.append(lease.id)
+        else:
+            ops += _renamed(known, lease)
+    kept = {lease.id for lease in held}
+    gone = set(released) - kept
+    kept.update(asking)
+    ops += [
+        Delete(lease) for lease in state.leases_on_node(node_id)
+        if lease.id in gone or (full and lease.id not in kept)
+    ]
+    return Stated(tuple(ops), tuple(lost))
+
+
+def _attachable(state: State, ref: str) -> Network:
+    try:
+        network = state.find_network(ref)
+    except NotFound as err:
+        raise NotFound("network", ref, f"rpc error: code = NotFound desc = network {ref} not found") from err
+    if not network.spec.attachable:
+        raise Forbidden(f"rpc error: code = PermissionDenied desc = network {ref} not manually attachable")
+    return network
+
+
+def _address(books: Allocator, network: Network, wanted: Lease, prefer: str) -> str:
+    if wanted.address or prefer:
+        pool = books.pool(network.id)
+        if pool is None:
+            raise Unavailable(f"network {network.name} is not ready yet")
+        if wanted.address:
+            return pool.claim(wanted.address, wanted.id)
+        with contextlib.suppress(AddressInUse, InvalidArgument):
+            return pool.claim(prefer, wanted.id)
+    return books.take(network.id, wanted.id)
+
+
+def _regain(state: State, books: Allocator, lease: Lease) -> Lease | None:
+    network, pool = state.networks.get(lease.network_id), books.pool(lease.network_id)
+    if network is None or pool is None or network.pending_delete:
+        return None
+    if lease.node_id not in state.nodes or not _ID.fullmatch(lease.id):
+        return None
+    try:
+        return replace(lease, address=pool.claim(lease.address.partition("/")[0], lease.id))
+    except (AddressInUse, InvalidArgument):
+        return None
+
+
+def _renamed(known: Lease, now: Lease) -> list[Op]:
+    changed = replace(known, container_name=now.container_name, names=now.names)
+    return [Put(changed)] if changed != known else []
+
+
+def _place(lease: Lease) -> tuple[str, str, str]:
+    return lease.node_id, lease.network_id, lease.container_id

@@ -1,0 +1,180 @@
+"""Plain containers on networks across hosts: addresses, names and traffic, also when agents and managers fail."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+
+import pytest
+from conftest import Cluster, View, eventually
+from network_tools import address, fetch, get, serve
+
+NETWORK = "wide"
+#: busybox as PID 1 ignores the stop signal.
+AT_ONCE = ("--stop-grace-period", "0s")
+#: Answers with the host name of the container, on port 80.
+WEB = ("busybox", "sh", "-c", "mkdir -p /www; hostname > /www/index.html; exec httpd -f -p 80 -h /www")
+
+
+@pytest.fixture
+def network(cluster: Cluster) -> Iterator[str]:
+    cluster.view("network", "create", "-d", "overlay", "--attachable", "--subnet", "10.66.0.0/24", NETWORK)
+    yield NETWORK
+    clear(cluster)
+    eventually(lambda: cluster.view.run("network", "rm", NETWORK).returncode == 0, 30)
+    for number in (1, 2, 3):
+        eventually(lambda number=number: not re.search(r"^(ov|vx)-", cluster.exec(number, "ip", "-br", "link"), re.M))
+
+
+def clear(cluster: Cluster) -> None:
+    if services := cluster.view("service", "ls", "-q").split():
+        cluster.view("service", "rm", *services)
+    for number in (1, 2, 3):
+        node = cluster.node(number)
+        if left := node("ps", "-aq", "--filter", "label=test=attachable").split():
+            node("rm", "-f", *left)
+
+
+def sleeper(view: View, name: str, *args: str) -> str:
+    return view("run", "-d", "--init", "--label", "test=attachable", "--name", name, *args, "busybox", "sleep", "600")
+
+
+def shown(cluster: Cluster, network: str = NETWORK) -> dict[str, str]:
+    """Container name -> address, as the manager knows them."""
+    told = cluster.view.json("network", "inspect", network)[0]["Containers"]
+    return {one["Name"]: one["IPv4Address"].partition("/")[0] for one in told.values()}
+
+
+def names_of(node: View, ident: str, name: str) -> set[str]:
+    said = node.run("exec", ident, "nslookup", "-type=a", name).stdout.decode()
+    return set(re.findall(r"^Address: (\d+\.\d+\.\d+\.\d+)$", said, re.M))
+
+
+def reaches(node: View, ident: str, target: str) -> bool:
+    return node.run("exec", ident, "ping", "-c", "1", "-W", "1", target).returncode == 0
+
+
+def test_containers_of_all_nodes_reach_each_other_by_name(cluster: Cluster, network: str) -> None:
+    nodes = {number: cluster.node(number) for number in (1, 2, 3)}
+    for number, node in nodes.items():
+        sleeper(node, f"plain{number}", "--network", network, "--network-alias", "both", "--hostname", f"host{number}")
+    places = {number: address(node, f"plain{number}", network) for number, node in nodes.items()}
+    assert shown(cluster) == {f"plain{number}": place for number, place in places.items()}
+    assert len(set(places.values())) == 3
+    for number, node in nodes.items():
+        for other in nodes:
+            for name in (f"plain{other}", f"host{other}", f"plain{other}.{network}"):
+                eventually(lambda node=node, number=number, name=name, other=other:
+                           names_of(node, f"plain{number}", name) == {places[other]})  # fmt: skip
+            assert reaches(node, f"plain{number}", f"plain{other}")
+        assert names_of(node, f"plain{number}", "both") == set(places.values())
+    said = nodes[1]("exec", "plain1", "nslookup", places[3])
+    assert f"plain3.{network}" in said
+    # A node shows its own containers; the network is there as long as it has some.
+    assert [one["Name"] for one in nodes[2].json("network", "inspect", network)[0]["Containers"].values()] == ["plain2"]
+    assert network in nodes[2]("network", "ls", "--format", "{{.Name}}").split()
+    nodes[2]("rm", "-f", "plain2")
+    eventually(lambda: network not in nodes[2]("network", "ls", "--format", "{{.Name}}").split())
+    eventually(lambda: "plain2" not in shown(cluster))
+    eventually(lambda: names_of(nodes[1], "plain1", "plain2") == set())
+
+
+def test_containers_and_services_reach_each_other(cluster: Cluster, network: str) -> None:
+    view, node = cluster.view, cluster.node(2)
+    view("service", "create", "-d", "--name", "web", "--replicas", "3", "--network", network, *AT_ONCE, *WEB)
+    cluster.wait_running("web", 3)
+    node("run", "-d", "--init", "--label", "test=attachable", "--name", "plain", "--network", network, *WEB)
+    eventually(lambda: len(names_of(node, "plain", "tasks.web")) == 3)
+    assert len(names_of(node, "plain", "web")) == 1
+    heard = eventually(lambda: len(found := {get(node, "plain", "http://web/") for _ in range(12)}) == 3 and found)
+    assert len(heard) == 3
+    for task in cluster.tasks("web"):
+        home = cluster.node(int(task["Node"][-1]))
+        ident = home("ps", "-q", "--filter", f"label=com.docker.swarm.task.id={task['ID']}")
+        assert get(home, ident, "http://plain/").strip() == node("exec", "plain", "hostname")
+
+
+def test_what_cannot_be_attached_is_refused_and_leaves_nothing(cluster: Cluster, network: str) -> None:
+    node = cluster.node(2)
+    cluster.view("network", "create", "-d", "overlay", "closed")
+    try:
+        for ref, words in (
+            ("closed", "Could not attach to network closed: rpc error: code = PermissionDenied desc = network closed "
+                       "not manually attachable"),
+            ("nowhere", "network nowhere not found"),
+            ("ingress", "not"),
+        ):  # fmt: skip
+            refused = node.run("run", "--rm", "--network", ref, "busybox", "true")
+            assert refused.returncode and words.encode() in refused.stderr, refused.stderr
+        sleeper(node, "plain", "--network", network, "--ip", "10.66.0.77")
+        for number in (1, 2):
+            taken = cluster.node(number).run("run", "--rm", "--network", network, "--ip", "10.66.0.77", "busybox")
+            assert taken.returncode and b"Address already in use" in taken.stderr
+        foreign = node.run("run", "--rm", "--network", network, "--ip", "10.99.0.1", "busybox")
+        assert foreign.returncode and b"no configured subnet" in foreign.stderr
+        # One network of two refuses: nothing of the other is kept.
+        both = node.run("run", "--rm", "--network", network, "--network", "closed", "busybox", "true")
+        assert both.returncode and b"not manually attachable" in both.stderr
+        assert shown(cluster) == {"plain": "10.66.0.77"}
+        in_use = cluster.view.run("network", "rm", network)
+        assert in_use.returncode and b"is in use by container plain" in in_use.stderr
+        assert network not in cluster.view("network", "prune", "-f")
+    finally:
+        cluster.view.run("network", "rm", "closed")
+
+
+def test_a_restart_keeps_the_address_and_a_stop_frees_it(cluster: Cluster, network: str) -> None:
+    node = cluster.node(3)
+    sleeper(node, "plain", "--network", network)
+    before = address(node, "plain", network)
+    node("restart", "-t", "0", "plain")
+    assert address(node, "plain", network) == before
+    node("stop", "-t", "0", "plain")
+    eventually(lambda: shown(cluster) == {})
+    sleeper(cluster.node(1), "other", "--network", network, "--ip", before)
+    node("start", "plain")
+    assert address(node, "plain", network) != before
+    node("rename", "plain", "renamed")
+    eventually(lambda: set(shown(cluster)) == {"renamed", "other"})
+    eventually(lambda: names_of(cluster.node(1), "other", "renamed") == {address(node, "renamed", network)})
+
+
+def test_running_containers_are_connected_and_disconnected(cluster: Cluster, view: View, network: str) -> None:
+    sleeper(view, "plain", "-p", "127.0.0.1::80")
+    view("network", "connect", "--alias", "second", "--ip", "10.66.0.50", network, "plain")
+    shown_networks = json.loads(view("inspect", "-f", "{{json .NetworkSettings.Networks}}", "plain"))
+    assert shown_networks[network]["IPAddress"] == "10.66.0.50" and "bridge" in shown_networks
+    asker = cluster.node(1)
+    sleeper(asker, "asker", "--network", network)
+    eventually(lambda: names_of(asker, "asker", "second") == {"10.66.0.50"})
+    assert reaches(asker, "asker", "plain")
+    again = view.run("network", "connect", network, "plain")
+    assert again.returncode and b"already exists in network" in again.stderr
+    view("network", "disconnect", network, "plain")
+    eventually(lambda: set(shown(cluster)) == {"asker"})
+    eventually(lambda: names_of(asker, "asker", "second") == set())
+    # While it does not run it is connected for its next start, and taken off again.
+    view("stop", "-t", "0", "plain")
+    view("network", "connect", network, "plain")
+    unknown = view.run("network", "connect", "nowhere", "plain")
+    assert unknown.returncode and b"network nowhere not found" in unknown.stderr
+    view("start", "plain")
+    eventually(lambda: set(shown(cluster)) == {"asker", "plain"})
+    view("stop", "-t", "0", "plain")
+    view("network", "disconnect", network, "plain")
+    view("start", "plain")
+    assert set(shown(cluster)) == {"asker"}
+
+
+def test_ports_and_the_way_out_work_without_a_bridge(cluster: Cluster, network: str) -> None:
+    node, other = cluster.node(2), cluster.host(1).address
+    serve(node, "plain", "--network", network, "-p", "8099:80", "--label", "test=attachable")
+    assert fetch(cluster, 1, f"http://{cluster.host(2).address}:8099/") == "plain"
+    assert fetch(cluster, 2, "http://127.0.0.1:8099/") == "plain"
+    assert reaches(node, "plain", other)
+    node("run", "-d", "--name", "mac", "--label", "test=attachable", "--network", network, "--mac-address",
+         "02:42:00:00:00:99", "busybox", "sleep", "600")  # fmt: skip
+    sleeper(cluster.node(3), "asker", "--network", network)
+    eventually(lambda: reaches(cluster.node(3), "asker", "mac"))
+    assert "02:42:00:00:00:99" in node("exec", "mac", "ip", "link", "show", "eth0")
