@@ -292,6 +292,10 @@ class Allocator:
             self._full[network_id] = str(err)
             raise
 
+    def free(self, network_id: str, address: str, owner: str) -> None:
+        """Take back what was given and is not to be written."""
+        self._free((NetworkAttachment(network_id=network_id, address=address),), owner)
+
     # Taking in
 
     def _set_network(self, network: Network, *, gone: bool) -> None:

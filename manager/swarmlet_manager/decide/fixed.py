@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from ipaddress import AddressValueError, IPv4Address, IPv4Interface, IPv4Network
 
 from swarmlet.errors import Conflict, InvalidArgument, NotSupported
+from swarmlet.ipam import mac_of
 from swarmlet.model.defaults import NODE_NETWORKS, has_vip
 from swarmlet.model.network import Network
 from swarmlet.model.service import NetworkAttachmentConfig, ServiceSpec, TaskSpec
@@ -113,6 +114,16 @@ def check_free(state: State, service_id: str, spec: ServiceSpec) -> None:
                 raise Conflict(f"MAC address {mac} is already in use in network {network.name} by {user}")
 
 
+def check_mac(state: State, network: Network, mac: str, address: str) -> None:
+    """Conflict if a MAC address cannot be that of the container with this address: another has it, or may get it."""
+    if user := dict(_users(state, network, "", "")).get(mac):
+        raise Conflict(f"MAC address {mac} is already in use in network {network.name} by {user}")
+    data = bytes.fromhex(mac.replace(":", ""))
+    follows = data[:2] in (b"\x02\x42", b"\x02\x43") and IPv4Address(data[2:]) in IPv4Network(network.subnet)
+    if follows and mac != mac_of(IPv4Address(address)):
+        raise Conflict(f"MAC address {mac} is that of another address of network {network.name}")
+
+
 def _users(state: State, network: Network, service_id: str, own_vip: str) -> Iterator[tuple[str, str]]:
     """(address or MAC, whose it is) of everyone but the service, in words for an error.
 
@@ -130,9 +141,9 @@ def _users(state: State, network: Network, service_id: str, own_vip: str) -> Ite
             for place in task.networks:
                 if place.network_id == network.id:
                     yield str(IPv4Interface(place.address).ip), f"task {task.name}"
-    for lease in state.leases.values():
-        if lease.network_id == network.id:
-            yield str(IPv4Interface(lease.address).ip), f"container {lease.container_name}"
+    for lease in state.leases_on_network(network.id):
+        for text in filter(None, (str(IPv4Interface(lease.address).ip), lease.mac)):
+            yield text, f"container {lease.container_name}"
     for service in state.services.values():
         for vip in service.vips:
             # Its own one it may have moved elsewhere, or begin to name.

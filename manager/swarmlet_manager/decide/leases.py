@@ -15,8 +15,10 @@ from msgspec.structs import replace
 from swarmlet.errors import Conflict, Forbidden, InvalidArgument, NotFound, Unavailable
 from swarmlet.model.network import Lease, Network
 from swarmlet_manager.decide.addresses import AddressInUse, Allocator
+from swarmlet_manager.decide.fixed import check_mac
 from swarmlet_manager.state import Delete, Op, Put, State
 
+_MAC = re.compile(r"(?:[0-9a-fA-F]{2}:){5}[0-9a-fA-F]{2}")
 _ID = re.compile(r"[0-9a-zA-Z]{1,64}")
 
 
@@ -56,7 +58,15 @@ def plan_ask(state: State, books: Allocator, ref: str, wanted: Lease, prefer: st
         if _place(known) != _place(wanted):
             raise Conflict(f"endpoint {wanted.id} is another container's")
         return Granted(network, known, tuple(_renamed(known, wanted)))
+    if wanted.mac:
+        wanted = replace(wanted, mac=_mac(wanted.mac))
     lease = replace(wanted, address=_address(books, network, wanted, prefer))
+    if lease.mac:
+        try:
+            check_mac(state, network, lease.mac, lease.address.partition("/")[0])
+        except Conflict:
+            books.free(network.id, lease.address, lease.id)
+            raise
     return Granted(network, lease, (Put(lease),))
 
 
@@ -127,6 +137,12 @@ def _regain(state: State, books: Allocator, lease: Lease) -> Lease | None:
 def _renamed(known: Lease, now: Lease) -> list[Op]:
     changed = replace(known, container_name=now.container_name, names=now.names)
     return [Put(changed)] if changed != known else []
+
+
+def _mac(text: str) -> str:
+    if not _MAC.fullmatch(text):
+        raise InvalidArgument(f"invalid MAC address: {text}")
+    return text.lower()
 
 
 def _place(lease: Lease) -> tuple[str, str, str]:
