@@ -27,6 +27,8 @@ class TaskStatus(Record, frozen=True, kw_only=True):
     running_at: int = 0
     #: When the manager took this status over, ns, on its own clock (`at` is the agent's); 0 = not yet.
     applied_at: int = 0
+    #: It runs, but its health check has failed for good: no more clients are sent to it while it is stopped.
+    unhealthy: bool = False
 
 
 class Task(Record, frozen=True, kw_only=True):

@@ -72,6 +72,12 @@ class Inventory(Record, frozen=True, kw_only=True, tag="inventory"):
     removed: tuple[str, ...] = ()
 
 
+class Applied(Record, frozen=True, kw_only=True, tag="applied"):
+    """What the orders with this seq, and all before it, tell of networks holds on this node. Said where asked for."""
+
+    seq: int
+
+
 class Welcome(Record, frozen=True, kw_only=True, tag="welcome"):
     protocol: int = PROTOCOL_VERSION
     cluster_id: str
@@ -95,6 +101,8 @@ class Assignments(Record, frozen=True, kw_only=True, tag="assignments"):
     registry_auth: dict[str, str] = {}
     #: Of the networks this node takes part in; None: nothing new.
     networking: Networking | None = None
+    #: The agent is to say Applied once `networking` holds: a task waits for it before it is stopped.
+    confirm: bool = False
 
     def __repr__(self) -> str:
         return f"Assignments(term={self.term}, seq={self.seq}, full={self.full}, tasks={len(self.tasks)})"
@@ -106,7 +114,7 @@ class StatusAck(Record, frozen=True, kw_only=True, tag="ack"):
     seq: int
 
 
-AgentMessage = Hello | DescriptionUpdate | Heartbeat | StatusUpdate | Inventory | LeaseAsk | LeasesHeld
+AgentMessage = Hello | DescriptionUpdate | Heartbeat | StatusUpdate | Inventory | Applied | LeaseAsk | LeasesHeld
 ManagerMessage = Welcome | Assignments | StatusAck | LeaseAnswer | LeasesLost
 
 #: Why a manager ended a session: WebSocket close codes (RFC 6455; 4000-4999 are the application's). With NOT_LEADER

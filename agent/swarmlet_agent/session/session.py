@@ -35,6 +35,7 @@ from swarmlet.wire import messages
 from swarmlet.wire.joining import SESSION_PATH
 from swarmlet.wire.leasing import LeaseAnswer, LeasesLost
 from swarmlet.wire.messages import (
+    Applied,
     Assignments,
     ContainerRef,
     DescriptionUpdate,
@@ -153,6 +154,7 @@ class AgentSession:
         self._described: NodeDescription | None = None
         self._silent: set[str] = set()
         self._seq = 0
+        self._applied = 0
         self._term = _stored_term(journal, identity.cluster_id)
         self._renew_share = random.random()
         self.connected = asyncio.Event()
@@ -267,7 +269,7 @@ class AgentSession:
         if not isinstance(first, Welcome):
             raise _SessionEnded("expected a welcome")
         await self._welcomed(first, address)
-        self._seq = 0
+        self._seq = self._applied = 0
         log.info("session established", manager=address, term=first.term)
         self.leases.begin()
         reading = asyncio.create_task(self._read(socket, address), name="session read")
@@ -306,6 +308,9 @@ class AgentSession:
             await self._networks.update(
                 orders.networking, node_id=self.identity.node_id, underlay=self._place.data_addr or self._place.addr
             )
+        if orders.confirm:
+            self._applied = orders.seq
+            self._pulse.beat()
         await self._orders.assign(
             full=orders.full, tasks=orders.tasks, removed=orders.removed, registry_auth=orders.registry_auth
         )
@@ -348,6 +353,9 @@ class AgentSession:
             await self._tell(socket)
 
     async def _tell(self, socket: aiohttp.ClientWebSocketResponse) -> None:
+        if self._applied:
+            seq, self._applied = self._applied, 0
+            await self._send(socket, Applied(seq=seq))
         while (said := self.leases.take()) is not None:
             await self._send(socket, said)
         while (update := self._statuses.take()) is not None:

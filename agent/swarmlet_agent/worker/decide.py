@@ -92,6 +92,8 @@ def _while_running(task: Task, status: TaskStatus, container: Container | None, 
         return Become(ended(status, container, now))
     health = container.state.health
     if health is not None and health.status == "unhealthy":
+        if status.state is TaskState.RUNNING and not status.unhealthy:
+            return Become(replace(status, unhealthy=True))  # first nobody is sent to it any more
         return Stop()
     if status.state is TaskState.RUNNING:
         return IDLE
@@ -118,7 +120,8 @@ def ended(status: TaskStatus, container: Container, now: int) -> TaskStatus:
     state = container.state
     unhealthy = state.health is not None and state.health.status == "unhealthy"
     final = replace(
-        status, container_id=container.id, pid=0, exit_code=state.exit_code, ports=(), at=state.finished_at or now
+        status, container_id=container.id, pid=0, exit_code=state.exit_code, ports=(), at=state.finished_at or now,
+        unhealthy=False,
     )
     if unhealthy:
         return replace(
@@ -136,7 +139,7 @@ def ended(status: TaskStatus, container: Container, now: int) -> TaskStatus:
 def failed(status: TaskStatus, err: str, now: int) -> TaskStatus:
     """REJECTED before STARTING, FAILED from then on; the message keeps saying how far it came."""
     state = TaskState.REJECTED if status.state < TaskState.STARTING else TaskState.FAILED
-    return replace(status, state=state, err=err, at=now, pid=0, ports=())
+    return replace(status, state=state, err=err, at=now, pid=0, ports=(), unhealthy=False)
 
 
 def recovered(task: Task, container: Container | None, now: int) -> TaskStatus:
@@ -150,4 +153,4 @@ def recovered(task: Task, container: Container | None, now: int) -> TaskStatus:
 
 
 def _become(status: TaskStatus, state: TaskState, message: str, now: int) -> Become:
-    return Become(replace(status, state=state, message=message, err="", at=now))
+    return Become(replace(status, state=state, message=message, err="", at=now, unhealthy=False))

@@ -50,8 +50,6 @@ log = get_logger(__name__)
 TABLE = "tasks"
 #: Containers made and started at the same time: more only makes each of them slower.
 STARTS = 4
-#: So long a task of the cluster's networks goes on before its stop signal, while it leaves its service's addresses.
-LEAVE_S = 0.2
 #: Container events after which a task is worth a look.
 EVENTS = ("die", "destroy", "health_status", "start", "oom")
 
@@ -329,9 +327,6 @@ class TaskWorker:
     async def _stop(self, task: Task) -> None:
         """With the task's own grace period; returns once the container has stopped."""
         grace = stop_grace_period_ns(task.spec)
-        if task.networks:
-            # The other nodes hear at this moment that it is to go: clients are sent elsewhere before it is told.
-            await asyncio.sleep(LEAVE_S)
         try:
             await self._engine.stop(task.name, timeout_s=-(-grace // NS))
         except (NotFound, NotModified):

@@ -68,7 +68,7 @@ def _taken(state: State, service_id: str) -> dict[tuple[str, int], str]:
     return {
         (port.protocol, port.published_port): f"service '{service.spec.name}' ({service.id})"
         for service in state.services.values()
-        if service.id != service_id
+        if service.id != service_id and not service.pending_delete
         for port in service.ports
         if _is_ingress(port)
     }

@@ -25,7 +25,7 @@ from swarmlet.model.defaults import HEARTBEAT_GRACE_PERIODS
 from swarmlet.model.network import Lease
 from swarmlet.model.node import Node
 from swarmlet.model.service import Service
-from swarmlet.model.states import NodeState, Role
+from swarmlet.model.states import NodeState, Role, TaskState
 from swarmlet.model.task import Task, TaskStatus
 from swarmlet.model.times import NS
 from swarmlet.tls import require_role
@@ -36,6 +36,7 @@ from swarmlet.wire.messages import PROTOCOL_VERSION, DescriptionUpdate, Hello, I
 from swarmlet_manager.ca.seal import unseal
 from swarmlet_manager.control.ports import StorePort
 from swarmlet_manager.dispatch.inventory import Inventories
+from swarmlet_manager.dispatch.leaving import Leaving
 from swarmlet_manager.dispatch.liveness import Liveness
 from swarmlet_manager.dispatch.session import Ended, Session
 from swarmlet_manager.dispatch.status import StatusCollector
@@ -48,6 +49,9 @@ HELLO_S = 10.0
 MAX_AGENT_FRAME = 16 << 20
 #: How often silent nodes are looked for, as a share of the heartbeat period.
 SWEEPS_PER_PERIOD = 4
+#: How long a task waits, at most, for the nodes to send clients elsewhere before it is told to stop (SwarmKit always
+#: waits that long, for its gossip to converge).
+LEAVE_GRACE_S = 2.0
 
 
 class LeaseOffice(Protocol):
@@ -79,6 +83,7 @@ class Dispatcher:
         self._sessions: dict[str, Session] = {}
         self._liveness = Liveness()
         self._inventories = Inventories()
+        self._leaving = Leaving()
         self._collector = StatusCollector(store, now)
         self._group: Group | None = None
         self._unsubscribe: Callable[[], None] | None = None
@@ -88,6 +93,7 @@ class Dispatcher:
     async def start(self) -> None:
         """Serve sessions, now that this manager leads."""
         self._collector = StatusCollector(self._store, self._now)
+        self._leaving = Leaving()
         # SwarmKit's rule: twice the usual grace, since agents have to notice first and then dial.
         self._liveness.grant(self.state.nodes, asyncio.get_running_loop().time() + self._grace())
         self._unsubscribe = self._store.subscribe(self._changed)
@@ -239,6 +245,43 @@ class Dispatcher:
                 found[service_id] = unseal(cluster.seal_key, service.sealed_auth, service_id)
         return found
 
+    # Tasks leave before they stop
+
+    def is_leaving(self, task_id: str) -> bool:
+        """Whether its agent may not hear yet that it is to stop."""
+        return self._leaving.holds(task_id)
+
+    def awaited(self, session: Session) -> tuple[int, ...]:
+        return self._leaving.awaiting(session.node_id)
+
+    def left(self, session: Session, groups: tuple[int, ...]) -> None:
+        self._may_stop(self._leaving.left(session.node_id, groups))
+
+    def _let_leave(self, changes: Sequence[Change]) -> None:
+        """Before anyone hears of these changes: who must send clients elsewhere before a task may stop."""
+        going = [
+            change.before for change in changes
+            if isinstance(change.before, Task) and isinstance(change.after, Task) and change.before.networks
+            and change.before.desired_state <= TaskState.RUNNING < change.after.desired_state
+            and change.after.status.state is TaskState.RUNNING
+        ]
+        leading = [
+            session.node_id for session in self._sessions.values() if any(session.leads_to(task) for task in going)
+        ]
+        if group := self._leaving.begin((task.id for task in going), leading):
+            asyncio.get_running_loop().call_later(LEAVE_GRACE_S, self._leave_at_last, self._leaving, group)
+
+    def _leave_at_last(self, leaving: Leaving, group: int) -> None:
+        if late := leaving.end(group):
+            log.warning("tasks stop before every node sends clients elsewhere", tasks=len(late), waited_s=LEAVE_GRACE_S)
+            self._may_stop(late)
+
+    def _may_stop(self, task_ids: Sequence[str]) -> None:
+        for task_id in task_ids:
+            task = self.state.tasks.get(task_id)
+            if task is not None and (session := self._sessions.get(task.node_id)) is not None:
+                session.note(task_id)
+
     # Loops of the leader
 
     async def _sweep_for_ever(self) -> None:
@@ -277,6 +320,7 @@ class Dispatcher:
 
     def _changed(self, changes: Sequence[Change]) -> None:
         """Called by the store with each applied batch: marks what sessions must look at."""
+        self._let_leave(changes)
         networks = [change for change in changes if _concerns_networks(change)]
         for each in self._sessions.values() if networks else ():
             each.note_networks(networks)

@@ -7,7 +7,7 @@ is news. Orphaned tasks are no longer the node's: it is told to remove them.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from msgspec.structs import replace
 
@@ -36,15 +36,23 @@ class Feed:
     def pending(self) -> bool:
         return self._full or bool(self._dirty)
 
-    def take(self, state: State) -> tuple[bool, list[Task], list[str]]:
-        """(full, tasks new or with another desired state, ids to remove); what was taken counts as told."""
+    def take(
+        self, state: State, held: Callable[[str], bool] = lambda task_id: False
+    ) -> tuple[bool, list[Task], list[str]]:
+        """(full, tasks new or with another desired state, ids to remove); what was taken counts as told.
+
+        held: whether the agent may not hear yet that a task is to stop. Such a task is to be noted again later.
+        """
         if self._full:
-            tasks = [task for task in state.tasks_on_node(self.node_id) if belongs(task, self.node_id)]
+            tasks = [
+                replace(task, desired_state=TaskState.RUNNING) if held(task.id) else task
+                for task in state.tasks_on_node(self.node_id) if belongs(task, self.node_id)
+            ]
             self._told = {task.id: task.desired_state for task in tasks}
             self._full = False
             self._dirty.clear()
             return True, [_lean(task) for task in tasks], []
-        changed, removed = self._changes(state, self._dirty)
+        changed, removed = self._changes(state, [ident for ident in self._dirty if not held(ident)])
         self._dirty.clear()
         return False, changed, removed
 

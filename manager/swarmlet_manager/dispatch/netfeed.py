@@ -13,13 +13,13 @@ from swarmlet.model.ids import short_id
 from swarmlet.model.network import Lease, Network, NetworkAttachment
 from swarmlet.model.node import Node
 from swarmlet.model.service import Service
-from swarmlet.model.states import NodeState, TaskState
+from swarmlet.model.states import TaskState
 from swarmlet.model.task import Task
 from swarmlet.model.template import NodeFacts, own_hostname
 from swarmlet.wire.networking import EndpointInfo, MeshInfo, NetworkInfo, Networking, ServiceInfo, ServicePort
 from swarmlet_manager.decide.fixed import fixed_in
 from swarmlet_manager.decide.reaper import is_gone
-from swarmlet_manager.dispatch.meshfeed import data_path_port, mesh_of
+from swarmlet_manager.dispatch.meshfeed import data_path_port, mesh_of, serves
 from swarmlet_manager.state import Change, State
 
 #: (network id, id of a task, lease or service)
@@ -80,6 +80,13 @@ class NetworkFeed:
         self._dirty.update(places)
         self._mesh_dirty = True
         return True
+
+    def leads_to(self, task: Task) -> bool:
+        """Whether what was told last sends clients to a task."""
+        if self._mesh is not None and ingress_ports(task.ports):
+            return True
+        told = (self._endpoints.get((place.network_id, task.id)) for place in task.networks)
+        return any(endpoint is not None and endpoint.serving for endpoint in told)
 
     def take(self, state: State) -> Networking:
         """What was taken counts as told. An empty answer if nothing is news."""
@@ -208,13 +215,9 @@ def _endpoint(state: State, place: Place) -> EndpointInfo | None:
     node = state.nodes.get(task.node_id)
     if held is None or node is None or _is_replaced(state, task, held):
         return None
-    serving = (
-        task.status.state == TaskState.RUNNING and task.desired_state <= TaskState.RUNNING
-        and node.state is not NodeState.DOWN
-    )
     return EndpointInfo(
         network_id=network_id, id=task.id, address=_plain(held.address), node_id=task.node_id, node_addr=node.data_path,
-        names=_names(task, node), service_id=task.service_id, slot=task.slot, serving=serving, mac=held.mac,
+        names=_names(task, node), service_id=task.service_id, slot=task.slot, serving=serves(task, node), mac=held.mac,
     )
 
 

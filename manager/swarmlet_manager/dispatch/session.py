@@ -20,6 +20,7 @@ from swarmlet.model.task import Task, TaskStatus
 from swarmlet.wire import messages
 from swarmlet.wire.leasing import LeaseAnswer, LeaseAsk, LeasesHeld, LeasesLost
 from swarmlet.wire.messages import (
+    Applied,
     Assignments,
     DescriptionUpdate,
     Heartbeat,
@@ -74,6 +75,12 @@ class SessionOwner(Protocol):
 
     def auth_for(self, tasks: list[Task]) -> dict[str, str]: ...
 
+    def is_leaving(self, task_id: str) -> bool: ...
+
+    def awaited(self, session: Session) -> tuple[int, ...]: ...
+
+    def left(self, session: Session, groups: tuple[int, ...]) -> None: ...
+
 
 class Session:
     def __init__(self, owner: SessionOwner, socket: web.WebSocketResponse, node_id: str, term: int) -> None:
@@ -86,6 +93,7 @@ class Session:
         self._sent_ack = 0
         self._feed = Feed(node_id)
         self._networks = NetworkFeed(node_id)
+        self._confirming: dict[int, tuple[int, ...]] = {}  # sequence -> groups of tasks that wait for its effect
         self._pulse = Pulse(SPACING_S)
         self._welcome_due = True
         self._asked: set[asyncio.Future[LeaseAnswer | LeasesLost | None]] = set()
@@ -131,6 +139,10 @@ class Session:
         if self._networks.node_changed(node_id):
             self._pulse.beat()
 
+    def leads_to(self, task: Task) -> bool:
+        """Whether the node was told to send clients to a task."""
+        return self._networks.leads_to(task)
+
     def welcome_again(self) -> None:
         """Something that Welcome tells has changed."""
         self._welcome_due = True
@@ -164,6 +176,9 @@ class Session:
                     self._lease(message)
                 case DescriptionUpdate():
                     await self._owner.described(self, message)
+                case Applied():
+                    for seq in [seq for seq in self._confirming if seq <= message.seq]:
+                        self._owner.left(self, self._confirming.pop(seq))
                 case Hello():
                     raise Ended(messages.CLOSE_BAD_MESSAGE, "hello was said before")
 
@@ -202,14 +217,20 @@ class Session:
 
     async def _order(self) -> None:
         # Both of one state: what a task needs of its networks comes with it.
-        full, tasks, removed = self._feed.take(self._owner.state)
+        full, tasks, removed = self._feed.take(self._owner.state, self._owner.is_leaving)
         networking = self._networks.take(self._owner.state)
+        groups = self._owner.awaited(self)
+        if groups and not networking:
+            self._owner.left(self, groups)
         if full or tasks or removed or networking:
             self._seq += 1
+            if groups and networking:
+                self._confirming[self._seq] = groups
             await self._send(
                 Assignments(
                     term=self._term, seq=self._seq, full=full, tasks=tuple(tasks), removed=tuple(removed),
                     registry_auth=self._owner.auth_for(tasks), networking=networking or None,
+                    confirm=self._seq in self._confirming,
                 )
             )
 

@@ -67,6 +67,7 @@ class _PackedTask(msgspec.Struct, array_like=True, frozen=True, gc=False):
     not_before: int
     by_update: bool
     networks: tuple[tuple[str, ...], ...] = ()  # network, address; where one was chosen, the MAC address
+    unhealthy: bool = False
 
 
 class _Block(msgspec.Struct, array_like=True, frozen=True, gc=False):
@@ -203,6 +204,7 @@ def _pack(task: Task, head: int) -> _PackedTask:
         task.not_before,
         task.by_update,
         tuple(_packed_place(place) for place in task.networks),
+        status.unhealthy,
     )
 
 
@@ -218,6 +220,7 @@ def _unpack(service_id: str, packed: _PackedTask, head: _Head, spec: TaskSpec) -
         ports=packed.status_ports,
         running_at=packed.running_at,
         applied_at=packed.applied_at,
+        unhealthy=packed.unhealthy,
     )
     return Task(
         id=packed.id,

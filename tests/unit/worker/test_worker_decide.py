@@ -67,7 +67,7 @@ def test_states_only_grow(state: TaskState, held: Container | None, desired: Tas
     task = replace(TASK, desired_state=desired)
     found = next_step(task, status(state), held, released=released, now=NOW)
     if isinstance(found, Become):
-        assert found.status.state > state
+        assert found.status.state > state or (state is TaskState.RUNNING and found.status.unhealthy)
         assert found.status.state is not TaskState.REMOVE
 
 
@@ -124,7 +124,12 @@ def test_a_health_check_holds_running_back_and_ends_an_unhealthy_task() -> None:
     healthy = step(TaskState.STARTING, container(status="running", health=Health(status="healthy")))
     assert isinstance(healthy, Become) and healthy.status.state is TaskState.RUNNING
     sick = Health(status="unhealthy")
-    assert step(TaskState.RUNNING, container(status="running", health=sick)) == Stop()
+    # Its clients leave first; a task that never had any just stops.
+    running = container(status="running", health=sick)
+    leaves = step(TaskState.RUNNING, running)
+    assert leaves == Become(status(TaskState.RUNNING, unhealthy=True))
+    assert next_step(TASK, leaves.status, running, released=False, now=NOW) == Stop()
+    assert step(TaskState.STARTING, running) == Stop()
     ended = step(TaskState.RUNNING, container(status="exited", exit_code=0, manually_stopped=True, health=sick))
     assert isinstance(ended, Become) and ended.status.state is TaskState.FAILED
     assert "unhealthy container" in ended.status.err
