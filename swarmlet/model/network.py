@@ -86,7 +86,7 @@ class Subnet(Record, frozen=True, kw_only=True):
 class Network(Record, frozen=True, kw_only=True):
     """A stored network of the cluster (driver overlay). `spec` is the user's; addresses and VNI are the allocator's.
 
-    subnet and ip_range in prefix form, gateway without; ip_range "" = the whole subnet.
+    subnet, gateway and ip_range are IPv4's, in the form that `Subnet` has.
     """
 
     id: str
@@ -94,6 +94,8 @@ class Network(Record, frozen=True, kw_only=True):
     subnet: str
     gateway: str
     ip_range: str = ""
+    #: Its IPv6 addresses; without a subnet it has no IPv6.
+    v6: Subnet = Subnet()
     #: VXLAN network identifier: which of all networks a packet between nodes belongs to.
     vni: int
     #: Of the containers' interfaces, in bytes; what the underlay carries less VXLAN's 50.
@@ -108,16 +110,37 @@ class Network(Record, frozen=True, kw_only=True):
     def name(self) -> str:
         return self.spec.name
 
+    @property
+    def v4(self) -> Subnet:
+        """Its IPv4 addresses in the form that both families share."""
+        auxiliary = {
+            name: text for config in self.spec.ipam.config for name, text in config.auxiliary_addresses.items()
+            if ":" not in text
+        }
+        return Subnet(subnet=self.subnet, gateway=self.gateway, ip_range=self.ip_range, auxiliary=auxiliary)
+
+    @property
+    def families(self) -> tuple[Subnet, ...]:
+        """Those that it has, IPv4 first."""
+        return (self.v4, self.v6) if self.v6.subnet else (self.v4,)
+
 
 class NetworkAttachment(Record, frozen=True, kw_only=True):
-    """An address in one of the cluster's networks, in interface form ("10.0.1.5/24"): of a task, or a service's VIP.
+    """A place in one of the cluster's networks, of a task, or a service's virtual one.
 
-    mac: as chosen by the user, "" = the one that follows from the address.
+    Addresses in interface form ("10.0.1.5/24"); address6 "": the network has no IPv6. mac: as chosen by the user, "" =
+    the one that follows from the IPv4 address.
     """
 
     network_id: str
     address: str
     mac: str = ""
+    address6: str = ""
+
+    @property
+    def addresses(self) -> tuple[str, ...]:
+        """IPv4 first."""
+        return (self.address, self.address6) if self.address6 else (self.address,)
 
 
 class Lease(Record, frozen=True, kw_only=True):
@@ -137,3 +160,10 @@ class Lease(Record, frozen=True, kw_only=True):
     mac: str = ""
     created_at: int = 0
     version: int = 0
+    address6: str = ""
+
+    @property
+    def place(self) -> NetworkAttachment:
+        return NetworkAttachment(
+            network_id=self.network_id, address=self.address, address6=self.address6, mac=self.mac
+        )

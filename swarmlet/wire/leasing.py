@@ -15,7 +15,7 @@ class LeaseAsk(Record, frozen=True, kw_only=True, tag="lease"):
     """Agent: a container wants to be on a network. container_id "": only tell whether it may.
 
     network: name, id or id prefix. address: this one or none, "" for any. prefer: what it had before, given if it is
-    free. mac "": as it follows from the address.
+    free; those with a 6 are IPv6's, where the network has that. mac "": as it follows from the address.
     """
 
     id: str
@@ -25,6 +25,8 @@ class LeaseAsk(Record, frozen=True, kw_only=True, tag="lease"):
     names: tuple[str, ...] = ()
     address: str = ""
     prefer: str = ""
+    address6: str = ""
+    prefer6: str = ""
     mac: str = ""
 
 

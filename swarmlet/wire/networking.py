@@ -1,6 +1,7 @@
 """What a manager tells an agent of the networks its node takes part in, and of no others.
 
-One full set with the first assignments of a session, increments from then on. Addresses are IPv4 text.
+One full set with the first assignments of a session, increments from then on. Addresses are text, of IPv4;
+those with a 6 are of IPv6, "" in a network without it.
 """
 
 from __future__ import annotations
@@ -17,6 +18,9 @@ class NetworkInfo(Record, frozen=True, kw_only=True):
     subnet: str
     gateway: str
     ip_range: str = ""
+    subnet6: str = ""
+    gateway6: str = ""
+    ip_range6: str = ""
     vni: int
     mtu: int
     #: UDP port that carries it between nodes.
@@ -39,6 +43,7 @@ class EndpointInfo(Record, frozen=True, kw_only=True):
     network_id: str
     id: str
     address: str
+    address6: str = ""
     node_id: str
     node_addr: str
     names: tuple[str, ...] = ()
@@ -48,6 +53,11 @@ class EndpointInfo(Record, frozen=True, kw_only=True):
     #: "" = the one that follows from the address.
     mac: str = ""
 
+    @property
+    def addresses(self) -> tuple[str, ...]:
+        """IPv4 first."""
+        return (self.address, self.address6) if self.address6 else (self.address,)
+
 
 class ServicePort(Record, frozen=True, kw_only=True):
     """A port that a service publishes: the one its tasks listen on. name: the user's, "" for none."""
@@ -55,7 +65,6 @@ class ServicePort(Record, frozen=True, kw_only=True):
     name: str = ""
     protocol: str = "tcp"
     port: int
-
 
 class ServiceInfo(Record, frozen=True, kw_only=True):
     """A service in a network. vip "": its names stand for its tasks' addresses in turn."""
@@ -65,8 +74,14 @@ class ServiceInfo(Record, frozen=True, kw_only=True):
     name: str
     aliases: tuple[str, ...] = ()
     vip: str = ""
+    vip6: str = ""
     #: For who asks for them by name (SRV records).
     ports: tuple[ServicePort, ...] = ()
+
+    @property
+    def vips(self) -> tuple[str, ...]:
+        """IPv4 first; () without any."""
+        return tuple(vip for vip in (self.vip, self.vip6) if vip)
 
 
 class MeshNodeInfo(Record, frozen=True, kw_only=True):

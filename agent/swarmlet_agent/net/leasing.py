@@ -75,11 +75,12 @@ class Leasing:
     ) -> EndpointRecord:
         """An endpoint with addresses of its own. earlier: what the container had there once."""
         catalog, ipam = self._ground.catalog, settings.ipam_config
-        wanted4 = ipam.ipv4_address if ipam is not None else ""
+        wanted4, wanted6 = (ipam.ipv4_address, ipam.ipv6_address) if ipam is not None else ("", "")
         if lease is not None:
-            wanted4 = lease.address.partition("/")[0]
+            wanted4, wanted6 = (address.partition("/")[0] for address in (lease.address, lease.address6))
         elif network.scope == "swarm":
-            self._check_granted(network, wanted4)
+            for wanted in (wanted4, wanted6) if network.v6.subnet else (wanted4,):
+                self._check_granted(network, wanted)
         ident, named = lease.id if lease is not None else new_hex_id(), not network.predefined
         endpoint = EndpointRecord(
             id=ident, network_id=network.id, network=network.name, leased=lease is not None,
@@ -96,8 +97,7 @@ class Leasing:
                     gateway="" if network.closed else network.gateway,
                 )
             if (pool := catalog.pool(network.id, 6)) is not None:
-                wanted = ipam.ipv6_address if ipam is not None else ""
-                address = pool.take(wanted) if wanted else pool.take_again(earlier.ip6 if earlier is not None else "")
+                address = pool.take(wanted6) if wanted6 else pool.take_again(earlier.ip6 if earlier is not None else "")
                 endpoint = replace(
                     endpoint, ip6=str(address), prefix6=pool.subnet.prefixlen,
                     gateway6="" if network.closed else network.v6.gateway,

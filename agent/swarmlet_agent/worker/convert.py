@@ -222,7 +222,10 @@ def _endpoint(place: NetworkAttachment, main: bool) -> EndpointSettings:
     return EndpointSettings(
         gw_priority=1 if main else 0,
         mac_address=place.mac,
-        ipam_config=EndpointIPAMConfig(ipv4_address=place.address.partition("/")[0]))
+        ipam_config=EndpointIPAMConfig(
+            ipv4_address=place.address.partition("/")[0], ipv6_address=place.address6.partition("/")[0]
+        ),
+    )
 
 
 def _bindings(ports: Sequence[PortConfig]) -> dict[str, tuple[PortBinding, ...] | None]:

@@ -144,7 +144,9 @@ def service(
     if record.ports:
         endpoint["Ports"] = [port(entry) for entry in record.ports]
     if record.vips:
-        endpoint["VirtualIPs"] = [{"NetworkID": vip.network_id, "Addr": vip.address} for vip in record.vips]
+        endpoint["VirtualIPs"] = [
+            {"NetworkID": vip.network_id, "Addr": address} for vip in record.vips for address in vip.addresses
+        ]
     answer: Json = {
         "ID": record.id,
         **meta(record.version, record.created_at, record.updated_at),
@@ -187,7 +189,7 @@ def task(record: Task, networks: Mapping[str, Network] = MappingProxyType({}), s
         },
         "DesiredState": record.desired_state.api_name,
         "NetworksAttachments": [
-            encode_network.attachment(networks[place.network_id], place.address)
+            encode_network.attachment(networks[place.network_id], place)
             for place in record.networks
             if place.network_id in networks
         ],

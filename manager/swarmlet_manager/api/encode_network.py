@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from ipaddress import ip_interface
 from typing import Any
 
+from swarmlet.ipam import mac_of
 from swarmlet.model.base import to_api
-from swarmlet.model.network import Network, NetworkContainer, NetworkView
+from swarmlet.model.network import Network, NetworkAttachment, NetworkContainer, NetworkView, Subnet
 from swarmlet.model.states import TaskState
 from swarmlet.model.task import Task
 from swarmlet.model.times import rfc3339
-from swarmlet_manager.decide.networks import mac_of
 from swarmlet_manager.decide.reaper import is_gone
 from swarmlet_manager.state import State
 
@@ -21,15 +22,13 @@ VNI_OPTION = "com.docker.network.driver.overlay.vxlanid_list"
 def network(record: Network) -> Json:
     """As lists show it."""
     spec = record.spec
-    config: Json = {"Subnet": record.subnet, "Gateway": record.gateway}
-    if record.ip_range:
-        config["IPRange"] = record.ip_range
-    auxiliary = {name: text for given in spec.ipam.config for name, text in given.auxiliary_addresses.items()}
-    if auxiliary:
-        config["AuxiliaryAddresses"] = auxiliary
     view = NetworkView(
         name=record.name, id=record.id, created=rfc3339(record.created_at), scope="swarm", driver=spec.driver,
-        ipam={"Driver": "default", "Options": spec.ipam.options or None, "Config": [config]},
+        enable_ipv6=bool(record.v6.subnet),
+        ipam={
+            "Driver": "default", "Options": spec.ipam.options or None,
+            "Config": [_ipam(part) for part in record.families],
+        },
         internal=spec.internal, attachable=spec.attachable, ingress=spec.ingress,
         options={VNI_OPTION: str(record.vni), **spec.options}, labels=spec.labels,
     )
@@ -37,7 +36,17 @@ def network(record: Network) -> Json:
     return answer
 
 
-def attachment(record: Network, address: str) -> Json:
+def _ipam(part: Subnet) -> Json:
+    """One entry of IPAM.Config."""
+    config: Json = {"Subnet": part.subnet, "Gateway": part.gateway}
+    if part.ip_range:
+        config["IPRange"] = part.ip_range
+    if part.auxiliary:
+        config["AuxiliaryAddresses"] = part.auxiliary
+    return config
+
+
+def attachment(record: Network, place: NetworkAttachment) -> Json:
     """One entry of a task's NetworksAttachments."""
     spec = record.spec
     described: Json = {
@@ -49,14 +58,15 @@ def attachment(record: Network, address: str) -> Json:
             "Name": record.name, "Labels": spec.labels, "DriverConfiguration": {"Name": spec.driver},
             "IPAMOptions": {"Driver": {"Name": "default"}}, "Scope": "swarm",
             **({"Attachable": True} if spec.attachable else {}), **({"Internal": True} if spec.internal else {}),
-            **({"Ingress": True} if spec.ingress else {}),
+            **({"Ingress": True} if spec.ingress else {}), **({"IPv6Enabled": True} if record.v6.subnet else {}),
         },
         "DriverState": {"Name": spec.driver, "Options": {VNI_OPTION: str(record.vni)}},
         "IPAMOptions": {
-            "Driver": {"Name": "default"}, "Configs": [{"Subnet": record.subnet, "Gateway": record.gateway}],
+            "Driver": {"Name": "default"},
+            "Configs": [{"Subnet": part.subnet, "Gateway": part.gateway} for part in record.families],
         },
     }
-    return {"Network": described, "Addresses": [address]}
+    return {"Network": described, "Addresses": [*place.addresses]}
 
 
 def containers(state: State, record: Network) -> Json:
@@ -64,18 +74,19 @@ def containers(state: State, record: Network) -> Json:
     found: Json = {}
     for task in state.tasks_on_network(record.id):
         if task.status.container_id and not is_gone(task):
-            found[task.status.container_id] = _container(task.name, task.id, *_place(task, record))
+            found[task.status.container_id] = _container(task.name, task.id, _place(task, record))
     for lease in state.leases_on_network(record.id):
-        found[lease.container_id] = _container(lease.container_name, lease.id, lease.address, lease.mac)
+        found[lease.container_id] = _container(lease.container_name, lease.id, lease.place)
     return found
 
 
 def services(state: State, record: Network) -> Json:
     """Services on the network, by name, with their running tasks (verbose inspect)."""
     found: Json = {}
+    on_it = [task for task in state.tasks_on_network(record.id) if not is_gone(task)]
     for service in state.services.values():
         vip = next((vip.address for vip in service.vips if vip.network_id == record.id), "")
-        tasks = [task for task in state.tasks_of_service(service.id) if _address(task, record) and not is_gone(task)]
+        tasks = [task for task in on_it if task.service_id == service.id]
         if not vip and not tasks:
             continue
         found[service.spec.name] = {
@@ -87,7 +98,8 @@ def services(state: State, record: Network) -> Json:
             "LocalLBIndex": 0,
             "Tasks": [
                 {
-                    "Name": task.name, "EndpointID": task.id, "EndpointIP": _address(task, record).partition("/")[0],
+                    "Name": task.name, "EndpointID": task.id,
+                    "EndpointIP": _place(task, record).address.partition("/")[0],
                     "Info": {"Host IP": state.nodes[task.node_id].addr if task.node_id in state.nodes else ""},
                 }
                 for task in sorted(tasks, key=lambda task: (task.slot, task.id))
@@ -104,18 +116,15 @@ def peers(state: State, record: Network) -> list[Json]:
     return [{"Name": ident[:12], "IP": state.nodes[ident].addr} for ident in sorted(ids) if ident in state.nodes]
 
 
-def _container(name: str, endpoint_id: str, address: str, mac: str = "") -> Json:
-    mac = mac or mac_of(address.partition("/")[0])
+def _container(name: str, endpoint_id: str, place: NetworkAttachment) -> Json:
     answer: Json = to_api(
-        NetworkContainer(name=name, endpoint_id=endpoint_id, mac_address=mac, ipv4_address=address)
+        NetworkContainer(
+            name=name, endpoint_id=endpoint_id, mac_address=place.mac or mac_of(ip_interface(place.address).ip),
+            ipv4_address=place.address, ipv6_address=place.address6,
+        )
     )
     return answer
 
 
-def _address(task: Task, record: Network) -> str:
-    return _place(task, record)[0]
-
-
-def _place(task: Task, record: Network) -> tuple[str, str]:
-    """Its address there, "" for none, and its MAC, if it was chosen."""
-    return next(((place.address, place.mac) for place in task.networks if place.network_id == record.id), ("", ""))
+def _place(task: Task, record: Network) -> NetworkAttachment:
+    return next(place for place in task.networks if place.network_id == record.id)

@@ -165,10 +165,11 @@ class Allocation:
             return stated.ops, LeasesLost(ids=stated.lost) if stated.lost else None
         wanted = Lease(
             id=said.id, network_id="", node_id=work.node_id, container_id=said.container_id,
-            container_name=said.container_name, address=said.address, names=said.names, mac=said.mac, created_at=now,
+            container_name=said.container_name, address=said.address, address6=said.address6, names=said.names,
+            mac=said.mac, created_at=now,
         )
         try:
-            granted = plan_ask(state, books, said.network, wanted, said.prefer)
+            granted = plan_ask(state, books, said.network, wanted, said.prefer, said.prefer6)
         except SwarmletError as err:
             return (), LeaseAnswer(id=said.id, status=status_of(err), message=str(err))
         return granted.ops, LeaseAnswer(id=said.id, lease=granted.lease, network=granted.network.name)

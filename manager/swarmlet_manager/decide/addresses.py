@@ -8,13 +8,13 @@ network has none left, the task says so, and gets one as soon as one comes free.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from ipaddress import IPv4Address, IPv4Interface, IPv4Network
+from ipaddress import ip_address, ip_interface, ip_network
 
 from msgspec.structs import replace
 
 from swarmlet.errors import Conflict, InvalidArgument
 from swarmlet.model.defaults import cluster_networks, has_vip, ingress_ports
-from swarmlet.model.network import Lease, Network, NetworkAttachment
+from swarmlet.model.network import Lease, Network, NetworkAttachment, Subnet
 from swarmlet.model.service import Service
 from swarmlet.model.states import NodeState, TaskState
 from swarmlet.model.task import Task
@@ -42,17 +42,19 @@ class AddressInUse(Conflict):
 
 
 class Pool:
-    """One network's addresses by owner. They are given in turn, so that one that comes free rests for a while."""
+    """One network's addresses of one family (part; IPv4's) by owner. They are given in turn, so that one that comes
+    free rests for a while."""
 
-    def __init__(self, network: Network) -> None:
+    def __init__(self, network: Network, part: Subnet | None = None) -> None:
+        part = part or network.v4
         self._network = network
-        self.subnet = IPv4Network(network.subnet)
-        self._range = IPv4Network(network.ip_range) if network.ip_range else self.subnet
-        fixed = [network.gateway]
-        for config in network.spec.ipam.config:
-            fixed += config.auxiliary_addresses.values()
-        self._reserved = {int(IPv4Address(text)) for text in fixed}
-        self._reserved |= {int(self.subnet.network_address), int(self.subnet.broadcast_address)}
+        self.subnet = ip_network(part.subnet)
+        self._range = ip_network(part.ip_range) if part.ip_range else self.subnet
+        self._kind = type(self.subnet.network_address)
+        self._reserved = {int(ip_address(text)) for text in (part.gateway, *part.auxiliary.values())}
+        self._reserved.add(int(self.subnet.network_address))
+        if self.subnet.version == 4:  # IPv6 has no broadcast; its first address is the routers'
+            self._reserved.add(int(self.subnet.broadcast_address))
         self._owners: dict[int, set[str]] = {}
         self._next = int(self._range.network_address)
 
@@ -66,7 +68,7 @@ class Pool:
 
     def hold(self, address: str, owner: str) -> None:
         """Count a recorded address as its owner's. Two owners of one address both count until both have let go."""
-        number = int(IPv4Interface(address).ip)
+        number = int(ip_interface(address).ip)
         self._owners.setdefault(number, set()).add(owner)
 
     def go_on(self) -> None:
@@ -77,7 +79,7 @@ class Pool:
 
     def free(self, address: str, owner: str) -> None:
         """Not held is fine."""
-        number = int(IPv4Interface(address).ip)
+        number = int(ip_interface(address).ip)
         owners = self._owners.get(number)
         if owners is not None:
             owners.discard(owner)
@@ -86,7 +88,7 @@ class Pool:
 
     def owners(self, address: str) -> frozenset[str]:
         """Who holds an address, given without prefix."""
-        return frozenset(self._owners.get(int(IPv4Address(address)), ()))
+        return frozenset(self._owners.get(int(ip_address(address)), ()))
 
     def interface(self, address: str) -> str:
         """An address with the network's prefix."""
@@ -95,15 +97,15 @@ class Pool:
     def claim(self, address: str, owner: str) -> str:
         """This very address, in interface form. InvalidArgument, AddressInUse."""
         try:
-            number = int(IPv4Address(address))
+            number = int(self._kind(address))
         except ValueError as err:
-            raise InvalidArgument(f"invalid IPv4 address: {address}") from err
-        if IPv4Address(number) not in self.subnet:
+            raise InvalidArgument(f"invalid IPv{self.subnet.version} address: {address}") from err
+        if self._kind(number) not in self.subnet:
             raise InvalidArgument(f"no configured subnet or ip-range contain the IP address {address}")
         if number in self._reserved or self._owners.get(number, {owner}) != {owner}:
             raise AddressInUse("Address already in use")
         self._owners[number] = {owner}
-        return self.interface(str(IPv4Address(number)))
+        return self.interface(str(self._kind(number)))
 
     def take(self, owner: str) -> str:
         """The next free address, in interface form. Exhausted."""
@@ -114,7 +116,7 @@ class Pool:
             if number not in self._owners and number not in self._reserved:
                 self._owners[number] = {owner}
                 self._next = number + 1
-                return f"{IPv4Address(number)}/{self.subnet.prefixlen}"
+                return f"{self._kind(number)}/{self.subnet.prefixlen}"
         raise Exhausted(
             f"no address is free in network {self._network.name} ({self._range}, {len(self._owners)} in use)"
         )
@@ -126,19 +128,20 @@ class Allocator:
     def __init__(self, state: State) -> None:
         self._state = state
         self._pools: dict[str, Pool] = {}
+        self._pools6: dict[str, Pool] = {}
         self._waiting: dict[str, Task] = {}
         self._services: set[str] = set(state.services)
         #: Networks without a free address, as far as is known: waiting tasks are not tried until one comes free.
         self._full: dict[str, str] = {}
         for network in state.networks.values():
-            self._pools[network.id] = Pool(network)
+            self._set_network(network, gone=False)
         for lease in state.leases.values():
-            self._hold((NetworkAttachment(network_id=lease.network_id, address=lease.address),), lease.id)
+            self._hold((lease.place,), lease.id)
         for service in state.services.values():
             self._set_service(None, service, gone=False)
         for task in state.tasks.values():
             self._set_task(None, task)
-        for pool in self._pools.values():
+        for pool in (*self._pools.values(), *self._pools6.values()):
             pool.go_on()
 
     def apply(self, changes: Sequence[Change]) -> None:
@@ -155,14 +158,13 @@ class Allocator:
                 case Service() as service:
                     self._set_service(before if isinstance(before, Service) else None, service, gone=after is None)
                 case Lease() as lease:
-                    place = (NetworkAttachment(network_id=lease.network_id, address=lease.address),)
                     if after is None:
-                        self._free(place, lease.id)
+                        self._free((lease.place,), lease.id)
                     else:
-                        self._hold(place, lease.id)
+                        self._hold((lease.place,), lease.id)
 
-    def pool(self, network_id: str) -> Pool | None:
-        return self._pools.get(network_id)
+    def pool(self, network_id: str, version: int = 4) -> Pool | None:
+        return (self._pools if version == 4 else self._pools6).get(network_id)
 
     def plan(self, now: int) -> Plan:
         """Addresses for every service and task that waits for some, the oldest task first."""
@@ -223,6 +225,7 @@ class Allocator:
                 vips = self._give(wanted, service.id, service.vips, chosen, service.id)
             except Exhausted as err:
                 lacking[service_id] = str(err)
+                self._reserve(service)  # trying has let go of what its user has chosen
                 continue
             self._services.discard(service_id)
             if vips != service.vips:
@@ -244,21 +247,33 @@ class Allocator:
         fresh: list[NetworkAttachment] = []
         try:
             for network_id in wanted:
-                address, mac = chosen.get(network_id, ("", ""))
+                chosen_address, _ = chosen.get(network_id, ("", ""))
                 known = kept.get(network_id)
-                if known is None or (address and known.address.partition("/")[0] != address):
-                    taken = (
-                        self._take_chosen(network_id, address, owner, service_id) if address
-                        else self.take(network_id, owner)
-                    )
-                    known = NetworkAttachment(network_id=network_id, address=taken, mac=mac)
+                if known is None or (chosen_address and known.address.partition("/")[0] != chosen_address):
+                    known = self._place(network_id, owner, chosen.get(network_id, ("", "")), service_id)
                     fresh.append(known)
                 given.append(known)
         except Exhausted:
             for attachment in fresh:
-                self._pools[attachment.network_id].free(attachment.address, owner)
+                for pool, address in self._pools_of(attachment):
+                    pool.free(address, owner)
             raise
         return tuple(given)
+
+    def _place(self, network_id: str, owner: str, chosen: tuple[str, str], service_id: str) -> NetworkAttachment:
+        """An address of each family that the network has. chosen: IPv4 and MAC address, "" for any. Exhausted."""
+        address, mac = chosen
+        taken = (
+            self._take_chosen(network_id, address, owner, service_id) if address else self.take(network_id, owner)
+        )
+        place = NetworkAttachment(network_id=network_id, address=taken, mac=mac)
+        if network_id not in self._pools6:
+            return place
+        try:
+            return replace(place, address6=self.take(network_id, owner, version=6))
+        except Exhausted:
+            self._pools[network_id].free(taken, owner)
+            raise
 
     def _take_chosen(self, network_id: str, address: str, owner: str, service_id: str) -> str:
         """An address that is kept for the service. Exhausted while someone else still has it."""
@@ -279,12 +294,11 @@ class Allocator:
         node = self._state.nodes.get(task.node_id)
         return task.desired_state > TaskState.RUNNING and (node is None or node.state is NodeState.DOWN)
 
-    def take(self, network_id: str, owner: str) -> str:
-        """The next free address of a network, in interface form. Exhausted."""
+    def take(self, network_id: str, owner: str, version: int = 4) -> str:
+        """The next free address of a network's family, in interface form. Exhausted."""
         if (reason := self._full.get(network_id)) is not None:
             raise Exhausted(reason)
-        pool = self._pools.get(network_id)
-        if pool is None:
+        if (pool := self.pool(network_id, version)) is None:
             raise Exhausted(f"network {network_id} is gone")
         try:
             return pool.take(owner)
@@ -292,9 +306,9 @@ class Allocator:
             self._full[network_id] = str(err)
             raise
 
-    def free(self, network_id: str, address: str, owner: str) -> None:
+    def free(self, place: NetworkAttachment, owner: str) -> None:
         """Take back what was given and is not to be written."""
-        self._free((NetworkAttachment(network_id=network_id, address=address),), owner)
+        self._free((place,), owner)
 
     # Taking in
 
@@ -302,8 +316,11 @@ class Allocator:
         self._full.pop(network.id, None)
         if gone:
             self._pools.pop(network.id, None)
+            self._pools6.pop(network.id, None)
         elif network.id not in self._pools:
             self._pools[network.id] = Pool(network)
+            if network.v6.subnet:
+                self._pools6[network.id] = Pool(network, network.v6)
 
     def _set_task(self, before: Task | None, after: Task | None) -> None:
         held = () if before is None else before.networks
@@ -340,14 +357,20 @@ class Allocator:
 
     def _hold(self, attachments: Sequence[NetworkAttachment], owner: str) -> None:
         for attachment in attachments:
-            if (pool := self._pools.get(attachment.network_id)) is not None:
-                pool.hold(attachment.address, owner)
+            for pool, address in self._pools_of(attachment):
+                pool.hold(address, owner)
 
     def _free(self, attachments: Sequence[NetworkAttachment], owner: str) -> None:
         for attachment in attachments:
-            if (pool := self._pools.get(attachment.network_id)) is not None:
-                pool.free(attachment.address, owner)
+            for pool, address in self._pools_of(attachment):
+                pool.free(address, owner)
                 self._full.pop(attachment.network_id, None)
+
+    def _pools_of(self, attachment: NetworkAttachment) -> Iterator[tuple[Pool, str]]:
+        """Its addresses with the pools they are of; of a network that is gone none."""
+        for pools, address in ((self._pools, attachment.address), (self._pools6, attachment.address6)):
+            if address and (pool := pools.get(attachment.network_id)) is not None:
+                yield pool, address
 
 
 def _of_task(task: Task) -> dict[str, tuple[str, str]]:

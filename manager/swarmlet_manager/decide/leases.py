@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from msgspec.structs import replace
 
-from swarmlet.errors import Conflict, Forbidden, InvalidArgument, NotFound, Unavailable
+from swarmlet.errors import Conflict, Forbidden, InvalidArgument, NotFound, SwarmletError, Unavailable
 from swarmlet.model.network import Lease, Network
 from swarmlet_manager.decide.addresses import AddressInUse, Allocator
 from swarmlet_manager.decide.fixed import check_mac
@@ -39,17 +39,19 @@ class Stated:
     lost: tuple[str, ...] = ()
 
 
-def plan_ask(state: State, books: Allocator, ref: str, wanted: Lease, prefer: str = "") -> Granted:
+def plan_ask(
+    state: State, books: Allocator, ref: str, wanted: Lease, prefer: str = "", prefer6: str = ""
+) -> Granted:
     """An address for a container in the network called `ref`; nothing but whether it may, for a container_id of "".
 
-    wanted.address: this one or none, in plain form; "" for any, `prefer` if it is free. NotFound, Forbidden (not
-    attachable) in SwarmKit's words; InvalidArgument, AddressInUse, Exhausted. Asked again with the same id, the answer
-    is the same.
+    wanted.address, address6: this one or none, in plain form; "" for any, `prefer` if it is free. NotFound, Forbidden
+    (not attachable) in SwarmKit's words; InvalidArgument, AddressInUse, Exhausted. Asked again with the same id, the
+    answer is the same.
     """
     network = _attachable(state, ref)
     wanted = replace(wanted, network_id=network.id)
     if not wanted.container_id:
-        return Granted(network, replace(wanted, address=""))
+        return Granted(network, replace(wanted, address="", address6=""))
     if not _ID.fullmatch(wanted.id):
         raise InvalidArgument(f"invalid endpoint id {wanted.id!r}")
     if wanted.node_id not in state.nodes:
@@ -60,12 +62,17 @@ def plan_ask(state: State, books: Allocator, ref: str, wanted: Lease, prefer: st
         return Granted(network, known, tuple(_renamed(known, wanted)))
     if wanted.mac:
         wanted = replace(wanted, mac=_mac(wanted.mac))
-    lease = replace(wanted, address=_address(books, network, wanted, prefer))
+    lease = replace(wanted, address=_address(books, network, wanted.id, wanted.address, prefer), address6="")
+    try:
+        lease = replace(lease, address6=_address6(books, network, wanted, prefer6))
+    except SwarmletError:
+        books.free(lease.place, lease.id)
+        raise
     if lease.mac:
         try:
             check_mac(state, network, lease.mac, lease.address.partition("/")[0])
         except Conflict:
-            books.free(network.id, lease.address, lease.id)
+            books.free(lease.place, lease.id)
             raise
     return Granted(network, lease, (Put(lease),))
 
@@ -86,7 +93,7 @@ def plan_held(
             regained = _regain(state, books, replace(lease, node_id=node_id, version=0))
             ops += [Put(regained)] if regained is not None else []
             lost += [lease.id] if regained is None else []
-        elif (*_place(known), known.address) != (*_place(replace(lease, node_id=node_id)), lease.address):
+        elif _place(known) != _place(replace(lease, node_id=node_id)) or _addresses(known) != _addresses(lease):
             lost.append(lease.id)
         else:
             ops += _renamed(known, lease)
@@ -110,16 +117,25 @@ def _attachable(state: State, ref: str) -> Network:
     return network
 
 
-def _address(books: Allocator, network: Network, wanted: Lease, prefer: str) -> str:
-    if wanted.address or prefer:
-        pool = books.pool(network.id)
+def _address(books: Allocator, network: Network, owner: str, wanted: str, prefer: str, version: int = 4) -> str:
+    if wanted or prefer:
+        pool = books.pool(network.id, version)
         if pool is None:
             raise Unavailable(f"network {network.name} is not ready yet")
-        if wanted.address:
-            return pool.claim(wanted.address, wanted.id)
+        if wanted:
+            return pool.claim(wanted, owner)
         with contextlib.suppress(AddressInUse, InvalidArgument):
-            return pool.claim(prefer, wanted.id)
-    return books.take(network.id, wanted.id)
+            return pool.claim(prefer, owner)
+    return books.take(network.id, owner, version)
+
+
+def _address6(books: Allocator, network: Network, wanted: Lease, prefer: str) -> str:
+    """"" in a network without IPv6."""
+    if network.v6.subnet:
+        return _address(books, network, wanted.id, wanted.address6, prefer, version=6)
+    if wanted.address6:
+        raise InvalidArgument(f"no configured subnet or ip-range contain the IP address {wanted.address6}")
+    return ""
 
 
 def _regain(state: State, books: Allocator, lease: Lease) -> Lease | None:
@@ -128,10 +144,17 @@ def _regain(state: State, books: Allocator, lease: Lease) -> Lease | None:
         return None
     if lease.node_id not in state.nodes or not _ID.fullmatch(lease.id):
         return None
+    address, address6 = (text.partition("/")[0] for text in (lease.address, lease.address6))
+    regained = None
     try:
-        return replace(lease, address=pool.claim(lease.address.partition("/")[0], lease.id))
+        regained = replace(lease, address=pool.claim(address, lease.id), address6="")
+        if (pool6 := books.pool(network.id, 6)) is not None:
+            regained = replace(regained, address6=pool6.claim(address6, lease.id))
     except (AddressInUse, InvalidArgument):
+        if regained is not None:
+            books.free(regained.place, lease.id)
         return None
+    return regained
 
 
 def _renamed(known: Lease, now: Lease) -> list[Op]:
@@ -147,3 +170,7 @@ def _mac(text: str) -> str:
 
 def _place(lease: Lease) -> tuple[str, str, str]:
     return lease.node_id, lease.network_id, lease.container_id
+
+
+def _addresses(lease: Lease) -> tuple[str, str]:
+    return lease.address, lease.address6

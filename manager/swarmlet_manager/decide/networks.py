@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator
-from ipaddress import AddressValueError, IPv4Address, IPv4Network, NetmaskValueError
+from ipaddress import IPv4Network, ip_network
 
 from swarmlet.errors import Conflict, Forbidden, InvalidArgument, NotFound, NotSupported
+from swarmlet.ipam import check_ipam, config_of, plan_family, unique_local_pools
 from swarmlet.model.cluster import Cluster
 from swarmlet.model.defaults import cluster_networks, ingress_ports
-from swarmlet.model.network import IpamConfig, Network, NetworkCreate
+from swarmlet.model.network import Network, NetworkCreate, Subnet
 from swarmlet_manager.decide.reaper import is_gone
 from swarmlet_manager.state import State
 
@@ -31,25 +32,20 @@ _PREDEFINED = ("bridge", "host", "none", "default")
 def plan_network(state: State, spec: NetworkCreate, network_id: str, now: int) -> Network:
     """The record of a new network. InvalidArgument, NotSupported, Conflict (name), Forbidden (subnet in use)."""
     _check(state, spec)
-    configs = spec.ipam.config
-    if len(configs) > 1 or any(":" in config.subnet for config in configs):
-        raise NotSupported(f"network {spec.name}: one IPv4 subnet per network of the cluster is supported so far")
-    config = configs[0] if configs else IpamConfig()
-    used = [IPv4Network(network.subnet) for network in state.networks.values()]
-    if config.subnet:
-        subnet = _subnet(config.subnet, "subnet")
-        if subnet.prefixlen > 30:
-            raise InvalidArgument(f"invalid subnet {subnet}: a network of the cluster needs at least a /30")
-        if any(subnet.overlaps(other) for other in used):
-            raise Forbidden("invalid pool request: Pool overlaps with other one on this address space")
-    else:
-        if config.gateway or config.ip_range or config.auxiliary_addresses:
-            raise InvalidArgument("invalid network config: a gateway, IP range or auxiliary address needs a subnet")
-        subnet = pick_subnet(state, used)
+    check_ipam(spec.ipam, ipv6=spec.enable_ipv6)
+    known = [part for network in state.networks.values() for part in network.families]
+    used = [ip_network(part.subnet) for part in known]
+    asked = config_of(spec.ipam, 4, spec.driver)
+    pools = () if asked.subnet else (pick_subnet(state, [net for net in used if isinstance(net, IPv4Network)]),)
+    v4, v6 = plan_family(asked, used=used, host_routes=(), pools=pools), Subnet()
+    if spec.enable_ipv6:
+        # Where nobody chose: the cluster's own unique local network.
+        seed = "" if state.cluster is None else state.cluster.id
+        asked = config_of(spec.ipam, 6, spec.driver)
+        v6 = plan_family(asked, used=used, host_routes=(), pools=unique_local_pools(seed))
     return Network(
-        id=network_id, spec=spec, subnet=str(subnet), gateway=_gateway(config, subnet),
-        ip_range=_range(config, subnet), vni=next_vni(state.networks.values()), mtu=_mtu(spec),
-        created_at=now, updated_at=now,
+        id=network_id, spec=spec, subnet=v4.subnet, gateway=v4.gateway, ip_range=v4.ip_range, v6=v6,
+        vni=next_vni(state.networks.values()), mtu=_mtu(spec), created_at=now, updated_at=now,
     )
 
 
@@ -83,11 +79,6 @@ def next_vni(networks: Iterable[Network]) -> int:
     if highest < LAST_VNI:
         return highest + 1
     return next(number for number in range(FIRST_VNI, LAST_VNI) if number not in used)
-
-
-def mac_of(address: str) -> str:
-    """The MAC address that goes with an IPv4 address: 02:42 and its four bytes, so that it need not be stored."""
-    return (b"\x02\x42" + IPv4Address(address).packed).hex(":")
 
 
 def users_of(state: State, network: Network) -> str:
@@ -127,8 +118,6 @@ def _check(state: State, spec: NetworkCreate) -> None:
         raise NotFound("plugin", spec.driver, f"network driver {spec.driver} cannot span nodes: use overlay")
     if not spec.enable_ipv4:
         raise NotSupported("IPv4 cannot be disabled on a network of the cluster (EnableIPv4=false)")
-    if spec.enable_ipv6:
-        raise NotSupported(f"network {name}: IPv6 in networks of the cluster is not supported yet")
     if spec.ingress:
         raise NotSupported(f"network {name}: networks of the routing mesh (--ingress) are not supported yet")
     if spec.config_only or (spec.config_from is not None and spec.config_from.network):
@@ -140,41 +129,6 @@ def _check(state: State, spec: NetworkCreate) -> None:
             raise NotSupported(f"network {name}: encrypted networks are not supported yet")
         if option.startswith("com.docker.network.") and option != OPTION_MTU:
             raise NotSupported(f"network option {option} is not supported")
-
-
-def _subnet(text: str, what: str) -> IPv4Network:
-    try:
-        return IPv4Network(text)
-    except (AddressValueError, NetmaskValueError, ValueError) as err:
-        raise InvalidArgument(f"invalid {what} {text}: {err}") from err
-
-
-def _gateway(config: IpamConfig, subnet: IPv4Network) -> str:
-    if not config.gateway:
-        return str(subnet.network_address + 1)
-    try:
-        gateway = IPv4Address(config.gateway)
-    except ValueError as err:
-        raise InvalidArgument(f"invalid gateway address: {config.gateway}") from err
-    if gateway not in subnet or gateway in (subnet.network_address, subnet.broadcast_address):
-        raise InvalidArgument(f"invalid network config: gateway {gateway} is not an address of subnet {subnet}")
-    return str(gateway)
-
-
-def _range(config: IpamConfig, subnet: IPv4Network) -> str:
-    for name, text in config.auxiliary_addresses.items():
-        try:
-            inside = IPv4Address(text) in subnet
-        except ValueError as err:
-            raise InvalidArgument(f"invalid auxiliary address {name}: {text}") from err
-        if not inside:
-            raise InvalidArgument(f"invalid network config: auxiliary address {name}={text} is not in subnet {subnet}")
-    if not config.ip_range:
-        return ""
-    wanted = _subnet(config.ip_range, "IP range")
-    if not wanted.subnet_of(subnet):
-        raise InvalidArgument(f"invalid network config: IP range {wanted} is not in subnet {subnet}")
-    return str(wanted)
 
 
 def _mtu(spec: NetworkCreate) -> int:

@@ -192,6 +192,7 @@ def _network(state: State, network: Network) -> NetworkInfo:
     spec = network.spec
     return NetworkInfo(
         id=network.id, name=network.name, subnet=network.subnet, gateway=network.gateway, ip_range=network.ip_range,
+        subnet6=network.v6.subnet, gateway6=network.v6.gateway, ip_range6=network.v6.ip_range,
         vni=network.vni, mtu=network.mtu, port=data_path_port(state), internal=spec.internal,
         attachable=spec.attachable, ingress=spec.ingress,
         options=spec.options,
@@ -205,8 +206,9 @@ def _endpoint(state: State, place: Place) -> EndpointInfo | None:
     if (lease := state.leases.get(ident)) is not None:
         node = state.nodes.get(lease.node_id)
         return EndpointInfo(
-            network_id=network_id, id=ident, address=_plain(lease.address), node_id=lease.node_id,
-            node_addr=node.data_path if node is not None else "", names=lease.names, mac=lease.mac,
+            network_id=network_id, id=ident, address=_plain(lease.address), address6=_plain(lease.address6),
+            node_id=lease.node_id, node_addr=node.data_path if node is not None else "", names=lease.names,
+            mac=lease.mac,
         )
     task = state.tasks.get(ident)
     if task is None or is_gone(task) or task.status.state < TaskState.ASSIGNED:
@@ -216,7 +218,8 @@ def _endpoint(state: State, place: Place) -> EndpointInfo | None:
     if held is None or node is None or _is_replaced(state, task, held):
         return None
     return EndpointInfo(
-        network_id=network_id, id=task.id, address=_plain(held.address), node_id=task.node_id, node_addr=node.data_path,
+        network_id=network_id, id=task.id, address=_plain(held.address), address6=_plain(held.address6),
+        node_id=task.node_id, node_addr=node.data_path,
         names=_names(task, node), service_id=task.service_id, slot=task.slot, serving=serves(task, node), mac=held.mac,
     )
 
@@ -238,7 +241,8 @@ def _is_replaced(state: State, task: Task, held: NetworkAttachment) -> bool:
     if task.desired_state <= TaskState.RUNNING or held.network_id not in fixed_in(task.spec):
         return False
     return any(
-        other.id != task.id and other.is_active and held in other.networks
+        other.id != task.id and other.is_active
+        and any((place.network_id, place.address) == (held.network_id, held.address) for place in other.networks)
         for other in state.tasks_of_service(task.service_id)
     )
 
@@ -248,8 +252,8 @@ def _service(state: State, place: Place) -> ServiceInfo | None:
     service = state.services.get(ident)
     if service is None or service.pending_delete or network_id not in _wanted(service):
         return None
-    vip = next((vip.address for vip in service.vips if vip.network_id == network_id), "")
-    if not vip and has_vip(service.spec):
+    vip = next((vip for vip in service.vips if vip.network_id == network_id), None)
+    if vip is None and has_vip(service.spec):
         return None  # the allocator is about to give it one
     aliases = next(
         network.aliases for network in service.spec.task_template.networks if network.target == network_id
@@ -258,7 +262,8 @@ def _service(state: State, place: Place) -> ServiceInfo | None:
         ServicePort(name=port.name, protocol=port.protocol, port=port.target_port) for port in service.ports
     )
     return ServiceInfo(
-        network_id=network_id, id=ident, name=service.spec.name, aliases=aliases, vip=_plain(vip), ports=ports
+        network_id=network_id, id=ident, name=service.spec.name, aliases=aliases, ports=ports,
+        vip="" if vip is None else _plain(vip.address), vip6="" if vip is None else _plain(vip.address6),
     )
 
 

@@ -66,7 +66,7 @@ class _PackedTask(msgspec.Struct, array_like=True, frozen=True, gc=False):
     applied_at: int
     not_before: int
     by_update: bool
-    networks: tuple[tuple[str, ...], ...] = ()  # network, address; where one was chosen, the MAC address
+    networks: tuple[tuple[str, ...], ...] = ()  # network, address; then, "" or left out, MAC and IPv6 address
     unhealthy: bool = False
 
 
@@ -244,8 +244,10 @@ def _unpack(service_id: str, packed: _PackedTask, head: _Head, spec: TaskSpec) -
 
 
 def _packed_place(place: NetworkAttachment) -> tuple[str, ...]:
+    if place.address6:
+        return place.network_id, place.address, place.mac, place.address6
     return (place.network_id, place.address, place.mac) if place.mac else (place.network_id, place.address)
 
 
-def _place(network_id: str, address: str, mac: str = "") -> NetworkAttachment:
-    return NetworkAttachment(network_id=intern(network_id), address=address, mac=mac)
+def _place(network_id: str, address: str, mac: str = "", address6: str = "") -> NetworkAttachment:
+    return NetworkAttachment(network_id=intern(network_id), address=address, mac=mac, address6=address6)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import itertools
-from ipaddress import IPv4Interface, IPv4Network
+from ipaddress import IPv4Interface, IPv4Network, ip_network
 
 from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from swarmlet.model.network import Ipam, IpamConfig, Network, NetworkCreate
+from swarmlet.model.network import Ipam, IpamConfig, Network, NetworkCreate, Subnet
 from swarmlet.model.node import Node
 from swarmlet.model.service import (
     ContainerSpec,
@@ -34,6 +34,11 @@ def make_network(ident: str = "n1", subnet: str = "10.1.0.0/29", **more: str) ->
     spec = NetworkCreate(name=f"net-{ident}", driver="overlay", ipam=Ipam(config=(config,)))
     gateway = str(IPv4Network(subnet).network_address + 1)
     return Network(id=ident, spec=spec, subnet=subnet, gateway=gateway, vni=4097)
+
+
+def with_ipv6(network: Network, subnet: str = "fd01::/64") -> Network:
+    gateway = str(ip_network(subnet).network_address + 1)
+    return replace(network, v6=Subnet(subnet=subnet, gateway=gateway))
 
 
 def make_service(ident: str = "s1", *networks: str, mode: str = "dnsrr") -> Service:
@@ -105,6 +110,35 @@ def test_a_service_has_one_virtual_address_per_network_unless_it_wants_none() ->
     world.put(replace(world.state.services["s1"], spec=changed.spec))
     world.allocate()
     assert world.state.services["s1"].vips == () and world.addresses("n1") == []
+
+
+def test_where_a_network_has_ipv6_tasks_and_services_have_an_address_of_each_family() -> None:
+    service = make_service("s1", "n1", mode="vip")
+    world = World(with_ipv6(make_network()), service, make_task("t", service))
+    world.allocate()
+    assert [vip.addresses for vip in world.state.services["s1"].vips] == [("10.1.0.2/29", "fd01::2/64")]
+    assert [place.addresses for place in world.state.tasks["t"].networks] == [("10.1.0.3/29", "fd01::3/64")]
+
+    world.allocator = Allocator(world.state)
+    world.put(make_task("t2", service))
+    world.allocate()
+    assert [place.addresses for place in world.state.tasks["t2"].networks] == [("10.1.0.4/29", "fd01::4/64")]
+
+
+def test_what_lacks_an_address_of_one_family_holds_none_of_the_other() -> None:
+    service = make_service("s1", "n1")
+    tasks = [make_task(f"t{number}", service, number) for number in range(3)]
+    world = World(with_ipv6(make_network(), "fd01::/126"), service, *tasks)
+    world.allocate()
+    waiting = [task for task in world.state.tasks.values() if task.status.state is TaskState.NEW]
+    assert [(task.id, task.status.err) for task in waiting] == [
+        ("t2", "no address is free in network net-n1 (fd01::/126, 2 in use)")
+    ]
+    pool = world.allocator.pool("n1")
+    assert pool is not None and pool.taken == 2
+    world.delete(world.state.tasks["t0"])
+    world.allocate()
+    assert [place.addresses for place in world.state.tasks["t2"].networks] == [("10.1.0.5/29", "fd01::2/126")]
 
 
 def test_a_full_network_is_said_by_the_task_and_cured_when_an_address_comes_free() -> None:

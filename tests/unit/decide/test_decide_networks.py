@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+from ipaddress import ip_network
+
 import pytest
+from msgspec.structs import replace
 
 from swarmlet.errors import Conflict, Forbidden, InvalidArgument, NotSupported, SwarmletError
 from swarmlet.model.cluster import Cluster
 from swarmlet.model.network import Ipam, IpamConfig, Network, NetworkCreate
 from swarmlet.model.node import Node
-from swarmlet_manager.decide.networks import FIRST_VNI, mac_of, next_vni, plan_network
+from swarmlet_manager.decide.networks import FIRST_VNI, next_vni, plan_network
 from swarmlet_manager.state import Put, State
 
 
 def spec(name: str = "web", subnet: str = "", **more: object) -> NetworkCreate:
     config = {key: more.pop(key) for key in ("gateway", "ip_range", "auxiliary_addresses") if key in more}
     configs = (IpamConfig(subnet=subnet, **config),) if subnet or config else ()  # type: ignore[arg-type]
-    return NetworkCreate(name=name, driver="overlay", ipam=Ipam(config=configs), **more)  # type: ignore[arg-type]
+    return NetworkCreate(name=name, driver="overlay", **{"ipam": Ipam(config=configs)} | more)  # type: ignore[arg-type]
 
 
 def state_with(*records: Network | Node | Cluster) -> State:
@@ -64,11 +67,13 @@ def test_what_was_asked_for_is_kept() -> None:
         (spec(subnet="10.5.0.128/25"), Forbidden, "Pool overlaps with other one on this address space"),
         (spec(subnet="10.6.0.1/24"), InvalidArgument, "invalid subnet 10.6.0.1/24"),
         (spec(subnet="10.6.0.0/31"), InvalidArgument, "at least a /30"),
-        (spec(subnet="10.6.0.0/24", gateway="10.7.0.1"), InvalidArgument, "gateway 10.7.0.1"),
-        (spec(subnet="10.6.0.0/24", ip_range="10.7.0.0/25"), InvalidArgument, "IP range 10.7.0.0/25"),
+        (spec(subnet="10.6.0.0/24", gateway="10.7.0.1"), InvalidArgument, "invalid gateway 10.7.0.1"),
+        (spec(subnet="10.6.0.0/24", ip_range="10.7.0.0/25"), InvalidArgument, "invalid ip-range 10.7.0.0/25"),
         (spec(gateway="10.7.0.1"), InvalidArgument, "needs a subnet"),
-        (spec(subnet="fd00::/64"), NotSupported, "one IPv4 subnet"),
-        (spec(enable_ipv6=True), NotSupported, "IPv6"),
+        (spec(enable_ipv4=False), NotSupported, "IPv4 cannot be disabled"),
+        (spec(subnet="fd05::/80", enable_ipv6=True), Forbidden, "Pool overlaps with other one on this address space"),
+        (spec(subnet="fd06::1/64", enable_ipv6=True), InvalidArgument, "it should be fd06::/64"),
+        (spec(subnet="fd06::/127", enable_ipv6=True), InvalidArgument, "at least a /126"),
         (spec(ingress=True), NotSupported, "--ingress"),
         (spec(options={"encrypted": ""}), NotSupported, "encrypted"),
         (spec(options={"com.docker.network.x": "1"}), NotSupported, "com.docker.network.x"),
@@ -76,7 +81,8 @@ def test_what_was_asked_for_is_kept() -> None:
     ],
 )
 def test_what_cannot_be_is_refused_by_name(wanted: NetworkCreate, error: type[SwarmletError], words: str) -> None:
-    state = state_with(plan_network(State(), spec("first", "10.5.0.0/24"), "id1", 1))
+    first = spec("first", ipam=Ipam(config=(IpamConfig(subnet="10.5.0.0/24"), IpamConfig(subnet="fd05::/64"))))
+    state = state_with(plan_network(State(), replace(first, enable_ipv6=True), "id1", 1))
     with pytest.raises(error) as raised:
         plan_network(state, wanted, "id2", 2)
     assert words in str(raised.value)
@@ -89,5 +95,24 @@ def test_a_number_is_used_again_only_when_all_have_been_used() -> None:
     assert next_vni([first, last]) == FIRST_VNI + 1
 
 
-def test_a_mac_address_follows_from_the_address() -> None:
-    assert mac_of("10.0.1.255") == "02:42:0a:00:01:ff"
+def test_a_network_with_ipv6_has_a_subnet_of_each_family() -> None:
+    state = state_with(Cluster(id="c"))
+    one = plan_network(state, spec("one", enable_ipv6=True), "id1", 1)
+    state.apply(Put(one))
+    two = plan_network(state, spec("two", enable_ipv6=True), "id2", 1)
+    assert (one.subnet, two.subnet) == ("10.0.0.0/20", "10.0.16.0/20")
+    first, second = ip_network(one.v6.subnet), ip_network(two.v6.subnet)
+    # Of the cluster's own unique local /48, one after the other.
+    assert (first.prefixlen, second.prefixlen) == (64, 64) and first.subnet_of(ip_network("fd00::/8"))
+    assert first.supernet(new_prefix=48) == second.supernet(new_prefix=48) and first != second
+    assert one.v6.gateway == str(first.network_address + 1)
+
+    config = (IpamConfig(subnet="fd06::/64", gateway="fd06::ff", ip_range="fd06::1:0/112"),)
+    chosen = plan_network(state, spec("three", enable_ipv6=True, ipam=Ipam(config=config)), "id3", 1)
+    assert (chosen.v6.subnet, chosen.v6.gateway, chosen.v6.ip_range) == ("fd06::/64", "fd06::ff", "fd06::1:0/112")
+    assert chosen.subnet == "10.0.16.0/20"
+
+
+def test_without_ipv6_its_subnets_are_not_looked_at() -> None:
+    """As dockerd does (ValidateIPAM)."""
+    assert plan_network(State(), spec(subnet="fd06::/64"), "id", 1).families[1:] == ()

@@ -175,10 +175,12 @@ def test_ports_of_the_routing_mesh_are_not_the_containers_own_and_its_answers_le
 
 def test_a_task_comes_into_the_clusters_networks_with_the_addresses_it_was_given() -> None:
     wide = task(ContainerSpec(image="x"), networks=(NetworkAttachmentConfig(target="id1"),))
-    made = container_for(wide, NODE, places(back="10.0.1.5/24"))
+    place = NetworkAttachment(network_id="id1", address="10.0.1.5/24", address6="fd00::5/64")
+    made = container_for(wide, NODE, {"back": place})
     assert made.host_config.network_mode == "back"
     (endpoint,) = made.networking_config.endpoints_config.values()
-    assert endpoint is not None and endpoint.ipam_config == EndpointIPAMConfig(ipv4_address="10.0.1.5")
+    both = EndpointIPAMConfig(ipv4_address="10.0.1.5", ipv6_address="fd00::5")
+    assert endpoint is not None and endpoint.ipam_config == both
     with pytest.raises(InvalidArgument, match="no address in some of its networks"):
         container_for(wide, NODE)
 

@@ -6,7 +6,7 @@ answers for it, and a host that comes up again makes it again, also while no man
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from ipaddress import ip_address
 
@@ -16,7 +16,7 @@ from swarmlet.errors import SwarmletError
 from swarmlet.ipam import mac_of
 from swarmlet.log import get_logger
 from swarmlet.model.base import Record
-from swarmlet.model.network import Lease
+from swarmlet.model.network import Lease, Subnet
 from swarmlet.wire.networking import EndpointInfo, MeshInfo, NetworkInfo, Networking, ServiceInfo
 from swarmlet_agent.journal import Write
 from swarmlet_agent.net.ground import Ground
@@ -142,14 +142,14 @@ class ClusterNetworks:
         network, net = self._ground.catalog.by_id[network_id], self._nets[network_id]
         here = underlay or network.underlay
         self._ground.granted[network_id] = frozenset(
-            endpoint.address for endpoint in net.endpoints.values() if endpoint.node_addr == here
+            address
+            for endpoint in net.endpoints.values() if endpoint.node_addr == here for address in endpoint.addresses
         )
         wanted = {
-            endpoint.address: Remote(
-                endpoint.address, endpoint.mac or mac_of(ip_address(endpoint.address)), endpoint.node_addr
-            )
+            address: Remote(address, endpoint.mac or mac_of(ip_address(endpoint.address)), endpoint.node_addr)
             for endpoint in net.endpoints.values()
             if endpoint.node_addr and endpoint.node_addr != here
+            for address in endpoint.addresses
         }
         try:
             await self._ground.run(self._ground.kernel.overlays.program, network, net.programmed, wanted)
@@ -158,7 +158,7 @@ class ClusterNetworks:
             log.error("endpoints of a network cannot be reached", network=network.name, reason=str(err))
         else:
             net.programmed = wanted
-        gone = {known.address for known in net.last.values()} - {known.address for known in net.endpoints.values()}
+        gone = _addresses(net.last.values()) - _addresses(net.endpoints.values())
         net.last = dict(net.endpoints)
         await self._balance(network_id, net, gone)
         if network.ingress:
@@ -179,7 +179,8 @@ class ClusterNetworks:
                 if news.full:  # no port is published anywhere: whatever an earlier agent made goes
                     await self._ground.run(kernel.mesh.remove)
                 return
-            subnets = tuple(sorted(network.subnet for network in self._ground.catalog.bridges() if network.subnet))
+            bridges = self._ground.catalog.bridges()
+            subnets = tuple(sorted(part.subnet for network in bridges for part in network.families))
             if (state := mesh_state(told, node_id, subnets)) is None:
                 return
             await self._ground.run(kernel.mesh.ensure, state)
@@ -242,11 +243,17 @@ class ClusterNetworks:
         return Write(TOLD, network_id, msgspec.msgpack.encode(told))
 
 
+def _addresses(endpoints: Iterable[EndpointInfo]) -> set[str]:
+    return {address for endpoint in endpoints for address in endpoint.addresses}
+
+
 def record_of(info: NetworkInfo, underlay: str) -> NetworkRecord:
     """The network as this node's engine has it."""
     return NetworkRecord(
         id=info.id, name=info.name, driver="overlay", created_at=info.created_at, bridge=bridge_of(info.id),
         subnet=info.subnet, gateway=info.gateway, ip_range=info.ip_range, chosen_subnet=True,
+        v6=Subnet(subnet=info.subnet6, gateway=info.gateway6, ip_range=info.ip_range6, chosen=True)
+        if info.subnet6 else Subnet(),
         vni=info.vni, port=info.port, underlay=underlay, mtu=info.mtu, internal=info.internal,
         attachable=info.attachable, ingress=info.ingress, options=dict(info.options), labels=dict(info.labels),
     )

@@ -28,31 +28,32 @@ def directory(endpoints: Collection[EndpointInfo], services: Collection[ServiceI
     serving: defaultdict[str, list[EndpointInfo]] = defaultdict(list)
     for endpoint in sorted(endpoints, key=lambda endpoint: (endpoint.slot, endpoint.id)):
         for name in endpoint.names:
-            names[name.lower()].append(endpoint.address)
-        if endpoint.names:
-            by_address[endpoint.address] = endpoint.names[0]
+            names[name.lower()] += endpoint.addresses
+        for address in endpoint.addresses if endpoint.names else ():
+            by_address[address] = endpoint.names[0]
         if endpoint.serving and endpoint.service_id:
             serving[endpoint.service_id].append(endpoint)
     for service in sorted(services, key=lambda service: (service.name, service.id)):
         tasks = serving[service.id]
-        addresses = [task.address for task in tasks]
+        addresses = [address for task in tasks for address in task.addresses]
         for name in dict.fromkeys((service.name.lower(), *(alias.lower() for alias in service.aliases))):
-            names[name] += [service.vip] if service.vip else addresses
+            names[name] += service.vips or addresses
             names[f"tasks.{name}"] += addresses
             for task in tasks:
                 if task.slot:
-                    names[f"{task.slot}.{name}"].append(task.address)
-        if service.vip:
-            by_address[service.vip] = service.name
+                    names[f"{task.slot}.{name}"] += task.addresses
+        for vip in service.vips:
+            by_address[vip] = service.name
     return Directory({name: tuple(dict.fromkeys(found)) for name, found in names.items()}, by_address)
 
 
 def backends(
     endpoints: Collection[EndpointInfo], services: Collection[ServiceInfo]
 ) -> dict[str, tuple[str, ...]]:
-    """VIP -> addresses of the tasks that serve it now; () for none."""
-    serving: defaultdict[str, list[str]] = defaultdict(list)
+    """VIP -> addresses, of its family, of the tasks that serve it now; () for none."""
+    serving: defaultdict[tuple[str, bool], list[str]] = defaultdict(list)
     for endpoint in endpoints:
         if endpoint.serving and endpoint.service_id:
-            serving[endpoint.service_id].append(endpoint.address)
-    return {service.vip: tuple(sorted(serving[service.id])) for service in services if service.vip}
+            for address in endpoint.addresses:
+                serving[endpoint.service_id, ":" in address].append(address)
+    return {vip: tuple(sorted(serving[service.id, ":" in vip])) for service in services for vip in service.vips}

@@ -16,7 +16,7 @@ from swarmlet.errors import InvalidArgument, SwarmletError, Unavailable
 from swarmlet.log import get_logger
 from swarmlet.model.container import EndpointSettings
 from swarmlet.model.ids import new_hex_id
-from swarmlet.model.network import Lease
+from swarmlet.model.network import Lease, Subnet
 from swarmlet.wire.leasing import LeaseAnswer, LeaseAsk
 from swarmlet_agent.net import plan_attach
 from swarmlet_agent.net.ground import Ground
@@ -113,7 +113,7 @@ class ClusterLeases:
 
     async def take(
         self, ref: str, settings: EndpointSettings, *, container_id: str, container_name: str,
-        names: tuple[str, ...], earlier: str = "",
+        names: tuple[str, ...], earlier: EndpointRecord | None = None,
     ) -> Lease:
         """A place in one network. LeaseRefused; Unavailable. Returns once this node takes part in the network."""
         ipam = settings.ipam_config
@@ -121,7 +121,9 @@ class ClusterLeases:
             plan_attach.check_mac(settings.mac_address)
         ask = LeaseAsk(
             id=new_hex_id(), network=ref, container_id=container_id, container_name=container_name, names=names,
-            address=ipam.ipv4_address if ipam is not None else "", prefer=earlier, mac=settings.mac_address,
+            address=ipam.ipv4_address if ipam is not None else "", prefer=earlier.ip if earlier is not None else "",
+            address6=ipam.ipv6_address if ipam is not None else "",
+            prefer6=earlier.ip6 if earlier is not None else "", mac=settings.mac_address,
         )
         try:
             lease, _ = await self._ask(ask)
@@ -135,7 +137,10 @@ class ClusterLeases:
     async def look_up(self, ref: str) -> NetworkRecord:
         """A network that this node takes no part in, as far as a container that does not run needs it."""
         lease, name = await self._ask(LeaseAsk(id=new_hex_id(), network=ref))
-        return NetworkRecord(id=lease.network_id, name=name, driver="overlay", attachable=True, chosen_subnet=True)
+        return NetworkRecord(
+            id=lease.network_id, name=name, driver="overlay", attachable=True, chosen_subnet=True,
+            v6=Subnet(chosen=True),
+        )
 
     def give_back(self, *idents: str) -> None:
         """Those that are not held are fine."""
@@ -167,11 +172,11 @@ class ClusterLeases:
             raise LeaseRefused(reason + answer.message, answer.status)
         return answer.lease, answer.network
 
-    def _earlier(self, container_id: str, ref: str, before: SandboxRecord | None) -> str:
-        """The address a container had in a network once."""
+    def _earlier(self, container_id: str, ref: str, before: SandboxRecord | None) -> EndpointRecord | None:
+        """The place a container had in a network once."""
         former: Mapping[str, EndpointRecord] = self._ground.former.get(container_id, {})
         places = [*(before.endpoints if before is not None else ()), *former.values()]
-        return next((place.ip for place in places if ref in (place.network, place.network_id)), "")
+        return next((place for place in places if ref in (place.network, place.network_id)), None)
 
 
 def lease_of(sandbox: SandboxRecord, endpoint: EndpointRecord) -> Lease:
@@ -179,5 +184,5 @@ def lease_of(sandbox: SandboxRecord, endpoint: EndpointRecord) -> Lease:
     return Lease(
         id=endpoint.id, network_id=endpoint.network_id, node_id="", container_id=sandbox.container_id,
         container_name=sandbox.container_name, address=f"{endpoint.ip}/{endpoint.prefix}", names=endpoint.names,
-        mac=endpoint.wish.mac_address,
+        address6=f"{endpoint.ip6}/{endpoint.prefix6}" if endpoint.ip6 else "", mac=endpoint.wish.mac_address,
     )
