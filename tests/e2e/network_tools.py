@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
+import subprocess
+import sys
+from collections.abc import Iterator
 
 from e2e_cluster import Cluster, View
 
@@ -32,3 +36,46 @@ def address(view: View, container: str, network: str = "bridge") -> str:
 def fetch(cluster: Cluster, number: int, url: str) -> str:
     """A page, fetched on a host."""
     return cluster.exec(number, "busybox", "timeout", "5", "busybox", "wget", "-qO-", url).strip()
+
+
+_UDP_ECHO = """
+import socket, sys
+channel = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM)
+channel.bind(("::", int(sys.argv[1])))
+print("ready", flush=True)
+while True:
+    data, source = channel.recvfrom(2048)
+    channel.sendto(sys.argv[2].encode() + b" " + data, source)
+"""
+_UDP_ASK = """
+import socket, sys
+channel = socket.socket(socket.AF_INET6 if ":" in sys.argv[1] else socket.AF_INET, socket.SOCK_DGRAM)
+channel.settimeout(2)
+channel.connect((sys.argv[1], int(sys.argv[2])))
+channel.send(b"?")
+print(channel.recv(2048).decode())
+"""
+
+
+def _inside(view: View, container: str, code: str, *args: str) -> list[str]:
+    """Python in the network of a container: busybox speaks no UDP."""
+    pid = view("inspect", "-f", "{{.State.Pid}}", container)
+    return ["nsenter", f"--net=/proc/{pid}/ns/net", sys.executable, "-c", code, *args]
+
+
+@contextlib.contextmanager
+def udp_echo(view: View, container: str, port: int, tag: str) -> Iterator[None]:
+    """A datagram to a port of either family of a container is answered with "tag datagram"."""
+    argv = _inside(view, container, _UDP_ECHO, str(port), tag)
+    with subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE) as process:
+        try:
+            assert process.stdout is not None and process.stdout.readline() == b"ready\n"
+            yield
+        finally:
+            process.kill()
+
+
+def udp_ask(view: View, container: str, address: str, port: int) -> str:
+    """What a datagram from inside a container is answered, "" for nothing."""
+    done = subprocess.run(_inside(view, container, _UDP_ASK, address, str(port)), capture_output=True, text=True)
+    return done.stdout.strip()

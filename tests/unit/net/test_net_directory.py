@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from msgspec.structs import replace
+
 from swarmlet.wire.networking import EndpointInfo, ServiceInfo
 from swarmlet_agent.net.names import NameTable
-from swarmlet_agent.net.overlay.directory import Directory, directory
+from swarmlet_agent.net.overlay.directory import Directory, backends, directory
 
 
 def endpoint(ident: str, last: int, *, slot: int = 0, service: str = "", serving: bool = True) -> EndpointInfo:
@@ -41,6 +43,18 @@ def test_a_service_with_a_virtual_address_stands_for_that() -> None:
     assert found.by_name["web"] == found.by_name["www"] == ("10.0.0.2",)
     assert found.by_name["tasks.web"] == ("10.0.0.4", "10.0.0.5")
     assert found.by_address["10.0.0.2"] == "web" and found.by_address["10.0.0.4"] == "web.1.aa"
+
+
+def test_with_ipv6_names_and_virtual_addresses_are_of_both_families() -> None:
+    web = [replace(known, address6=f"fd00::{number}") for number, known in enumerate(WEB, 4)]
+    services = [ServiceInfo(network_id="n", id="s", name="web", vip="10.0.0.2", vip6="fd00::2")]
+    found = directory(web, services)
+    assert found.by_name["web"] == ("10.0.0.2", "fd00::2")
+    assert found.by_name["tasks.web"] == ("10.0.0.4", "fd00::4", "10.0.0.5", "fd00::5")
+    assert found.by_name["2.web"] == ("10.0.0.5", "fd00::5")
+    assert (found.by_address["fd00::2"], found.by_address["fd00::6"]) == ("web", "web.3.cc")
+    assert backends(web, services) == {"10.0.0.2": ("10.0.0.4", "10.0.0.5"), "fd00::2": ("fd00::4", "fd00::5")}
+    assert backends([], services) == {"10.0.0.2": (), "fd00::2": ()}
 
 
 def test_a_service_without_tasks_is_known_and_has_no_address() -> None:
