@@ -21,7 +21,8 @@ ASK = r"printf 'GET / HTTP/1.0\r\n\r\n' | nc -w 2 {} 8080 | tail -n 1"
 
 @pytest.fixture
 def network(cluster: Cluster) -> Iterator[str]:
-    cluster.view("network", "create", "-d", "overlay", "--ipv6", "--subnet", SUBNET, "--subnet", SUBNET6, NETWORK)
+    cluster.view("network", "create", "-d", "overlay", "--attachable", "--ipv6", "--subnet", SUBNET, "--subnet",
+                 SUBNET6, NETWORK)  # fmt: skip
     yield NETWORK
     if services := cluster.view("service", "ls", "-q").split():
         cluster.view("service", "rm", *services)
@@ -145,6 +146,23 @@ def test_a_service_has_a_virtual_address_of_each_family(cluster: Cluster, networ
     view("service", "scale", "-d", "web=0")
     node, ident = inside(cluster, "asker")[2]
     eventually(lambda: b"refused" in node.run("exec", ident, "sh", "-c", f"nc -w 5 {six} 8080 </dev/null").stderr)
+
+
+def test_plain_containers_have_an_address_of_each_family(cluster: Cluster, network: str) -> None:
+    one, two = cluster.node(1), cluster.node(2)
+    one("run", "-d", "--name", "plain1", "--network", network, "--ip6", "fd66::77", "busybox", "sleep", "600")
+    two("run", "-d", "--name", "plain2", "--network", network, "busybox", "sleep", "600")
+    four, six = addresses(one, "plain1")
+    assert six == "fd66::77" and addresses(two, "plain2")[1]
+    assert (resolved(two, "plain2", "plain1"), resolved(two, "plain2", "plain1", "a")) == ({six}, {four})
+    assert eventually(lambda: pings(two, "plain2", "plain1"))
+    taken = two.run("run", "--rm", "--network", network, "--ip6", "fd66::77", "busybox", "true")
+    assert taken.returncode and b"Address already in use" in taken.stderr
+    before = addresses(two, "plain2")
+    two("restart", "-t", "0", "plain2")
+    assert addresses(two, "plain2") == before
+    one("rm", "-f", "plain1")
+    two("rm", "-f", "plain2")
 
 
 def test_a_killed_agent_finds_its_ipv6_networks_again_and_a_task_that_moves_is_found(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from ipaddress import IPv4Interface, IPv4Network
+from ipaddress import IPv4Interface, IPv4Network, ip_network
 
 import pytest
 from decide_make import make_node
@@ -13,7 +13,7 @@ from msgspec.structs import replace
 
 from swarmlet.errors import Conflict, Forbidden, InvalidArgument, NotFound, SwarmletError, Unavailable
 from swarmlet.model.defaults import NODE_DOWN_ORPHAN_NS
-from swarmlet.model.network import Ipam, IpamConfig, Lease, Network, NetworkCreate
+from swarmlet.model.network import Ipam, IpamConfig, Lease, Network, NetworkCreate, Subnet
 from swarmlet.model.states import NodeState
 from swarmlet_manager.decide.addresses import AddressInUse, Allocator, Exhausted
 from swarmlet_manager.decide.leases import Granted, Stated, plan_ask, plan_held
@@ -50,9 +50,9 @@ class Books:
     ) -> Lease:
         wanted = Lease(
             id=ident, network_id="", node_id=node, container_id=f"c{ident}", container_name=f"box{ident}",
-            address=address, mac=more.get("mac", ""),
+            address=address, mac=more.get("mac", ""), address6=more.get("address6", ""),
         )
-        granted: Granted = plan_ask(self.state, self.books, ref, wanted, prefer)
+        granted: Granted = plan_ask(self.state, self.books, ref, wanted, prefer, more.get("prefer6", ""))
         self.write(granted.ops)
         return self.state.leases[ident]
 
@@ -76,6 +76,38 @@ def test_a_container_gets_an_address_of_the_network() -> None:
     assert books.ask("2", "b", "net-n1").address == "10.1.0.3/29"
     books.check()
     assert users_of(books.state, books.state.networks["n1"]).startswith("network n1 is in use by container box")
+
+
+def with_ipv6(subnet: str = "fd01::/126") -> Network:
+    return replace(network(), v6=Subnet(subnet=subnet, gateway=str(ip_network(subnet).network_address + 1)))
+
+
+def test_where_a_network_has_ipv6_a_container_has_an_address_of_each_family_or_none() -> None:
+    books = Books(with_ipv6())
+    assert books.ask("1", prefer6="fd01::3").place.addresses == ("10.1.0.2/29", "fd01::3/126")
+    with pytest.raises(AddressInUse):
+        books.ask("2", address6="fd01::3")
+    with pytest.raises(InvalidArgument, match="invalid IPv6 address: 10"):
+        books.ask("2", address6="10.1.0.4")
+    assert books.ask("2", address6="fd01::2").address == "10.1.0.5/29"
+    with pytest.raises(Exhausted, match="fd01::/126, 2 in use"):
+        books.ask("3")
+    books.check()
+    assert books.held("a", books.state.leases["1"], full=True).lost == ()
+    books.check()
+    with pytest.raises(InvalidArgument, match="no configured subnet"):
+        Books().ask("1", address6="fd01::3")
+
+
+def test_a_lease_of_both_families_is_regained_whole_or_not_at_all() -> None:
+    books = Books(with_ipv6())
+    one = books.ask("1")
+    books.held("a", full=True)
+    assert books.held("a", one).lost == () and books.state.leases["1"].place == one.place
+    books.held("a", full=True)
+    books.ask("2", "b", address6=one.address6.partition("/")[0], address="10.1.0.6")
+    assert books.held("a", one).lost == ("1",)
+    books.check()
 
 
 def test_asked_again_the_answer_is_the_same_with_newer_names() -> None:
