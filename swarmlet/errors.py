@@ -31,6 +31,17 @@ class Conflict(SwarmletError):
     """The object exists in a state that forbids the request (name taken, in use, running)."""
 
 
+class NameTaken(Conflict):
+    """A container of this name exists, on this host or, in the cluster view, on any."""
+
+    def __init__(self, name: str, holder: str, doing: str = "") -> None:
+        """holder: that container's id; doing: what failed for it, if that is told."""
+        super().__init__(
+            f'{doing and doing + ": "}Conflict. The container name "/{name}" is already in use by container '
+            f'"{holder}". You have to remove (or rename) that container to be able to reuse that name.'
+        )
+
+
 class NotModified(SwarmletError):
     """The object is in the wanted state already (Engine API 304: start of a running container)."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import msgspec
@@ -14,6 +14,7 @@ from swarmlet.model.times import parse_timestamp
 #: Longest pattern tried: names and ids are at most a few hundred characters.
 MAX_PATTERN = 300
 _DURATION = re.compile(r"(?:\d+(?:\.\d*)?(?:ns|us|µs|ms|s|m|h))+")
+_MOMENT = re.compile(r"@-?[0-9]{1,20}")
 _DURATION_PART = re.compile(r"(\d+(?:\.\d*)?)(ns|us|µs|ms|s|m|h)")
 _NS = {"ns": 1, "us": 1e3, "µs": 1e3, "ms": 1e6, "s": 1e9, "m": 60e9, "h": 3600e9}
 
@@ -127,6 +128,22 @@ def decode_filters(text: str) -> Filters:
             raise InvalidArgument(f"invalid filter '{key}': expected a list of strings")
         values[key] = tuple(chosen)
     return Filters(values)
+
+
+def moment(at_ns: int) -> str:
+    """A value of before and since that means a time: no name or id of anything looks like it.
+
+    For the manager: what a client names there may be on one node only, and its time is what the others need.
+    """
+    return f"@{at_ns}"
+
+
+def moments_of(filters: Filters, key: str, created_at: Callable[[str], int]) -> list[int]:
+    """The times (ns since the epoch) that before or since mean. created_at: of an object by name; NotFound."""
+    return [
+        int(value[1:]) if _MOMENT.fullmatch(value) else created_at(value)
+        for value in filters.get(key)
+    ]
 
 
 def until_of(filters: Filters, now: int) -> int | None:

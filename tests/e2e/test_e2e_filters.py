@@ -158,6 +158,35 @@ def test_nodes_are_filtered(whole_cluster: Cluster) -> None:
     whole_cluster.view("node", "update", "--label-rm", "colour", "node-3")
 
 
+def test_before_and_since_count_on_every_node(whole_cluster: Cluster) -> None:
+    """The container that is named lives on one node, those that are meant on others, too."""
+    view, nodes = whole_cluster.view, [whole_cluster.node(number) for number in (2, 3, 2, 3)]
+    try:
+        for number, node in enumerate(nodes):
+            node("create", "--label", "order", "--name", f"o-{number}", "busybox", "true")
+        shown = ("ps", "-a", "--filter", "label=order", "--format", "{{.Names}}")
+        eventually(lambda: len(view(*shown).split()) == 4)
+        ident = view("inspect", "-f", "{{.Id}}", "o-2")
+        for ref in ("o-2", "/o-2", ident, ident[:12]):
+            assert set(view(*shown, "--filter", f"before={ref}").split()) == {"o-0", "o-1"}
+            assert view(*shown, "--filter", f"since={ref}") == "o-3"
+        assert set(view(*shown, "--filter", "before=o-3", "--filter", "since=o-0").split()) == {"o-1", "o-2"}
+        assert view(*shown, "--filter", "before=o-1", "-n", "2") == "o-0"
+    finally:
+        for number, node in enumerate(nodes):
+            node.run("rm", "-f", f"o-{number}")
+
+
+def test_images_before_and_since_one_that_is_on_one_node(whole_cluster: Cluster) -> None:
+    view, node = whole_cluster.view, whole_cluster.node(2)
+    try:
+        node("import", "--message", "x", "/dev/null", "only-here:1")
+        shown = ("images", "--filter", "reference=busybox", "--format", "{{.Repository}}", "--filter")
+        assert view(*shown, "before=only-here:1") == "busybox" and view(*shown, "since=only-here:1") == ""
+    finally:
+        node.run("rmi", "only-here:1")
+
+
 def test_ps_counts_sizes_and_formats(views: tuple[View, View]) -> None:
     for view in views:
         assert view("ps", "-n", "2", "--format", "{{.Names}}").split() == ["f-five", "f-four"]
@@ -187,3 +216,65 @@ def test_events_of_the_past_are_filtered(views: tuple[View, View]) -> None:
         assert told(view, "volume=fvol")[0] == "volume create" and "volume mount" in told(view, "volume=fvol")
         assert {line.split()[0] for line in told(view, "type=image")} == {"image"}
         assert "image tag" in told(view, "type=image", "event=tag", "image=fimg:1")
+
+
+@pytest.fixture(scope="module")
+def services(whole_cluster: Cluster) -> Iterator[View]:
+    """A replicated service of two tasks and a global one, all of them running."""
+    view = whole_cluster.view
+    create = ("service", "create", "--detach=false", "--quiet")
+    view(*create, "--name", "s-web", "--label", "tier=front", "--container-label", "inner=1", "--replicas", "2",
+         "--constraint", "node.hostname!=node-1", "busybox", "sleep", "1000")  # fmt: skip
+    view(*create, "--name", "s-all", "--label", "tier=back", "--mode", "global", "busybox", "sleep", "1000")
+    try:
+        yield view
+    finally:
+        view("service", "rm", "s-web", "s-all")
+
+
+@pytest.mark.parametrize(
+    ("filters", "expected"),
+    [
+        ("name=s-web", "s-web"), ("name=s-", "s-web s-all"), ("name=web", ""), ("name=s-web name=s-all", "s-web s-all"),
+        ("label=tier", "s-web s-all"), ("label=tier=front", "s-web"), ("label=inner=1", ""),
+        ("mode=global", "s-all"), ("mode=replicated", "s-web"), ("mode=replicated mode=global", "s-web s-all"),
+        ("id=ID", "s-web"), ("id=nope", ""), ("name=s-web mode=global", ""),
+    ],
+)  # fmt: skip
+def test_services_are_filtered(services: View, filters: str, expected: str) -> None:
+    ident = services("service", "inspect", "-f", "{{.ID}}", "s-web")
+    given = [word.replace("ID", ident[:10]) for each in filters.split() for word in ("--filter", each)]
+
+    assert set(services("service", "ls", *given, "--format", "{{.Name}}").split()) == set(expected.split())
+
+
+def test_tasks_of_services_are_filtered(services: View) -> None:
+    rows = services.rows("service", "ps", "--no-trunc", "s-web", "s-all")
+    nodes = {row["ID"]: row["Node"] for row in rows}
+    names = {row["ID"]: row["Name"] for row in rows}
+    everything = {row["ID"] for row in rows}
+    web = {ident for ident, name in names.items() if name.startswith("s-web.")}
+
+    def told(*filters: str) -> set[str]:
+        given = [word for each in filters for word in ("--filter", each)]
+        return set(services("service", "ps", "--no-trunc", "-q", *given, "s-web", "s-all").split())
+
+    assert told() == everything and len(web) == 2 and len(everything) == 5
+    assert told("name=s-web") == web and told("name=s-web.1") == {i for i in web if names[i] == "s-web.1"}
+    assert told("name=nope") == set()
+    for name in ("node-1", "node-2", "node-3"):
+        ident = services("node", "inspect", "-f", "{{.ID}}", name)
+        on_it = {task for task, node in nodes.items() if node == name}
+        assert told(f"node={name}") == on_it == told(f"node={ident}")
+    assert told("node=node-2", "node=node-3") == {task for task, node in nodes.items() if node != "node-1"}
+    one = min(web)
+    assert told(f"id={one}") == {one} == told(f"id={one[:10]}")
+    assert told("desired-state=running") == everything and told("desired-state=shutdown") == set()
+    assert told("desired-state=running", "name=s-web", f"node={nodes[one]}") == {one}
+    services("service", "scale", "--detach=false", "s-web=1")
+    services("service", "update", "--detach=false", "--quiet", "--force", "s-web")
+    assert len(told("desired-state=shutdown", "name=s-web")) >= 1
+    assert len(told("desired-state=running", "name=s-web")) == 1
+    for wrong, words in (("bad=x", "bad"), ("desired-state=odd", "desired-state=odd")):
+        done = services.run("service", "ps", "--filter", wrong, "s-web")
+        assert done.returncode == 1 and words in done.stderr.decode()

@@ -40,6 +40,13 @@ def test_a_check_turns_healthy_unhealthy_and_healthy_again_and_events_tell(view:
     told = view("events", "--since", "60s", "--until", f"{time.time():.6f}", "--filter", f"container={ident}",
                 "--filter", "event=health_status", "--format", "{{.Action}}").splitlines()  # fmt: skip
     assert told == ["health_status: healthy", "health_status: unhealthy", "health_status: healthy"]
+    probes = view("events", "--since", "60s", "--until", f"{time.time():.6f}", "--filter", f"container={ident}",
+                  "--filter", "event=exec_create", "--filter", "event=exec_start", "--filter", "event=exec_die",
+                  "--format", "{{.Action}} {{.Actor.Attributes.exitCode}}").splitlines()  # fmt: skip
+    assert probes[:3] == [
+        "exec_create: /bin/sh -c test -e /ok <no value>", "exec_start: /bin/sh -c test -e /ok <no value>", "exec_die 0",
+    ]
+    assert "exec_die 1" in probes
 
 
 def test_the_last_five_results_are_kept_with_the_beginning_of_their_output(view: View) -> None:

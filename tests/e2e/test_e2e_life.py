@@ -74,7 +74,16 @@ def test_a_life_from_created_to_removed(view: View) -> None:
     assert f"container {ident} is not running" in refused(view, "top", "box")
     view("rm", "box")
     assert "No such container: box" in refused(view, "rm", "box")
-    assert "No such container: box" in refused(view, "kill", "box")
+    said = "Error response from daemon: cannot kill container: box: No such container: box\n"
+    assert refused(view, "kill", "box") == said
+    assert refused(view, "restart", "box") == "Error response from daemon: No such container: box\n"
+
+
+def test_a_restart_that_fails_says_that_it_was_one(view: View) -> None:
+    view("create", "--name", "box", "busybox", "not-there")
+    said = refused(view, "restart", "box")
+    assert said.startswith("Error response from daemon: Cannot restart container box: ") and "not-there" in said
+    assert refused(view, "restart", "--signal", "ODD", "box").lower().endswith("daemon: invalid signal: odd\n")
 
 
 def test_a_program_that_cannot_be_started_says_why_in_the_state(view: View) -> None:
@@ -193,8 +202,11 @@ def test_a_running_container_can_be_renamed(view: View) -> None:
     assert view("inspect", "-f", "{{.Id}} {{.Name}}", "after") == f"{ident} /after"
     assert "No such container: before" in refused(view, "stop", "before")
     taken = refused(view, "rename", "after", "other")
-    assert 'Conflict. The container name "/other" is already in use ' in taken
-    assert f'by container "{other}"' in taken or view.socket.name == "manager.sock"
+    assert taken.startswith(
+        "Error response from daemon: Error when allocating new name: Conflict. The container name \"/other\" is "
+        f'already in use by container "{other}". You have to remove (or rename) that container to be able to reuse '
+        "that name.\n"
+    )
     assert "Renaming a container with the same name as its current name" in refused(view, "rename", "after", "after")
     assert "Invalid container name (a/b)" in refused(view, "rename", "after", "a/b")
 

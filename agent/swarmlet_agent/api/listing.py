@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-from swarmlet.engine_api.filters import Filters
+from swarmlet.engine_api.filters import Filters, moments_of
 from swarmlet.errors import InvalidArgument, NotFound
 from swarmlet.model.container import TASK_LABEL
 from swarmlet_agent.api.shapes.parts import split_port
@@ -41,8 +41,8 @@ def select(
     filters = query.filters
     filters.check(*FILTER_KEYS)
     _check_values(filters)
-    before = [find(ref).created_at for ref in filters.get("before")]
-    since = [find(ref).created_at for ref in filters.get("since")]
+    before = moments_of(filters, "before", lambda ref: find(ref).created_at)
+    since = moments_of(filters, "since", lambda ref: find(ref).created_at)
     ancestors = {found for ref in filters.get("ancestor") if (found := _image(image_id, ref)) is not None}
     show_stopped = query.all or query.limit > 0 or "status" in filters
     chosen = [

@@ -35,14 +35,6 @@ def check_name(name: str) -> str:
     return name.removeprefix("/")
 
 
-def taken_message(name: str, holder: str) -> str:
-    """Why a name cannot be had."""
-    return (
-        f'Conflict. The container name "/{name}" is already in use by container "{holder}". '
-        "You have to remove (or rename) that container to be able to reuse that name."
-    )
-
-
 def random_name(taken: Collection[str], random: Random) -> str:
     """A friendly name that is not taken; with a number behind it once the plain ones run out."""
     for attempt in range(100):

@@ -14,7 +14,7 @@ from random import Random
 
 from msgspec.structs import replace
 
-from swarmlet.errors import Conflict, Internal, InvalidArgument, NotFound, NotSupported
+from swarmlet.errors import Internal, InvalidArgument, NameTaken, NotFound, NotSupported
 from swarmlet.log import get_logger
 from swarmlet.model.common import Driver, Mount
 from swarmlet.model.container import ContainerCreate
@@ -23,7 +23,7 @@ from swarmlet_agent.decide.kernel import asks_much, drop_foreign, fit_limits
 from swarmlet_agent.decide.links import check_links, link_text, parse_link
 from swarmlet_agent.decide.merge import argv, merge_image
 from swarmlet_agent.decide.mounts import reaches_below, resolve_mounts, volumes_from_names
-from swarmlet_agent.decide.names import check_name, random_name, taken_message
+from swarmlet_agent.decide.names import check_name, random_name
 from swarmlet_agent.decide.normalise import network_wishes, normalise
 from swarmlet_agent.decide.points import MountPoint
 from swarmlet_agent.decide.remap import check_remapped
@@ -202,7 +202,7 @@ class Creator:
         if not name:
             name = random_name(names, self._random)
         elif name in names:
-            raise Conflict(taken_message(name, names[name]))
+            raise NameTaken(name, names[name])
         names[name] = ident
         return name
 

@@ -19,12 +19,12 @@ import msgspec
 from msgspec.structs import replace
 
 from swarmlet.engine_api.filters import Filters
-from swarmlet.errors import Conflict, InvalidArgument, NotFound, NotModified, SwarmletError
+from swarmlet.errors import Conflict, InvalidArgument, NameTaken, NotFound, NotModified, SwarmletError
 from swarmlet.log import get_logger
 from swarmlet.model.container import ContainerCreate, EndpointSettings, HostConfig
 from swarmlet_agent.decide.kernel import asks_much, drop_foreign, fit_limits
 from swarmlet_agent.decide.links import parse_link, renamed
-from swarmlet_agent.decide.names import check_name, taken_message
+from swarmlet_agent.decide.names import check_name
 from swarmlet_agent.decide.prune import to_prune
 from swarmlet_agent.decide.update import apply_update
 from swarmlet_agent.engine.bringup import Bringup
@@ -397,8 +397,7 @@ class Engine:
             if name == old:
                 raise InvalidArgument("Renaming a container with the same name as its current name")
             if name in core.names:
-                message = taken_message(name, core.names[name])
-                raise Conflict(f"Error when allocating new name: {message}")
+                raise NameTaken(name, core.names[name], "Error when allocating new name")
             core.names[name] = unit.id
             try:
                 await core.save(unit, replace(unit.record, name=name))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from collections.abc import Sequence
 from pathlib import Path
 
 from msgspec.structs import replace
@@ -160,8 +161,15 @@ class Execs:
     def _emit(self, record: ExecRecord, action: str, **attributes: str) -> None:
         unit = self._core.units.get(record.container_id)
         if unit is not None:  # its container may have been removed meanwhile
-            command = "" if action == "exec_die" else f": {' '.join(record.request.cmd)}"
-            self._core.emit(unit.record, action + command, execID=record.id, **attributes)
+            emit_exec(self._core, unit.record, record.id, record.request.cmd, action, **attributes)
+
+
+def emit_exec(
+    core: Core, container: Container, ident: str, cmd: Sequence[str], action: str, **attributes: str
+) -> None:
+    """exec_create, exec_start or exec_die of a client's exec, or of a health probe's."""
+    command = "" if action == "exec_die" else f": {' '.join(cmd)}"
+    core.emit(container, action + command, execID=ident, **attributes)
 
 
 def _check_runs(container: Container) -> None:

@@ -11,11 +11,13 @@ from msgspec.structs import replace
 
 from swarmlet.errors import SwarmletError
 from swarmlet.log import get_logger
+from swarmlet.model.ids import new_hex_id
 from swarmlet.model.times import NS
 from swarmlet_agent.decide.health import LOG_LENGTH, OUTPUT_BYTES, Check, judge, next_probe_s, plan_check
 from swarmlet_agent.decide.users import Identity
 from swarmlet_agent.engine.container import Container, ExecRequest, Health, HealthResult
 from swarmlet_agent.engine.core import Core, Unit
+from swarmlet_agent.engine.execs import emit_exec
 from swarmlet_agent.engine.plan import exec_plan
 from swarmlet_agent.engine.ports import ExecProcess
 from swarmlet_agent.images.durations import show_duration
@@ -77,6 +79,13 @@ class HealthChecks:
         started = self._core.now()
         request = ExecRequest(cmd=check.args)
         identity = Identity(record.uid, record.gid, record.groups)
+        ident = new_hex_id()
+
+        def tell(action: str, **attributes: str) -> None:
+            emit_exec(self._core, record, ident, request.cmd, action, **attributes)
+
+        tell("exec_create")
+        tell("exec_start")
         try:
             process = await self._core.runtime.exec(record.id, exec_plan(record, request, identity, tty=False))
         except SwarmletError as err:
@@ -86,14 +95,18 @@ class HealthChecks:
             async with asyncio.timeout(check.timeout_s):
                 await _read(process, output)
                 code = await process.wait()
+            tell("exec_die", exitCode=str(code))
         except TimeoutError:
-            await _kill(process)
+            if (ended := await _kill(process)) is not None:
+                tell("exec_die", exitCode=str(ended))
             code, text = -1, f"Health check exceeded timeout ({show_duration(round(check.timeout_s * NS))})"
             shown = output.decode("utf-8", "replace")
             output = bytearray((f"{text}: {shown}" if shown else text).encode())
         except asyncio.CancelledError:  # the container ended, or the engine: its exec must not outlive us
             with contextlib.suppress(ProcessLookupError):
                 os.kill(process.pid, signal.SIGKILL)
+            if not self._core.closing:
+                tell("exec_die", exitCode=str(128 + signal.SIGKILL))
             raise
         finally:
             await process.streams.close()
@@ -112,9 +125,12 @@ async def _read(process: ExecProcess, into: bytearray) -> None:
         into += piece[: max(0, OUTPUT_BYTES + 1 - len(into))]
 
 
-async def _kill(process: ExecProcess) -> None:
+async def _kill(process: ExecProcess) -> int | None:
+    """Its exit code; None if it does not end."""
     with contextlib.suppress(ProcessLookupError):
         os.kill(process.pid, signal.SIGKILL)
-    with contextlib.suppress(TimeoutError):
+    try:
         async with asyncio.timeout(_KILL_WAIT_S):
-            await process.wait()
+            return await process.wait()
+    except TimeoutError:
+        return None

@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 
-from swarmlet.engine_api.filters import Filters
+from swarmlet.engine_api.filters import Filters, moments_of
 from swarmlet.errors import InvalidArgument
 from swarmlet.model.times import parse_timestamp
 from swarmlet_agent.images.durations import parse_duration
@@ -22,15 +22,15 @@ def select(images: Sequence[Image], filters: Filters, find: Callable[[str], Imag
     """Those that fit, newest first. find looks an image up by reference (NotFound comes through); now in ns."""
     filters.check(*LIST_FILTERS)
     dangling = filters.flag("dangling")
-    before = [find(ref) for ref in filters.get("before")]
-    since = [find(ref) for ref in filters.get("since")]
+    before = moments_of(filters, "before", lambda ref: find(ref).created)
+    since = moments_of(filters, "since", lambda ref: find(ref).created)
     until = min((until_ns(text, now) for text in filters.get("until")), default=None)
     found = [
         image for image in images
         if (dangling is None or _fits_dangling(image, dangling))
         and filters.matches_labels(image.config.labels)
-        and all(image.created < other.created for other in before)
-        and all(image.created > other.created for other in since)
+        and all(image.created < at for at in before)
+        and all(image.created > at for at in since)
         and (until is None or image.created < until)
         and ("reference" not in filters or matching_names(image, filters.get("reference")))
     ]

@@ -132,6 +132,10 @@ class Dispatcher:
         """The id of the node that has this container. NotFound, Conflict."""
         return self._inventories.locate(ref)
 
+    def name_holder(self, name: str) -> tuple[str, str] | None:
+        """(node id, container id) of the container of this name."""
+        return self._inventories.holder(name)
+
     def container_count(self, node_id: str) -> int:
         return len(self._inventories.of_node(node_id))
 

@@ -57,6 +57,11 @@ class Inventories:
             raise Conflict(f"container {ref} exists on {len(found)} nodes: use its id")
         return found.pop()
 
+    def holder(self, name: str) -> tuple[str, str] | None:
+        """(node, id) of the container of exactly this name, on a node that is away, too."""
+        found = ((node, ident) for node, held in self._names.items() for ident, other in held.items() if other == name)
+        return next(found, None)
+
     def names_taken(self) -> set[str]:
         """All container names of the cluster."""
         return {name for held in self._names.values() for name in held.values()}

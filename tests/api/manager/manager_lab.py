@@ -129,6 +129,9 @@ class Inventory:
             raise NotFound("container", ref)
         return self.nodes[ref]
 
+    def name_holder(self, name: str) -> tuple[str, str] | None:
+        return (self.nodes[name], f"{name}-id") if name in self.nodes else None
+
     def container_count(self, node_id: str) -> int:
         return self.counts.get(node_id, 0)
 

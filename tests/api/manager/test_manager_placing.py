@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from typing import Any
+from urllib.parse import parse_qs, urlsplit
 
 import aiohttp
 import pytest
@@ -13,6 +14,7 @@ from manager_lab import API, Lab, fake_node
 
 from swarmlet.engine_api.router import Call
 from swarmlet.model.states import Availability, NodeState
+from swarmlet.model.times import parse_rfc3339
 
 CREATE = ("POST", "/containers/create")
 
@@ -73,7 +75,56 @@ async def test_a_name_that_another_node_has_is_taken(lab: Lab) -> None:
     lab.inventory.nodes["web"] = "node-2-id"
     status, refused = await lab.ask(*CREATE, {"Image": "busybox"}, params={"name": "web"})
     assert status == 409
-    assert 'Conflict. The container name "/web" is already in use on node node-2' in refused["message"]
+    taken = (
+        'Conflict. The container name "/web" is already in use by container "web-id". '
+        "You have to remove (or rename) that container to be able to reuse that name."
+    )
+    assert refused["message"] == taken
+    lab.inventory.nodes["other"] = "node-1-id"
+    status, refused = await lab.ask("POST", "/containers/other/rename?name=web")
+    assert (status, refused["message"]) == (409, f"Error when allocating new name: {taken}")
+    assert not any(node.asked for node in lab.nodes)
+
+
+async def test_a_name_on_the_containers_own_node_is_the_nodes_matter(lab: Lab) -> None:
+    node = fake_node(lab, 1)
+    node.says("POST", "/containers/{id}/rename", {"message": "its words"}, 400)
+    await lab.join(node)
+    lab.inventory.nodes["web"] = "node-1-id"
+    assert await lab.ask("POST", "/containers/web/rename?name=web") == (400, {"message": "its words"})
+
+
+async def test_a_kill_of_nothing_says_what_was_tried(lab: Lab) -> None:
+    unknown = {"message": "No such container: gone"}
+    node = fake_node(lab, 1)
+    node.says("GET", "/containers/{id}/json", unknown, 404)
+    await lab.join(node)
+    assert await lab.ask("POST", "/containers/gone/kill") == (
+        404, {"message": "cannot kill container: gone: No such container: gone"},
+    )
+    assert await lab.ask("POST", "/containers/gone/restart") == (404, unknown)
+
+
+@pytest.mark.parametrize(("kind", "path", "inspect"), [
+    ("containers", "/containers/json", "/containers/{id}/json"), ("images", "/images/json", "/images/{name:path}/json"),
+])
+async def test_before_and_since_reach_every_node_as_times(lab: Lab, kind: str, path: str, inspect: str) -> None:
+    at = "2026-01-02T03:04:05.678901234Z"
+    for number in (1, 2):
+        node = fake_node(lab, number)
+        node.says("GET", inspect, {"Created": at} if number == 2 else {"message": "none"}, 200 if number == 2 else 404)
+        node.says("GET", path, [])
+        await lab.join(node)
+    lab.inventory.nodes["web"] = "node-2-id"
+    filters = json.dumps({"before": ["web"], "label": ["a=b c"]})
+    assert await lab.get(path, filters=filters, all="1") == []
+    for node in lab.nodes:
+        query = parse_qs(urlsplit(node.asked[-1].partition(" ")[2]).query)
+        [sent] = query["filters"]
+        assert json.loads(sent) == {"before": [f"@{parse_rfc3339(at)}"], "label": ["a=b c"]} and query["all"] == ["1"]
+    await lab.nodes[1].stop()
+    status, _ = await lab.ask("GET", f"{path}?filters={json.dumps({'since': ['nothing']})}")
+    assert status == 404
 
 
 async def test_lists_are_merged_newest_first_and_say_where(lab: Lab) -> None:

@@ -102,6 +102,23 @@ async def test_a_probe_that_takes_too_long_is_killed(node, monkeypatch):
     assert node.engine.get(ident).state.health.log[0].output.startswith("Health check exceeded timeout (10ms)")
 
 
+async def test_a_probe_is_told_of_as_an_exec(node):
+    """As Docker does: three events each, of one id."""
+    ident = await node.run(*LONG, healthcheck=check("CMD", "echo", "fine"))
+    await status_of(node, ident, "healthy")
+    told = [event for event in node.engine.events._ring if event.action.startswith("exec_")][:3]
+    assert [event.action for event in told] == ["exec_create: echo fine", "exec_start: echo fine", "exec_die"]
+    assert len({event.attributes["execID"] for event in told}) == 1
+    assert told[2].attributes["exitCode"] == "0" and {event.actor_id for event in told} == {ident}
+
+
+async def test_a_probe_that_cannot_run_has_no_end(node):
+    ident = await node.run(*LONG, healthcheck=check("CMD", "nosuch"))
+    await status_of(node, ident, "unhealthy")
+    actions = {event.action for event in node.engine.events._ring if event.action.startswith("exec_")}
+    assert actions == {"exec_create: nosuch", "exec_start: nosuch"}
+
+
 async def test_probing_ends_with_the_run(node):
     ident = await node.run(*LONG, healthcheck=check("CMD", "echo"))
     await status_of(node, ident, "healthy")

@@ -8,7 +8,7 @@ import msgspec
 from hypothesis import given
 from hypothesis import strategies as st
 
-from swarmlet.engine_api.filters import Filters, decode_filters
+from swarmlet.engine_api.filters import Filters, decode_filters, moment, moments_of
 
 
 def read(filters: Filters) -> dict[str, tuple[str, ...]]:
@@ -52,6 +52,18 @@ def test_the_form_of_older_clients_is_sent_on_in_the_new_one(values: dict[str, d
     assert read(sent) == {
         name: tuple(word for word, on in chosen.items() if on) for name, chosen in values.items()
     }
+
+
+@given(times=st.lists(st.integers(-(2**62), 2**62), max_size=4))
+def test_times_stand_for_what_was_named(times: list[int]) -> None:
+    names = {f"name-{number}": at for number, at in enumerate(times)}
+    by_name = Filters({"before": tuple(names)})
+    by_time = by_name.having("before", *map(moment, times))
+
+    def nobody(name: str) -> int:
+        raise AssertionError(name)
+
+    assert moments_of(by_name, "before", names.__getitem__) == times == moments_of(by_time, "before", nobody)
 
 
 def test_the_scope_of_networks_is_narrowed_for_the_manager() -> None:

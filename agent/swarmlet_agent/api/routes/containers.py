@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from aiohttp import web
@@ -12,7 +13,7 @@ from aiohttp import web
 from swarmlet.engine_api.answers import empty, json_answer, ready_answer
 from swarmlet.engine_api.quick import QuickAnswer, QuickCall
 from swarmlet.engine_api.router import Call, Route
-from swarmlet.errors import Conflict, InvalidArgument, NotFound
+from swarmlet.errors import Internal, InvalidArgument, NotFound, SwarmletError
 from swarmlet.model.container import HostConfig
 from swarmlet_agent.api.backends import ContainerBackend, ImageLookup
 from swarmlet_agent.api.shapes import decode
@@ -22,6 +23,19 @@ from swarmlet_agent.api.summaries import Summaries
 from swarmlet_agent.engine.container import Container
 
 _ONE = "/containers/{id}"
+
+
+@contextmanager
+def _said_first(
+    words: str, kind: type[SwarmletError], *, but: tuple[type[SwarmletError], ...] = ()
+) -> Iterator[None]:
+    """Errors of that kind begin with these words, as dockerd's do; their status stays."""
+    try:
+        yield
+    except kind as err:
+        if not isinstance(err, but):
+            err.args = (f"{words}: {err}", *err.args[1:])
+        raise
 
 
 class ContainerRoutes:
@@ -88,22 +102,23 @@ class ContainerRoutes:
 
     async def stop(self, call: Call) -> web.StreamResponse:
         """ContainerStop: 204; 304 already stopped. `t` in seconds, -1 waits for ever."""
-        await self._backend.stop(call.params["id"], call.number("t"), call.text("signal") or None)
+        ref = call.params["id"]
+        with _said_first(f"cannot stop container: {ref}", Internal):
+            await self._backend.stop(ref, call.number("t"), call.text("signal") or None)
         return empty()
 
     async def restart(self, call: Call) -> web.StreamResponse:
         """ContainerRestart."""
-        await self._backend.restart(call.params["id"], call.number("t"), call.text("signal") or None)
+        ref = call.params["id"]
+        with _said_first(f"Cannot restart container {ref}", SwarmletError, but=(NotFound, InvalidArgument)):
+            await self._backend.restart(ref, call.number("t"), call.text("signal") or None)
         return empty()
 
     async def kill(self, call: Call) -> web.StreamResponse:
         """ContainerKill: 204; 409 not running."""
         ref = call.params["id"]
-        try:
+        with _said_first(f"cannot kill container: {ref}", SwarmletError):
             await self._backend.kill(ref, call.text("signal") or "SIGKILL")
-        except (NotFound, Conflict, InvalidArgument) as err:
-            err.args = (f"cannot kill container: {ref}: {err}",)
-            raise
         return empty()
 
     async def pause(self, call: Call) -> web.StreamResponse:

@@ -10,12 +10,14 @@ from aiohttp import web
 from swarmlet.engine_api.answers import json_answer
 from swarmlet.engine_api.router import NO_BODY, Call, Route, convert
 from swarmlet.engine_api.spelling import spelled
-from swarmlet.errors import Conflict, InvalidArgument, NotFound, Unavailable
+from swarmlet.errors import InvalidArgument, NameTaken, NotFound
 from swarmlet.model.container import ContainerCreate
 from swarmlet.model.node import Node
+from swarmlet.model.times import parse_rfc3339
 from swarmlet_manager.fleet.client import Fleet, NodeError, agreed, first_found
 from swarmlet_manager.fleet.forward import forward, forward_stream
 from swarmlet_manager.fleet.memory import Recent
+from swarmlet_manager.fleet.moments import with_moments
 from swarmlet_manager.fleet.place import candidates, split_constraints
 
 
@@ -24,6 +26,10 @@ class Inventory(Protocol):
 
     def locate_container(self, ref: str) -> str:
         """The node id of a name, id or id prefix. NotFound, Conflict."""
+        ...
+
+    def name_holder(self, name: str) -> tuple[str, str] | None:
+        """(node id, container id) of the container of exactly this name."""
         ...
 
     def container_count(self, node_id: str) -> int: ...
@@ -44,7 +50,7 @@ class ContainerRoutes:
             for method, path in (
                 ("GET", "/json"), ("GET", "/logs"), ("GET", "/stats"), ("GET", "/top"), ("GET", "/changes"),
                 ("GET", "/export"), ("GET", "/archive"), ("PUT", "/archive"), ("HEAD", "/archive"),
-                ("POST", "/start"), ("POST", "/stop"), ("POST", "/restart"), ("POST", "/kill"), ("POST", "/pause"),
+                ("POST", "/start"), ("POST", "/stop"), ("POST", "/restart"), ("POST", "/pause"),
                 ("POST", "/unpause"), ("POST", "/wait"), ("POST", "/resize"), ("POST", "/update"), ("DELETE", ""),
             )
         ]
@@ -53,6 +59,7 @@ class ContainerRoutes:
             Route("POST", "/containers/create", self.create),
             Route("POST", "/containers/prune", self.prune),
             Route("POST", f"{one}/rename", self.rename),
+            Route("POST", f"{one}/kill", self.kill),
             Route("POST", f"{one}/exec", self.exec_create),
             *streams,
             *plain,
@@ -65,7 +72,8 @@ class ContainerRoutes:
     async def index(self, call: Call) -> web.Response:
         """Containers of every ready node, newest first, each with its Node."""
         limit = call.number("limit") or 0
-        answers = await self._fleet.ask_all(self._fleet.ready(), "GET", call.request.rel_url.raw_path_qs)
+        path = await with_moments(call, self._created_at)
+        answers = await self._fleet.ask_all(self._fleet.ready(), "GET", path)
         found: list[dict[str, Any]] = [
             container | {"Node": node_of(answer.node)} for answer in agreed(answers) for container in answer.body
         ]
@@ -81,11 +89,7 @@ class ContainerRoutes:
         given = convert(given, dict[str, Any])
         expressions, body = split_constraints(spelled(given, ContainerCreate))
         name = call.text("name")
-        if name and (holder := self._holder(name)) is not None:
-            raise Conflict(
-                f'Conflict. The container name "/{name.removeprefix("/")}" is already in use on node {holder}. '
-                "You have to remove (or rename) that container to be able to reuse that name."
-            )
+        self._check_free(name)
         nodes = candidates(self._fleet.schedulable(), expressions, self._inventory.container_count)
         node, answer = await self._create_on(nodes, call, body)
         self._recent.note(answer["Id"], node.id)
@@ -117,14 +121,22 @@ class ContainerRoutes:
             self._recent.forget(call.params["id"].removeprefix("/"))
         return answer
 
+    async def kill(self, call: Call) -> web.StreamResponse:
+        """As an engine says it: only of a kill does the answer to an unknown name begin with what was tried."""
+        ref = call.params["id"]
+        try:
+            node = await self._locate(ref)
+        except NotFound as err:
+            raise NotFound("container", ref, f"cannot kill container: {ref}: {err}") from err
+        return await forward(call, self._fleet, node)
+
     async def stream(self, call: Call) -> web.StreamResponse:
         return await forward_stream(call, self._fleet, await self._locate(call.params["id"]))
 
     async def rename(self, call: Call) -> web.StreamResponse:
         name = call.text("name")
         node = await self._locate(call.params["id"])
-        if name and (holder := self._holder(name)) is not None and holder != node.description.hostname:
-            raise Conflict(f'Conflict. The container name "/{name}" is already in use on node {holder}.')
+        self._check_free(name, but_on=node.id, doing="Error when allocating new name")
         answer = await forward(call, self._fleet, node)
         if answer.status < 300:
             self._recent.forget(call.params["id"].removeprefix("/"))
@@ -174,20 +186,27 @@ class ContainerRoutes:
         answers = await self._fleet.ask_all(self._fleet.ready(), "GET", f"/containers/{quote(ref, safe='')}/json")
         return first_found(answers, "container", ref).node
 
+    async def _created_at(self, ref: str) -> int:
+        """When a container was created, in ns."""
+        node = await self._locate(ref)
+        found = await self._fleet.call(node, "GET", f"/containers/{quote(ref.removeprefix('/'), safe='')}/json")
+        return parse_rfc3339(found["Created"])
+
+    def _check_free(self, name: str, *, but_on: str = "", doing: str = "") -> None:
+        """NameTaken if a container has that name, other than on a node that will say so itself, or is away."""
+        name = name.removeprefix("/")
+        holder = self._inventory.name_holder(name) if name else None
+        if holder is not None and holder[0] != but_on and self._is_there(holder[0]):
+            raise NameTaken(name, holder[1], doing)
+
+    def _is_there(self, node_id: str) -> bool:
+        return any(node.id == node_id for node in self._fleet.ready())
+
     def _recent_node(self, ref: str) -> str:
         found = self._recent.find(ref)
         if found is None:
             raise NotFound("container", ref)
         return found
-
-    def _holder(self, name: str) -> str | None:
-        """The hostname of the node that has a container of exactly this name."""
-        name = name.removeprefix("/")
-        try:
-            node = self._fleet.node(self._inventory.locate_container(name))
-        except (NotFound, Conflict, Unavailable):
-            return None
-        return node.description.hostname
 
 
 def node_of(node: Node) -> dict[str, Any]:

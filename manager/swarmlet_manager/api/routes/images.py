@@ -20,10 +20,11 @@ from swarmlet.engine_api.router import Call, Route
 from swarmlet.engine_api.streams import JsonStream
 from swarmlet.errors import Internal, InvalidArgument, NotFound, SwarmletError, Unavailable
 from swarmlet.model.node import Node
-from swarmlet.model.times import rfc3339
+from swarmlet.model.times import parse_rfc3339, rfc3339
 from swarmlet.wire.imports import CREATED_AT
 from swarmlet_manager.fleet.client import Fleet, NodeError, agreed, decoded, first_found
 from swarmlet_manager.fleet.forward import forward
+from swarmlet_manager.fleet.moments import with_moments
 from swarmlet_manager.fleet.progress import Progress
 
 #: Removing or tagging on every node waits this long for the slowest.
@@ -60,7 +61,8 @@ class ImageRoutes:
 
     async def index(self, call: Call) -> web.Response:
         """Every image once, with the tags it has anywhere."""
-        answers = await self._fleet.ask_all(self._fleet.ready(), "GET", call.request.rel_url.raw_path_qs)
+        path = await with_moments(call, self._created_at)
+        answers = await self._fleet.ask_all(self._fleet.ready(), "GET", path)
         merged: dict[str, dict[str, Any]] = {}
         for answer in agreed(answers):
             for image in answer.body:
@@ -69,6 +71,12 @@ class ImageRoutes:
                     known[field] = merged_names(known.get(field), image.get(field))
                 known["Containers"] = max(known.get("Containers", -1), image.get("Containers", -1))
         return json_answer(sorted(merged.values(), key=lambda image: image.get("Created", 0), reverse=True))
+
+    async def _created_at(self, ref: str) -> int:
+        """When an image that some node has was made, in ns; 0 for one that does not say."""
+        answers = await self._fleet.ask_all(self._fleet.ready(), "GET", f"/images/{quote(ref, safe='/:@')}/json")
+        created = first_found(answers, "image", ref).body.get("Created")
+        return parse_rfc3339(created) if created else 0
 
     async def create(self, call: Call) -> web.StreamResponse:
         """Pull on every node at once, progress per node; an import goes to every node too."""
