@@ -7,27 +7,20 @@ daemon/cluster/listen_addr.go, swarm.go).
 from __future__ import annotations
 
 import ipaddress
-import socket
-import struct
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from swarmlet.errors import InvalidArgument, NotSupported
+from swarmlet.ipam import AnyAddress as Address
 from swarmlet.model.cluster import Cluster
 from swarmlet.wire.joining import Founding
-from swarmlet_agent.net.netlink import Netlink, attributes
 
-Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 #: The addresses of a host's interface, None if there is no such interface.
 Interfaces = Callable[[str], Sequence[Address] | None]
 
 #: What the docker command sends when nobody chose a size.
 UNSAID_SUBNET_SIZE = 24
 LONGEST_SUBNET_SIZE = 29
-_RTM_GETADDR = 22
-_IFADDR = struct.Struct("=BBBBi")  # family, prefix length, flags, scope, index
-_IFA_ADDRESS, _IFA_LOCAL = 1, 2
-_SCOPE_UNIVERSE = 0
 
 
 def advertised(text: str, default: Callable[[], str], interfaces: Interfaces) -> str:
@@ -38,7 +31,7 @@ def advertised(text: str, default: Callable[[], str], interfaces: Interfaces) ->
                 "could not choose an IP address to advertise since this system has no default route: "
                 "specify one with --advertise-addr"
             )
-        return host
+        text = host
     return _resolved(
         host_of(text), interfaces,
         "advertise address must be a non-zero IP address or network interface (with optional port number)",
@@ -76,27 +69,6 @@ def _resolved(host: str, interfaces: Interfaces, wrong: str) -> str:
         if own:
             return str(own[0])
     raise InvalidArgument(f"interface {host} has no usable IPv4 or IPv6 address")
-
-
-def host_interfaces(name: str) -> Sequence[Address] | None:
-    """Addresses beyond the link of an interface of this network namespace."""
-    try:
-        index = socket.if_nametoindex(name)
-    except OSError:
-        return None
-    host = Netlink()
-    try:
-        answers = host.dump(_RTM_GETADDR, _IFADDR.pack(0, 0, 0, 0, 0), "listing addresses")
-    finally:
-        host.close()
-    found: list[Address] = []
-    for body in answers:
-        _, _, _, scope, link = _IFADDR.unpack_from(body)
-        fields = dict(attributes(body, _IFADDR.size))
-        packed = fields.get(_IFA_LOCAL) or fields.get(_IFA_ADDRESS)
-        if link == index and scope == _SCOPE_UNIVERSE and packed:
-            found.append(ipaddress.ip_address(packed))
-    return found
 
 
 def founding_of(request: Mapping[str, Any]) -> Founding:

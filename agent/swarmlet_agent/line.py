@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
 import os
 import platform
 import socket
@@ -33,6 +34,7 @@ from swarmlet_agent.engine.engine import Engine
 from swarmlet_agent.images.store import ImageStore
 from swarmlet_agent.journal import Journal
 from swarmlet_agent.net.bridge import BridgeNetworks
+from swarmlet_agent.net.host_addresses import mtu_of
 from swarmlet_agent.session.buffer import StatusBuffer
 from swarmlet_agent.session.identity import NodeIdentity
 from swarmlet_agent.session.inventory import follow_containers
@@ -103,7 +105,10 @@ class ClusterLine:
         session = AgentSession(
             identity, data_dir=Path(settings.data_dir), journal=self._journal,
             managers=ManagerList(self._journal, managers),
-            place=NodePlace(self._address(), settings.node_port, manager_addr, self._data_address()),
+            place=NodePlace(
+                self._address(), settings.node_port, manager_addr, self._data_address(),
+                mtu_of(self._data_address() or self._address()),
+            ),
             describe=lambda: describe(settings, self._hostname, self._version, identity),
             containers=self._containers, statuses=statuses, orders=worker,
             networks=self._networks.cluster,
@@ -196,15 +201,15 @@ def memory_total() -> int:
 
 
 def default_address(settings: AgentSettings) -> str:
-    """The configured address, else that of the interface with the default route; "" if there is none."""
+    """The configured address, else that of the interface with the default route (IPv4's first); "" if there is none."""
     if settings.advertise_addr:
         return settings.advertise_addr
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        try:
-            probe.connect(("192.0.2.1", 9))  # a documentation address: connecting a UDP socket sends nothing
-        except OSError:
-            return ""
-        return str(probe.getsockname()[0])
+    # Documentation addresses: connecting a UDP socket sends nothing.
+    for family, anywhere in ((socket.AF_INET, "192.0.2.1"), (socket.AF_INET6, "2001:db8::1")):
+        with contextlib.suppress(OSError), socket.socket(family, socket.SOCK_DGRAM) as probe:
+            probe.connect((anywhere, 9))
+            return str(probe.getsockname()[0])
+    return ""
 
 
 def _for_managers(handler: Handler) -> Handler:

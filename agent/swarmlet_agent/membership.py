@@ -26,10 +26,10 @@ from swarmlet_agent.addresses import (
     authority,
     data_path,
     founding_of,
-    host_interfaces,
     host_of,
     with_port,
 )
+from swarmlet_agent.net.host_addresses import host_interfaces
 from swarmlet_agent.session import identity as identities
 from swarmlet_agent.session.identity import NodeIdentity
 

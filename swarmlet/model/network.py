@@ -7,6 +7,9 @@ from msgspec import field
 
 from swarmlet.model.base import ApiStruct, Record
 
+#: Network option: the MTU of containers' interfaces.
+OPTION_MTU = "com.docker.network.driver.mtu"
+
 
 class IpamConfig(ApiStruct, frozen=True, kw_only=True):
     subnet: str = ""
@@ -98,7 +101,7 @@ class Network(Record, frozen=True, kw_only=True):
     v6: Subnet = Subnet()
     #: VXLAN network identifier: which of all networks a packet between nodes belongs to.
     vni: int
-    #: Of the containers' interfaces, in bytes; what the underlay carries less VXLAN's 50.
+    #: Of the containers' interfaces, in bytes: what every node's underlay carries, or as the user chose.
     mtu: int = 1450
     created_at: int = 0
     updated_at: int = 0
@@ -123,6 +126,14 @@ class Network(Record, frozen=True, kw_only=True):
     def families(self) -> tuple[Subnet, ...]:
         """Those that it has, IPv4 first."""
         return (self.v4, self.v6) if self.v6.subnet else (self.v4,)
+
+
+def vxlan_mtu(underlay_mtu: int, address: str) -> int:
+    """Bytes that a network of the cluster carries over an underlay: less the outer Ethernet, IP, UDP and VXLAN headers.
+
+    address: a node's on the underlay.
+    """
+    return min(underlay_mtu, 65_535) - (70 if ":" in address else 50)
 
 
 class NetworkAttachment(Record, frozen=True, kw_only=True):

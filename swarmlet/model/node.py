@@ -73,6 +73,8 @@ class Node(Record, frozen=True, kw_only=True):
     number: int = 0
     #: Where packets of the cluster's networks go, if not to `addr` (`--data-path-addr`).
     data_addr: str = ""
+    #: Of the interface that has that address, in bytes; 0 = not known.
+    data_mtu: int = 0
 
     @property
     def data_path(self) -> str:

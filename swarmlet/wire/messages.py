@@ -45,6 +45,8 @@ class Hello(Record, frozen=True, kw_only=True, tag="hello"):
     port: int
     #: Where packets of the cluster's networks for this node go, "" = to addr.
     data_addr: str = ""
+    #: Of the interface that has that address, in bytes.
+    data_mtu: int = 0
     #: "host:port" of the manager this host runs, "" if it runs none.
     manager_addr: str = ""
 

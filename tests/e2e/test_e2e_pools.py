@@ -43,14 +43,14 @@ def apart(cluster: Cluster) -> None:
             node("swarm", "leave", "--force")
 
 
-def found(cluster: Cluster, *init: str, join: tuple[str, ...] = (), manager: str = "") -> None:
-    """manager: where the second host finds the first one."""
+def found(cluster: Cluster, *init: str, join: tuple[str, ...] = (), addresses: tuple[str, ...] = ()) -> None:
+    """A cluster of the two hosts. addresses: where they reach each other, unless it is where they always do."""
     first, second = cluster.node(1), cluster.node(2)
-    address = manager or cluster.host(1).address
-    first("swarm", "init", *(() if manager else ("--advertise-addr", address)), *init)
+    one, two = addresses or (cluster.host(1).address, cluster.host(2).address)
+    first("swarm", "init", "--advertise-addr", one, *init)
     token = first("swarm", "join-token", "-q", "worker")
-    own = () if manager else ("--advertise-addr", cluster.host(2).address)
-    second("swarm", "join", "--token", token, *own, *join, f"[{address}]:2377" if ":" in address else f"{address}:2377")
+    manager = f"[{one}]:2377" if ":" in one else f"{one}:2377"
+    second("swarm", "join", "--token", token, "--advertise-addr", two, *join, manager)
     eventually(lambda: cluster.ready() == {"node-1", "node-2"})
 
 
@@ -130,6 +130,67 @@ def test_packets_take_the_port_and_the_addresses_that_were_named(hosts: Cluster)
         apart(hosts)
         for number in (1, 2):
             hosts.exec(number, "ip", "addr", "del", f"198.51.100.{number}/24", "dev", "eth0")
+
+
+def mtu(node: View, ident: str) -> int:
+    return int(node("exec", ident, "cat", "/sys/class/net/eth0/mtu"))
+
+
+def test_hosts_that_know_each_other_by_ipv6_carry_networks_over_it(hosts: Cluster) -> None:
+    own = ("fd00:213::1", "fd00:213::2")
+    for number, address in enumerate(own, 1):
+        hosts.exec(number, "ip", "addr", "add", f"{address}/64", "dev", "eth0", "nodad")
+    try:
+        found(hosts, addresses=own)
+        view = hosts.view
+        shown = view.json("node", "inspect", *view("node", "ls", "-q").split())
+        assert {node["Status"]["Addr"] for node in shown} == set(own)
+        assert hosts.node(1)("info", "-f", "{{(index .Swarm.RemoteManagers 0).Addr}}") == "[fd00:213::1]:2377"
+        view("network", "create", "-d", "overlay", "--ipv6", "--attachable", "net")
+        view("service", "create", "-d", "--name", "all", "--network", "net", *EVERYWHERE)
+        hosts.wait_running("all", 2)
+        one, two = place(hosts, 1, "all", "net"), place(hosts, 2, "all", "net")
+        # 1500 less 70: the outer header is IPv6's. To the byte, and no more than that in one piece.
+        assert (mtu(*one[:2]), mtu(*two[:2])) == (1430, 1430)
+        assert eventually(lambda: reaches(*one[:2], two[2], size=1402))
+        assert eventually(lambda: reaches(*two[:2], "all", size=1402))
+        for number, address in enumerate(own, 1):
+            devices = hosts.exec(number, "ip", "-d", "link", "show", "type", "vxlan")
+            assert set(re.findall(r"local (\S+) ", devices)) == {address}
+        # A killed agent finds all of it again, and the whole cluster is seen through the manager.
+        view("swarm", "update", "--dispatcher-heartbeat", "10s")  # one that comes back late does not lose its tasks
+        hosts.exec(2, "kill", "-9", str(hosts.pid(2, "swarmlet-agent")))
+        eventually(lambda: hosts.node(2).run("ps").returncode == 0)
+        eventually(lambda: hosts.ready() == {"node-1", "node-2"}, 30)
+        assert reaches(*one[:2], two[2], size=1402)
+        assert view("run", "--rm", "--network", "net", "busybox", "cat", "/sys/class/net/eth0/mtu") == "1430"
+    finally:
+        apart(hosts)
+        for number, address in enumerate(own, 1):
+            hosts.exec(number, "ip", "addr", "del", f"{address}/64", "dev", "eth0")
+
+
+def test_networks_carry_what_the_narrowest_way_between_hosts_does(hosts: Cluster) -> None:
+    hosts.exec(2, "ip", "link", "set", "eth0", "mtu", "1400")
+    try:
+        found(hosts)
+        view = hosts.view
+        view("network", "create", "-d", "overlay", "net")
+        view("network", "create", "-d", "overlay", "--opt", "com.docker.network.driver.mtu=1300", "own")
+        view("service", "create", "-d", "--name", "all", "--network", "net", *EVERYWHERE)
+        view("service", "create", "-d", "--name", "chosen", "--network", "own", *EVERYWHERE)
+        hosts.wait_running("all", 2)
+        hosts.wait_running("chosen", 2)
+        one, two = place(hosts, 1, "all", "net"), place(hosts, 2, "all", "net")
+        assert (mtu(*one[:2]), mtu(*two[:2])) == (1350, 1350)
+        assert eventually(lambda: reaches(*one[:2], two[2], size=1322))
+        assert mtu(*place(hosts, 1, "chosen", "own")[:2]) == 1300
+        small = view.run("network", "create", "-d", "overlay", "--ipv6", "--opt", "com.docker.network.driver.mtu=1200",
+                         "small")  # fmt: skip
+        assert small.returncode and b"expected 1280 to 65485" in small.stderr
+    finally:
+        apart(hosts)
+        hosts.exec(2, "ip", "link", "set", "eth0", "mtu", "1500")
 
 
 def test_what_cannot_be_founded_is_refused_and_leaves_the_host_as_it_was(hosts: Cluster) -> None:

@@ -10,7 +10,7 @@ from msgspec.structs import replace
 
 from swarmlet.errors import Conflict, Forbidden, InvalidArgument, NotAManager, NotFound, NotSupported
 from swarmlet.ipam import AnyNetwork, check_ipam, config_of, parse_address, plan_family
-from swarmlet.model.network import Subnet
+from swarmlet.model.network import OPTION_MTU, Subnet
 from swarmlet_agent.net.plan_config import config_network, resolved
 from swarmlet_agent.net.plan_endpoint import OPTION_NAME_PREFIX
 from swarmlet_agent.net.plan_ipam import DEFAULT_POOLS, Pools
@@ -26,7 +26,6 @@ OPTION_HOST_BINDING = _BRIDGE + "host_binding_ipv4"
 OPTION_REACH = {4: _BRIDGE + "gateway_mode_ipv4", 6: _BRIDGE + "gateway_mode_ipv6"}
 OPTION_INHIBIT = _BRIDGE + "inhibit_ipv4"
 OPTION_DEFAULT = _BRIDGE + "default_bridge"
-OPTION_MTU = "com.docker.network.driver.mtu"
 #: Set by Compose and other clients on every network; it has no meaning for bridges we make.
 _KNOWN = {
     OPTION_NAME, OPTION_ICC, OPTION_MASQUERADE, OPTION_HOST_BINDING, OPTION_DEFAULT, OPTION_MTU, OPTION_NAME_PREFIX,

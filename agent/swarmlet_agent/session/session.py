@@ -111,13 +111,14 @@ class NetworkOrders(Protocol):
 class NodePlace:
     """Where this node is reached: its address, its Engine API port (mTLS), its manager if it runs one.
 
-    data_addr: where packets of the cluster's networks for it go, "" = to addr.
+    data_addr: where packets of the cluster's networks for it go, "" = to addr. data_mtu: of the interface that has it.
     """
 
     addr: str
     port: int
     manager_addr: str = ""
     data_addr: str = ""
+    data_mtu: int = 0
 
 
 class AgentSession:
@@ -243,6 +244,7 @@ class AgentSession:
                     Hello(
                         node_id=self.identity.node_id, description=description, addr=self._place.addr,
                         port=self._place.port, data_addr=self._place.data_addr,
+                        data_mtu=self._place.data_mtu,
                         manager_addr=self._place.manager_addr,
                     ),
                 )

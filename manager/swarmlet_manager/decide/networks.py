@@ -13,16 +13,16 @@ from swarmlet.errors import Conflict, Forbidden, InvalidArgument, NotFound, NotS
 from swarmlet.ipam import check_ipam, config_of, plan_family, unique_local_pools
 from swarmlet.model.cluster import Cluster
 from swarmlet.model.defaults import cluster_networks, ingress_ports
-from swarmlet.model.network import Network, NetworkCreate, Subnet
+from swarmlet.model.network import OPTION_MTU, Network, NetworkCreate, Subnet, vxlan_mtu
 from swarmlet_manager.decide.reaper import is_gone
 from swarmlet_manager.state import State
 
 #: SwarmKit's first number is 4096, which stands for the routing mesh here.
 FIRST_VNI, LAST_VNI = 4097, 0xFFFFFF
-#: What VXLAN adds to a packet over IPv4: outer Ethernet, IP, UDP and VXLAN headers.
-VXLAN_BYTES = 50
+#: Where a node does not tell.
 UNDERLAY_MTU = 1500
-OPTION_MTU = "com.docker.network.driver.mtu"
+#: What a network may carry (RFC 8200: IPv6 needs no less than 1280).
+LARGEST_MTU, IPV6_LEAST_MTU = vxlan_mtu(65_535, ""), 1280
 #: SwarmKit's rule for names of networks.
 _NAME = re.compile(r"[a-zA-Z0-9](?:[-_.]?[a-zA-Z0-9]+)*")
 INGRESS = "ingress"
@@ -45,7 +45,7 @@ def plan_network(state: State, spec: NetworkCreate, network_id: str, now: int) -
         v6 = plan_family(asked, used=used, host_routes=(), pools=unique_local_pools(seed))
     return Network(
         id=network_id, spec=spec, subnet=v4.subnet, gateway=v4.gateway, ip_range=v4.ip_range, v6=v6,
-        vni=next_vni(state.networks.values()), mtu=_mtu(spec), created_at=now, updated_at=now,
+        vni=next_vni(state.networks.values()), mtu=_mtu(state, spec), created_at=now, updated_at=now,
     )
 
 
@@ -55,7 +55,7 @@ def plan_ingress(state: State, network_id: str, now: int) -> Network:
     spec = NetworkCreate(name=INGRESS, driver="overlay", ingress=True)
     return Network(
         id=network_id, spec=spec, subnet=str(subnet), gateway=str(subnet.network_address + 1),
-        vni=next_vni(state.networks.values()), mtu=_mtu(spec), created_at=now, updated_at=now,
+        vni=next_vni(state.networks.values()), mtu=_mtu(state, spec), created_at=now, updated_at=now,
     )
 
 
@@ -131,12 +131,16 @@ def _check(state: State, spec: NetworkCreate) -> None:
             raise NotSupported(f"network option {option} is not supported")
 
 
-def _mtu(spec: NetworkCreate) -> int:
+def _mtu(state: State, spec: NetworkCreate) -> int:
     text = spec.options.get(OPTION_MTU, "")
     if not text:
-        return UNDERLAY_MTU - VXLAN_BYTES
-    if not text.isdigit() or not 68 <= int(text) <= 65535 - VXLAN_BYTES:
-        raise InvalidArgument(f"invalid value {text!r} for network option {OPTION_MTU}: expected 68 to 65485")
+        carried = (vxlan_mtu(node.data_mtu or UNDERLAY_MTU, node.data_path) for node in state.nodes.values())
+        return min(carried, default=vxlan_mtu(UNDERLAY_MTU, ""))
+    least = IPV6_LEAST_MTU if spec.enable_ipv6 else 68
+    if not text.isdigit() or not least <= int(text) <= LARGEST_MTU:
+        raise InvalidArgument(
+            f"invalid value {text!r} for network option {OPTION_MTU}: expected {least} to {LARGEST_MTU}"
+        )
     return int(text)
 
 

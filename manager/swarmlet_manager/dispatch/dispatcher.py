@@ -193,7 +193,7 @@ class Dispatcher:
             lambda node: replace(
                 _in_state(node, NodeState.READY, "", self._now()),
                 description=hello.description, addr=hello.addr or node.addr, port=hello.port,
-                data_addr=hello.data_addr, manager_addr=hello.manager_addr,
+                data_addr=hello.data_addr, data_mtu=hello.data_mtu, manager_addr=hello.manager_addr,
             ),
         )
 

@@ -47,6 +47,21 @@ def test_a_subnet_that_nodes_live_in_is_left_out() -> None:
     assert plan_network(state, spec(), "id", 1).subnet == "10.1.0.0/16"
 
 
+@pytest.mark.parametrize(
+    ("nodes", "mtu"),
+    [
+        ((), 1450), ((Node(id="a", addr="192.0.2.1"),), 1450), ((Node(id="a", addr="2001:db8::1"),), 1430),
+        ((Node(id="a", addr="192.0.2.1", data_mtu=9000), Node(id="b", addr="192.0.2.2", data_mtu=8950)), 8900),
+        ((Node(id="a", addr="192.0.2.1", data_mtu=1500), Node(id="b", addr="2001:db8::1", data_mtu=1500)), 1430),
+        ((Node(id="a", addr="127.0.0.1", data_mtu=65536),), 65485),
+    ],
+)  # fmt: skip
+def test_a_network_carries_what_every_node_can(nodes: tuple[Node, ...], mtu: int) -> None:
+    assert plan_network(state_with(*nodes), spec(), "id", 1).mtu == mtu
+    chosen = spec(options={"com.docker.network.driver.mtu": "1400"})
+    assert plan_network(state_with(*nodes), chosen, "id", 1).mtu == 1400
+
+
 def test_what_was_asked_for_is_kept() -> None:
     wanted = spec(
         subnet="10.9.0.0/24", gateway="10.9.0.254", ip_range="10.9.0.128/25", internal=True,
@@ -78,6 +93,7 @@ def test_what_was_asked_for_is_kept() -> None:
         (spec(options={"encrypted": ""}), NotSupported, "encrypted"),
         (spec(options={"com.docker.network.x": "1"}), NotSupported, "com.docker.network.x"),
         (spec(options={"com.docker.network.driver.mtu": "9"}), InvalidArgument, "expected 68 to"),
+        (spec(enable_ipv6=True, options={"com.docker.network.driver.mtu": "1279"}), InvalidArgument, "1280 to 65485"),
     ],
 )
 def test_what_cannot_be_is_refused_by_name(wanted: NetworkCreate, error: type[SwarmletError], words: str) -> None:

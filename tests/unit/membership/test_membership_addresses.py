@@ -17,10 +17,10 @@ from swarmlet_agent.addresses import (
     advertised,
     data_path,
     founding_of,
-    host_interfaces,
     host_of,
     with_port,
 )
+from swarmlet_agent.net.host_addresses import host_interfaces, mtu_of
 
 INTERFACES: dict[str, tuple[Address, ...]] = {
     "eth0": (ip_address("192.0.2.1"), ip_address("2001:db8::1")), "six": (ip_address("2001:db8::2"),), "bare": (),
@@ -74,6 +74,7 @@ def test_a_data_path_is_an_address_without_a_port() -> None:
 
 def test_the_loopback_has_no_address_for_others_but_is_an_interface() -> None:
     assert host_interfaces("lo") is not None and host_interfaces("no-such-link") is None
+    assert mtu_of("127.0.0.1") > 1500 and mtu_of("192.0.2.77") == 0
 
 
 def test_a_port_is_added_where_none_is() -> None:

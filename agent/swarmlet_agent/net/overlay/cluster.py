@@ -16,10 +16,11 @@ from swarmlet.errors import SwarmletError
 from swarmlet.ipam import mac_of
 from swarmlet.log import get_logger
 from swarmlet.model.base import Record
-from swarmlet.model.network import Lease, Subnet
+from swarmlet.model.network import OPTION_MTU, Lease, Subnet, vxlan_mtu
 from swarmlet.wire.networking import EndpointInfo, MeshInfo, NetworkInfo, Networking, ServiceInfo
 from swarmlet_agent.journal import Write
 from swarmlet_agent.net.ground import Ground
+from swarmlet_agent.net.host_addresses import mtu_of
 from swarmlet_agent.net.overlay.directory import backends, directory
 from swarmlet_agent.net.overlay.leases import ClusterLeases
 from swarmlet_agent.net.overlay.links import Remote, bridge_of
@@ -64,6 +65,8 @@ class ClusterNetworks:
         self._nets: dict[str, _Net] = {}
         self._leaving: set[str] = set()
         self._mesh: MeshInfo | None = None
+        #: This node's address for the others, and the MTU of its interface (0: none has it).
+        self._underlay = ("", 0)
 
     async def start(self) -> None:
         """After the networks' own recovery: names from the journal, and the kernel's entries, whatever it has."""
@@ -110,7 +113,7 @@ class ClusterNetworks:
             await self._apply(network_id, underlay)
         await self._ground.journal.write(*(self._write(ident) for ident in sorted(touched - self._leaving)))
         await self._leave()
-        await self._publish(news, node_id)
+        await self._publish(news, node_id, self._carried(underlay))
 
     def held(self) -> Sequence[Lease]:
         """See session.NetworkOrders."""
@@ -123,7 +126,7 @@ class ClusterNetworks:
 
     async def _join(self, info: NetworkInfo, underlay: str) -> None:
         self._leaving.discard(info.id)
-        wanted, known = record_of(info, underlay), self._ground.catalog.by_id.get(info.id)
+        wanted, known = record_of(info, underlay, self._carried(underlay)), self._ground.catalog.by_id.get(info.id)
         if known == wanted:
             return
         if known is not None and (known.underlay, known.vni) != (wanted.underlay, wanted.vni):
@@ -137,6 +140,12 @@ class ClusterNetworks:
             # Its containers cannot start, and say why; everything else goes on.
             log.error("network cannot be made", network=info.name, reason=str(err))
         self._ground.on_event("create", wanted, {"name": wanted.name, "type": wanted.driver})
+
+    def _carried(self, underlay: str) -> int:
+        """Bytes that a network of the cluster carries here; 0 = not known."""
+        if underlay != self._underlay[0]:
+            self._underlay = underlay, mtu_of(underlay)
+        return vxlan_mtu(self._underlay[1], underlay) if self._underlay[1] else 0
 
     async def _apply(self, network_id: str, underlay: str = "") -> None:
         network, net = self._ground.catalog.by_id[network_id], self._nets[network_id]
@@ -168,7 +177,7 @@ class ClusterNetworks:
             network_id, network.name, directory(net.endpoints.values(), net.services.values())
         )
 
-    async def _publish(self, news: Networking, node_id: str) -> None:
+    async def _publish(self, news: Networking, node_id: str, mtu: int) -> None:
         """This node's part of the routing mesh."""
         before = self._mesh
         if news.mesh is not None or news.full:
@@ -181,7 +190,7 @@ class ClusterNetworks:
                 return
             bridges = self._ground.catalog.bridges()
             subnets = tuple(sorted(part.subnet for network in bridges for part in network.families))
-            if (state := mesh_state(told, node_id, subnets)) is None:
+            if (state := mesh_state(told, node_id, subnets, mtu)) is None:
                 return
             await self._ground.run(kernel.mesh.ensure, state)
             gone = addresses_of(before) - addresses_of(told)
@@ -247,13 +256,17 @@ def _addresses(endpoints: Iterable[EndpointInfo]) -> set[str]:
     return {address for endpoint in endpoints for address in endpoint.addresses}
 
 
-def record_of(info: NetworkInfo, underlay: str) -> NetworkRecord:
-    """The network as this node's engine has it."""
+def record_of(info: NetworkInfo, underlay: str, carried: int = 0) -> NetworkRecord:
+    """The network as this node's engine has it. carried: bytes that the way to other nodes takes, 0 = not known.
+
+    A host that came later than the network may have a narrower way; the user's word is not questioned.
+    """
+    mtu = info.mtu if OPTION_MTU in info.options or not carried else min(info.mtu, carried)
     return NetworkRecord(
         id=info.id, name=info.name, driver="overlay", created_at=info.created_at, bridge=bridge_of(info.id),
         subnet=info.subnet, gateway=info.gateway, ip_range=info.ip_range, chosen_subnet=True,
         v6=Subnet(subnet=info.subnet6, gateway=info.gateway6, ip_range=info.ip_range6, chosen=True)
         if info.subnet6 else Subnet(),
-        vni=info.vni, port=info.port, underlay=underlay, mtu=info.mtu, internal=info.internal,
+        vni=info.vni, port=info.port, underlay=underlay, mtu=mtu, internal=info.internal,
         attachable=info.attachable, ingress=info.ingress, options=dict(info.options), labels=dict(info.labels),
     )

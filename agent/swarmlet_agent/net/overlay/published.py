@@ -5,18 +5,21 @@ from __future__ import annotations
 from swarmlet.wire.networking import MeshInfo
 from swarmlet_agent.net.mesh.plan import Backend, MeshNode, MeshState, Published
 
-#: Of the mesh's device: the underlay's 1500 less VXLAN's 50.
+#: Of the mesh's device where it is not known what the underlay carries: 1500 less VXLAN's 50.
 MTU = 1450
 
 
-def mesh_state(told: MeshInfo, node_id: str, containers: tuple[str, ...]) -> MeshState | None:
-    """containers: subnets of this node's bridges. None while this node has no number yet."""
+def mesh_state(told: MeshInfo, node_id: str, containers: tuple[str, ...], mtu: int = 0) -> MeshState | None:
+    """None while this node has no number yet.
+
+    containers: subnets of this node's bridges. mtu: what the way to other nodes carries, 0 = not known.
+    """
     nodes = {node.id: MeshNode(node.number, node.address) for node in told.nodes}
     own = nodes.pop(node_id, None)
     if own is None:
         return None
     return MeshState(
-        own=own, mtu=MTU, port=told.data_path_port, peers=tuple(nodes.values()), containers=containers,
+        own=own, mtu=mtu or MTU, port=told.data_path_port, peers=tuple(nodes.values()), containers=containers,
         ports=tuple(
             Published(
                 port.protocol, port.port,
