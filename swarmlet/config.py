@@ -50,6 +50,8 @@ class AgentSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     default_address_pools: tuple[str, ...] = ()
     registry_mirrors: tuple[str, ...] = ()  # base URLs tried before Docker Hub
     registry_certificates: str = "/etc/docker/certs.d"  # in <host[:port]>/: *.crt, *.cert and *.key
+    #: What layers looked like in a registry stays on disk beside them, so that pushing them needs no compression
+    keep_compressed_layers: bool = True
     runtime: str = "auto"  # auto, crun or runc
     seccomp_profile: str = "/usr/share/containers/seccomp.json"
     userns_remap: str = ""  # default, or user[:group] with ranges in subuid and subgid; "" = off

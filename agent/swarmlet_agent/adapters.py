@@ -36,9 +36,8 @@ class DiskUsage:
         return await self._builder.disk_usage()
 
     async def images(self, version: ApiVersion) -> tuple[int, Sequence[Mapping[str, Any]]]:
-        listed = self._images.list_images(Filters(), version, shared_size=True)
-        counted = [image | {"Containers": len(self._engine.users_of(image["Id"]))} for image in listed]
-        return sum(layer.size_bytes for layer in self._images.layers()), counted
+        total, listed = self._images.disk_usage(version)
+        return total, [image | {"Containers": len(self._engine.users_of(image["Id"]))} for image in listed]
 
     async def volumes(self) -> Sequence[Mapping[str, Any]]:
         answer = []

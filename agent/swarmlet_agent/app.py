@@ -130,6 +130,7 @@ async def started_parts(settings: AgentSettings, open_files: tuple[int, int] | N
         images = ImageStore(
             data_dir, journal, insecure_registries=settings.insecure_registries,
             registry_mirrors=settings.registry_mirrors, registry_certificates=Path(settings.registry_certificates),
+            keep_compressed_layers=settings.keep_compressed_layers,
             on_event=functools.partial(adapters.publish_image_event, events),
         )
         volumes = VolumeStore(

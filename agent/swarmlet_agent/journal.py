@@ -21,7 +21,9 @@ from pathlib import Path
 from swarmlet.errors import Internal
 
 #: Tables, by owner. A new one is added here and is created on the next start.
-TABLES = ("containers", "images", "networks", "overlays", "endpoints", "volumes", "tasks", "meta", "blobs", "build")
+TABLES = (
+    "containers", "images", "networks", "overlays", "endpoints", "volumes", "tasks", "meta", "blobs", "kept", "build",
+)
 
 
 @dataclass(frozen=True, slots=True)

@@ -41,11 +41,11 @@ def nothing_left(whole_cluster: Cluster) -> Iterator[None]:
     """
     for number in (1, 2, 3):
         _remove_images(whole_cluster.node(number))  # what another file's tests may have left
-    before = [_layers(whole_cluster, number) for number in (1, 2, 3)]
+    before = [(_layers(whole_cluster, number), _blobs(whole_cluster, number)) for number in (1, 2, 3)]
     yield
     for number in (1, 2, 3):
         _remove_images(whole_cluster.node(number))
-    assert [_layers(whole_cluster, number) for number in (1, 2, 3)] == before
+    assert [(_layers(whole_cluster, number), _blobs(whole_cluster, number)) for number in (1, 2, 3)] == before
     for number in (1, 2, 3):
         for name in ("tmp", "partial"):
             assert not [*_image_folder(whole_cluster, number).joinpath(name).iterdir()]
@@ -578,6 +578,10 @@ def test_an_archive_that_is_broken_or_evil_is_refused_whole(
 
 def _image_folder(cluster: Cluster, number: int) -> Path:
     return cluster.host(number).data_dir / "data" / "images"
+
+
+def _blobs(cluster: Cluster, number: int) -> set[str]:
+    return {path.name for path in _image_folder(cluster, number).joinpath("blobs").iterdir()}
 
 
 def _layers(cluster: Cluster, number: int) -> set[str]:

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 import shutil
 import subprocess
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from pathlib import Path
 from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
+import docker as docker_py
 import pytest
 from e2e_cluster import Cluster, View, eventually
+from registry_fill import Image, busybox_image, push, tar_of
 
 from swarmlet.demo_image import busybox_archive
 from swarmlet.local import hosts
@@ -139,6 +143,48 @@ def test_the_cluster_pushes_from_whichever_nodes_have_the_tags(
     assert code == 0, out
     assert cluster.node(1)("run", "--rm", f"{repository}:3", "head", "-c", "5", "/mark") == "three"
     forget(cluster, f"{repository}:2", f"{repository}:3")
+
+
+def test_what_was_pulled_is_the_same_in_another_registry(
+    cluster: Cluster, registry: str, guarded: str, config: dict[str, str]
+) -> None:
+    node, blobs = cluster.node(2), cluster.host(2).data_dir / "data" / "images" / "blobs"
+    image = Image(busybox_image().config, (tar_of({"mirrored": b"same"}), tar_of({"above": b"more" * 1000})))
+    push(registry, "team/mirror", "1", image)
+    node("pull", "-q", f"{registry}/team/mirror:1")
+    assert (blobs / image.packed().layers[-1][7:]).is_file()
+    node("tag", f"{registry}/team/mirror:1", f"{guarded}/team/mirror:1")
+    log_in(node, config, guarded)
+
+    code, out = docker(node, config, "push", f"{guarded}/team/mirror:1")
+
+    assert code == 0 and f"1: digest: {image.packed().digest} " in out, out
+    before = _images_bytes(node)
+    forget(cluster, f"{registry}/team/mirror:1", f"{guarded}/team/mirror:1")
+    assert not (blobs / image.packed().layers[-1][7:]).exists() and _images_bytes(node) < before
+
+
+def test_what_was_built_is_the_same_in_every_registry(
+    cluster: Cluster, registry: str, guarded: str, config: dict[str, str]
+) -> None:
+    node = cluster.node(3)
+    built = ["build", "-q", "-t", f"{guarded}/team/built:1", "-t", f"{registry}/team/built:1", "-"]
+    code, out = docker(node, config | {"DOCKER_BUILDKIT": "0"}, *built, stdin=b"FROM busybox\nRUN echo built > /built")
+    assert code == 0, out
+    log_in(node, config, guarded)
+
+    said = [docker(node, config, "push", f"{host}/team/built:1") for host in (guarded, registry)]
+
+    assert [code for code, _ in said] == [0, 0], said
+    digests = [re.findall(r"digest: (sha256:\w+)", out) for _, out in said]
+    assert len(digests[0]) == 1 and digests[0] == digests[1]
+    forget(cluster, f"{guarded}/team/built:1", f"{registry}/team/built:1")
+
+
+def _images_bytes(node: View) -> int:
+    with closing(docker_py.DockerClient(base_url=node.url)) as client:
+        total: int = client.df()["LayersSize"]
+    return total
 
 
 def test_services_from_a_registry_with_a_password_run_on_every_node(

@@ -119,9 +119,15 @@ class Catalogue:
 
     # changing
 
-    async def add(self, record: ImageRecord, layers: Iterable[Layer], names: Sequence[Reference]) -> None:
-        """An image with its layers and names; names it takes from others move. Repeating it is fine."""
+    async def add(
+        self, record: ImageRecord, layers: Iterable[Layer], names: Sequence[Reference], along: Iterable[Write] = ()
+    ) -> None:
+        """An image with its layers and names; names it takes from others move. Repeating it is fine.
+
+        along: what the same transaction writes beside it.
+        """
         await self._journal.write(
+            *along,
             *(Write(_TABLE, f"layer/{layer.chain_id}", msgspec.msgpack.encode(layer)) for layer in layers),
             Write(_TABLE, f"image/{record.id}", msgspec.msgpack.encode(record)),
             *(Write(_TABLE, f"name/{name.full}", record.id.encode()) for name in names),

@@ -1,7 +1,7 @@
 """Which implementation of deflate (RFC 1951) images are packed and unpacked with: ISA-L's, or zlib where it is missing.
 
-ISA-L packs five times as fast as zlib at its middle levels for a tenth more bytes, which makes a push as fast as the
-registry takes it, and unpacks half as fast again. There are wheels of it for x86-64 and arm64; elsewhere zlib does.
+ISA-L's level 1 packs ten times as fast as zlib's default level for a tenth more bytes (level 2: 1.5 % fewer of them in
+a third more time), and it unpacks half as fast again. There are wheels of it for x86-64 and arm64; elsewhere zlib does.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 
 def _fastest() -> tuple[Any, int]:
     try:
-        return importlib.import_module("isal.isal_zlib"), 2
+        return importlib.import_module("isal.isal_zlib"), 1
     except ImportError:
         return zlib, 4
 

@@ -5,7 +5,7 @@ A few fields changed their form over time; `version` is the API version the clie
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -59,14 +59,14 @@ def manifests(
     }]
 
 
-def shared_sizes(images: Sequence[Image], layer_of: dict[str, Layer]) -> dict[str, int]:
-    """By image id: bytes in layers that another image has as well."""
+def shared_sizes(images: Sequence[Image], sizes: Mapping[str, int]) -> dict[str, int]:
+    """By image id: bytes in layers that another image has as well. sizes: of the layers, by chain id."""
     users: dict[str, int] = {}
     for image in images:
         for chain in image.layers:
             users[chain] = users.get(chain, 0) + 1
     return {
-        image.id: sum(layer_of[chain].size_bytes for chain in image.layers if users[chain] > 1 and chain in layer_of)
+        image.id: sum(sizes.get(chain, 0) for chain in image.layers if users[chain] > 1)
         for image in images
     }
 

@@ -66,9 +66,12 @@ class Intake:
         hub.emit({"status": f"Pulling from {ref.path}", "id": ref.version})
         names = [ref.with_digest(top.digest)] if ref.digest else [ref, ref.with_digest(top.digest)]
         moved = catalogue.named(names[0].full) != config.id
-        async with self._shelf.keeping(config.chain_ids):
-            await self._puller.install(repository, manifest.value, config, hub)
-            image = await self._shelf.add(config, names, manifest=(manifest.raw, manifest.value.media_type))
+        digests = [layer.digest for layer in manifest.value.layers]
+        async with self._shelf.keeping(config.chain_ids), self._shelf.kept.placing(digests):
+            kept = await self._puller.install(repository, manifest.value, config, hub)
+            image = await self._shelf.add(
+                config, names, manifest=(manifest.raw, manifest.value.media_type), kept=kept
+            )
         await self._book.note(zip(config.diff_ids, manifest.value.layers, strict=True), ref.name)
         hub.emit({"status": f"Digest: {top.digest}"})
         what = "Downloaded newer image for" if moved else "Image is up to date for"

@@ -52,6 +52,10 @@ class PartialBlobs:
         async with lock:
             yield self._path(digest)
 
+    def is_shared(self, digest: str) -> bool:
+        """Whether more than one pull wants the blob."""
+        return self._users[digest] > 1
+
     async def prune(self) -> int:
         """Remove what no pull wants. Returns the bytes that freed."""
         return await asyncio.to_thread(self._prune, frozenset(self._users))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +15,7 @@ import msgspec
 from swarmlet.errors import Internal, InvalidArgument, NotFound, SwarmletError
 from swarmlet.log import get_logger
 from swarmlet_agent.images.catalogue import Catalogue
+from swarmlet_agent.images.kept import KeptBlob, KeptBlobs
 from swarmlet_agent.images.layers import Blob, LayerStore
 from swarmlet_agent.images.manifests import (
     OCI_INDEX,
@@ -37,6 +38,8 @@ from swarmlet_agent.images.types import RegistryAuth
 
 log = get_logger(__name__)
 
+#: Room on the disk that an image may take, in sizes of its blobs: with them unpacked.
+_EXPANDED = 5
 #: Blobs fetched at once over all pulls (dockerd: max-concurrent-downloads).
 MAX_DOWNLOADS = 3
 
@@ -51,9 +54,10 @@ class Chosen:
 
 class Puller:
     def __init__(
-        self, registries: Registries, layers: LayerStore, catalogue: Catalogue, partials: PartialBlobs
+        self, registries: Registries, layers: LayerStore, catalogue: Catalogue, partials: PartialBlobs, kept: KeptBlobs
     ) -> None:
-        self._registries, self._layers, self._catalogue, self._partials = registries, layers, catalogue, partials
+        self._registries, self._layers, self._catalogue = registries, layers, catalogue
+        self._partials, self._kept = partials, kept
         self._downloads = asyncio.Semaphore(MAX_DOWNLOADS)
 
     async def resolve(
@@ -132,8 +136,11 @@ class Puller:
 
     async def install(
         self, repository: Repository, manifest: Manifest, config: Configuration, hub: Hub
-    ) -> None:
-        """Fetch and unpack what is missing. Call with the chain pinned."""
+    ) -> list[KeptBlob]:
+        """Fetch and unpack what is missing. Returns the blobs that are in their places to be kept.
+
+        Call with the chain pinned, and the layers' digests in `KeptBlobs.placing`.
+        """
         if len(manifest.layers) != len(config.diff_ids):
             raise InvalidArgument(
                 f"the image has {len(manifest.layers)} layers but its configuration names {len(config.diff_ids)}"
@@ -142,7 +149,25 @@ class Puller:
         for layer in manifest.layers:
             hub.emit(_layer("Pulling fs layer", layer))
         async with self._partials.wanted([layer.digest for layer in manifest.layers]):
+            room = await self._kept.make_room(_EXPANDED * sum(layer.size for layer in manifest.layers))
             await self._layers.install(config.diff_ids, parts)
+            return await self._keep(config, manifest, parts.fetched) if room else []
+
+    async def _keep(self, config: Configuration, manifest: Manifest, fetched: Iterable[int]) -> list[KeptBlob]:
+        """Put the blobs of these layers where they are kept."""
+        kept = []
+        for digest, number in {manifest.layers[number].digest: number for number in fetched}.items():
+            layer = manifest.layers[number]
+            diff_id = config.diff_ids[number]
+            blob = KeptBlob(digest=digest, diff_id=diff_id, size=layer.size, media_type=layer.media_type)
+            try:
+                async with self._partials.alone(digest) as file:
+                    await self._kept.place(digest, file, copy=self._partials.is_shared(digest))
+            except OSError as err:
+                log.warning("a compressed layer is not kept", digest=digest, error=str(err))
+            else:
+                kept.append(blob)
+        return kept
 
     async def distribution(self, ref: Reference, auth: RegistryAuth | None) -> dict[str, Any]:
         """What GET /distribution/{name}/json answers (Engine API: DistributionInspect)."""
@@ -182,6 +207,8 @@ class _FromRegistry:
         self._repository, self._layers, self._partials, self._downloads = repository, layers, partials, downloads
         self._hub = hub
         self._throttles = [Throttle() for _ in layers]
+        #: Numbers of the layers that were not here.
+        self.fetched: list[int] = []
 
     @asynccontextmanager
     async def blob(self, number: int) -> AsyncIterator[Blob]:
@@ -191,6 +218,7 @@ class _FromRegistry:
                 self._hub.emit(_layer("Waiting", layer))
             async with self._downloads:
                 await self._fetch(number, layer, target)
+        self.fetched.append(number)
         # It stays until the pull is over: were the agent killed now, this layer would have to be unpacked again.
         yield Blob(target, 0, layer.size)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import secrets
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,9 +15,10 @@ from yarl import URL
 from swarmlet.errors import Internal, SwarmletError
 from swarmlet.log import get_logger
 from swarmlet_agent.images.blobs import BlobBook, KnownBlob
+from swarmlet_agent.images.kept import KeptBlob, KeptBlobs
 from swarmlet_agent.images.layers import Layer, together
-from swarmlet_agent.images.manifests import DOCKER_LAYER, Configuration, Descriptor, digest_of
-from swarmlet_agent.images.packing import PackedLayer, Packer
+from swarmlet_agent.images.manifests import Configuration, Descriptor, digest_of
+from swarmlet_agent.images.packing import KeptLayer, PackedLayer, Packer, Parcel
 from swarmlet_agent.images.patience import MAX_ATTEMPTS, pause, persistently, retrying
 from swarmlet_agent.images.progress import Hub, Throttle
 from swarmlet_agent.images.pushplan import CameAs, Candidates, candidates, manifest_for
@@ -46,8 +48,8 @@ class Outgoing:
 
 
 class Pusher:
-    def __init__(self, registries: Registries, book: BlobBook) -> None:
-        self._registries, self._book = registries, book
+    def __init__(self, registries: Registries, book: BlobBook, kept: KeptBlobs, tmp: Path) -> None:
+        self._registries, self._book, self._kept, self._tmp = registries, book, kept, tmp
         self._packer = Packer()
         self._uploads = asyncio.Semaphore(MAX_UPLOADS)
 
@@ -68,8 +70,13 @@ class Pusher:
         blobs: dict[str, Descriptor] = {}
 
         async def one(layer: Layer, folder: Path) -> None:
-            work = _LayerPush(target, PackedLayer(self._packer, layer, folder), hub, self._uploads)
-            blobs[layer.diff_id] = await work.run(wanted[layer.diff_id])
+            work = _LayerPush(target, layer, hub)
+            if self._uploads.locked():
+                work.say("Waiting")
+            async with self._uploads:
+                candidates = wanted[layer.diff_id]
+                found, place = await work.find(candidates)
+                blobs[layer.diff_id] = found or await self._send(work, folder, candidates, place)
 
         # From the top, as dockerd; a layer that is in the image twice goes once.
         parts = {layer.diff_id: (layer, folder) for layer, folder in zip(image.layers, image.folders, strict=True)}
@@ -86,50 +93,70 @@ class Pusher:
         hub.emit({"progressDetail": {}, "aux": {"Tag": ref.tag, "Digest": digest, "Size": len(raw)}})
         return digest
 
+    async def _send(self, work: _LayerPush, folder: Path, wanted: Candidates, place: URL | None) -> Descriptor:
+        """The layer as it was kept, or compressed now and kept. place: an upload that has been begun."""
+        layer = work.layer
+        for blob in wanted.kept:
+            try:
+                return await work.upload(KeptLayer(layer, blob, self._kept.path(blob.digest)), place)
+            except (Internal, RegistryRefused):
+                place = None
+                if not await self._kept.drop_if_damaged(blob):
+                    raise
+        spool = self._tmp / f"pack-{secrets.token_hex(8)}" if await self._kept.make_room(layer.tar_bytes) else None
+        try:
+            sent = await work.upload(PackedLayer(self._packer, layer, folder, spool), place)
+            if spool is not None and spool.exists():
+                await self._kept.adopt(spool, KeptBlob(
+                    digest=sent.digest, diff_id=layer.diff_id, size=sent.size, media_type=sent.media_type
+                ))
+            return sent
+        finally:
+            if spool is not None:
+                spool.unlink(missing_ok=True)
+
     def _candidates(self, ref: Reference, image: Outgoing, number: int) -> Candidates:
         layer, manifest = image.layers[number], image.came.manifest
         original = manifest.layers[number].digest if manifest and number < len(manifest.layers) else ""
         return candidates(
-            self._book.known(layer.diff_id), original, ref.domain, ref.path, zstd=image.came.is_oci
+            self._book.known(layer.diff_id), self._kept.of(layer.diff_id), original, ref.domain, ref.path,
+            zstd=image.came.is_oci,
         )
 
 
 class _LayerPush:
     """One layer's way into a repository."""
 
-    def __init__(self, target: Target, packed: PackedLayer, hub: Hub, uploads: asyncio.Semaphore) -> None:
-        self._target, self._packed, self._hub, self._uploads = target, packed, hub, uploads
+    def __init__(self, target: Target, layer: Layer, hub: Hub) -> None:
+        self._target, self.layer, self._hub = target, layer, hub
         self._throttle = Throttle()
 
-    async def run(self, wanted: Candidates) -> Descriptor:
-        """The blob that carries the layer there now."""
-        if self._uploads.locked():
-            self._say("Waiting")
-        async with self._uploads:
-            for blob in wanted.here:
-                if (found := await self._there(blob)) is not None:
-                    return found
-            place: URL | None = None
-            for blob, source in wanted.mounts:
-                place = await persistently(lambda: self._target.begin(blob.digest, source))  # noqa: B023 - run at once
-                if place is None:
-                    self._say(f"Mounted from {source}")
-                    return _descriptor(blob)
-            for blob in wanted.elsewhere:
-                if (found := await self._there(blob)) is not None:
-                    return found
-            return await self._upload(place)
+    async def find(self, wanted: Candidates) -> tuple[Descriptor | None, URL | None]:
+        """The blob that carries the layer there now; or else where to upload it, if a mount that failed has said."""
+        for blob in wanted.here:
+            if (found := await self._there(blob)) is not None:
+                return found, None
+        place: URL | None = None
+        for blob, source in wanted.mounts:
+            place = await persistently(lambda: self._target.begin(blob.digest, source))  # noqa: B023 - run at once
+            if place is None:
+                self.say(f"Mounted from {source}")
+                return _descriptor(blob), None
+        for blob in wanted.elsewhere:
+            if (found := await self._there(blob)) is not None:
+                return found, None
+        return None, place
 
     async def _there(self, blob: KnownBlob) -> Descriptor | None:
         size = await persistently(lambda: self._target.has(blob.digest))
         if size is None:
             return None
-        self._say("Layer already exists")
+        self.say("Layer already exists")
         return _descriptor(blob)
 
-    async def _upload(self, place: URL | None) -> Descriptor:
+    async def upload(self, parcel: Parcel, place: URL | None) -> Descriptor:
         """place: an upload that has been begun. Broken ones go on where the registry says, or start over."""
-        self._say("Pushing", 0)
+        self._tell(parcel)
         offset = failures = 0
         try:
             while True:
@@ -137,9 +164,9 @@ class _LayerPush:
                     if place is None:
                         place, offset = await self._target.begin(), 0
                     assert place is not None
-                    done = await self._send(place, offset)
+                    done = await self._send(parcel, place, offset)
                     place = None  # closed by its end
-                    await self._target.finish(done, self._packed.digest)
+                    await self._target.finish(done, parcel.digest)
                     break
                 except (RegistryUnreachable, RegistryRefused) as err:
                     # A refusal in the middle may be about an upload that the registry has mixed up: once more, then.
@@ -155,17 +182,17 @@ class _LayerPush:
                     async with asyncio.timeout(_CANCEL_S):
                         await self._target.cancel(place)
             raise
-        self._say("Pushed")
-        return Descriptor(f"{DOCKER_LAYER}.gzip", self._packed.digest, self._packed.size)
+        self.say("Pushed")
+        return Descriptor(parcel.media_type, parcel.digest, parcel.size)
 
-    async def _send(self, place: URL, offset: int) -> URL:
+    async def _send(self, parcel: Parcel, place: URL, offset: int) -> URL:
         loop = asyncio.get_running_loop()
         failed: list[SwarmletError] = []
         try:
             async with asyncio.timeout(STALL_S) as guard:
 
                 async def body() -> AsyncIterator[bytes]:
-                    pieces = self._packed.pieces(offset)
+                    pieces = parcel.pieces(offset)
                     try:
                         while True:
                             guard.reschedule(None)  # our own disk may take its time
@@ -173,13 +200,13 @@ class _LayerPush:
                             guard.reschedule(loop.time() + STALL_S)
                             if piece is None:
                                 return
-                            self._say("Pushing", self._packed.taken)
+                            self._tell(parcel)
                             yield piece
                     except SwarmletError as err:
                         failed.append(err)
                         raise ConnectionAbortedError(str(err)) from err
 
-                return await self._target.send(place, body)
+                return await self._target.send(place, body, parcel.length and parcel.length - offset)
         except TimeoutError:
             raise RegistryUnreachable(f'Patch "{place.with_query(None)}": i/o timeout') from None
         except RegistryUnreachable:
@@ -198,15 +225,16 @@ class _LayerPush:
             return None, 0
 
     async def _pause(self, seconds: float) -> None:
-        self._say(retrying(seconds))
+        self.say(retrying(seconds))
         await asyncio.sleep(seconds)
 
-    def _say(self, status: str, current: int | None = None) -> None:
-        layer = self._packed.layer
-        if current is None:
-            self._hub.emit(_line(status, layer))
-        elif self._throttle.passes(asyncio.get_running_loop().time(), last=current >= layer.tar_bytes):
-            self._hub.emit(_line(status, layer) | {"progressDetail": {"current": current, "total": layer.tar_bytes}})
+    def say(self, status: str) -> None:
+        self._hub.emit(_line(status, self.layer))
+
+    def _tell(self, parcel: Parcel) -> None:
+        if self._throttle.passes(asyncio.get_running_loop().time(), last=parcel.taken >= parcel.total):
+            detail = {"current": parcel.taken, "total": parcel.total}
+            self._hub.emit(_line("Pushing", self.layer) | {"progressDetail": detail})
 
 
 async def _put_small(target: Target, digest: str, raw: bytes) -> None:

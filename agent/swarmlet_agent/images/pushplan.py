@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 from swarmlet.errors import SwarmletError
 from swarmlet_agent.images.blobs import KnownBlob
+from swarmlet_agent.images.kept import KeptBlob
 from swarmlet_agent.images.manifests import (
     DOCKER_CONFIG,
     DOCKER_LAYER,
@@ -21,6 +23,7 @@ from swarmlet_agent.images.manifests import (
     parse_manifest,
 )
 
+B = TypeVar("B", KnownBlob, KeptBlob)
 #: Registries asked about a blob seen elsewhere, and repositories tried to mount it from, per layer.
 MAX_CHECKS = 2
 MAX_MOUNTS = 3
@@ -41,11 +44,15 @@ class CameAs:
 
 @dataclass(frozen=True, slots=True)
 class Candidates:
-    """Blobs that may spare an upload: known here, mountable from (digest's blob, path) there, or just worth a look."""
+    """Blobs that may spare an upload: known here, mountable from (digest's blob, path) there, or just worth a look.
+
+    kept: forms that need not be compressed for one.
+    """
 
     here: tuple[KnownBlob, ...]
     mounts: tuple[tuple[KnownBlob, str], ...]
     elsewhere: tuple[KnownBlob, ...]
+    kept: tuple[KeptBlob, ...]
 
 
 def came_as(raw: bytes, media_type: str) -> CameAs:
@@ -60,21 +67,23 @@ def came_as(raw: bytes, media_type: str) -> CameAs:
 
 
 def candidates(
-    known: Sequence[KnownBlob], original: str, domain: str, path: str, *, zstd: bool
+    known: Sequence[KnownBlob], kept: Sequence[KeptBlob], original: str, domain: str, path: str, *, zstd: bool
 ) -> Candidates:
     """What to try, best first. original: digest of the layer's blob in the manifest the image came with.
 
     zstd: whether the image's manifest form has a name for it (OCI).
     """
-    usable = sorted(
-        (blob for blob in known if zstd or compression(blob.media_type) != "zstd"),
-        key=lambda blob: blob.digest != original,
-    )
-    here = tuple(blob for blob in usable if path in blob.paths_at(domain))
-    rest = [blob for blob in usable if blob not in here]
+
+    def usable(blobs: Sequence[B]) -> list[B]:
+        nameable = (blob for blob in blobs if zstd or compression(blob.media_type) != "zstd")
+        return sorted(nameable, key=lambda blob: blob.digest != original)
+
+    seen = usable(known)
+    here = tuple(blob for blob in seen if path in blob.paths_at(domain))
+    rest = [blob for blob in seen if blob not in here]
     mounts = [(blob, source) for blob in rest for source in blob.paths_at(domain) if source != path]
     elsewhere = [blob for blob in rest if not blob.paths_at(domain)]
-    return Candidates(here, tuple(mounts[:MAX_MOUNTS]), tuple(elsewhere[:MAX_CHECKS]))
+    return Candidates(here, tuple(mounts[:MAX_MOUNTS]), tuple(elsewhere[:MAX_CHECKS]), tuple(usable(kept)))
 
 
 def compression(media_type: str) -> str:

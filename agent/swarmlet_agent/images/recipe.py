@@ -60,41 +60,76 @@ class RecipeWriter:
 
 
 def replay(folder: Path) -> Iterator[bytes]:
-    """The layer's tar in pieces, from its folder (`recipe`, `diff`, `kept`). Internal if a file is not what it was."""
+    """The layer's tar in pieces of some size, from its folder (`recipe`, `diff`, `kept`).
+
+    Internal if a file is not what it was.
+    """
+    replaced = _names(folder / "kept")
+    diff = os.fsencode(folder / "diff") + b"/"
+    waiting: list[bytes] = []
+    gathered = 0
     with (folder / "recipe").open("rb") as source:
-        reader = zstandard.ZstdDecompressor().stream_reader(source)
-        while head := _exactly(reader, _HEAD.size, folder, end_is_fine=True):
+        recipe = _Recipe(zstandard.ZstdDecompressor().stream_reader(source), folder)
+        while (head := recipe.take(_HEAD.size, end_is_fine=True)):
             kind, length = _HEAD.unpack(head)
-            data = _exactly(reader, length, folder)
+            data = recipe.take(length)
             if kind == _LITERAL:
-                yield data
-                continue
-            size, number = _FILE.unpack(_exactly(reader, _FILE.size, folder))
-            yield from _content(folder, data, size, number)
+                waiting.append(data)
+                gathered += length
+            else:
+                size, number = _FILE.unpack(recipe.take(_FILE.size))
+                file = os.fsencode(folder / "kept" / str(number)) if number in replaced else diff + data
+                for piece in _content(folder, file, data, size):
+                    waiting.append(piece)
+                    gathered += len(piece)
+                    if gathered >= _PIECE:
+                        yield b"".join(waiting)
+                        waiting, gathered = [], 0
+            if gathered >= _PIECE:
+                yield b"".join(waiting)
+                waiting, gathered = [], 0
+    if waiting:
+        yield b"".join(waiting)
 
 
-def _exactly(reader: BinaryIO, size: int, folder: Path, *, end_is_fine: bool = False) -> bytes:
-    data = b""
-    while len(data) < size and (more := reader.read(size - len(data))):
-        data += more
-    if len(data) != size and not (end_is_fine and not data):
-        raise Internal(f"layer {folder.name} is damaged: its recipe ends early")
-    return data
+class _Recipe:
+    """Reads ahead: there are several small things to take for each file."""
+
+    def __init__(self, reader: BinaryIO, folder: Path) -> None:
+        self._reader, self._folder = reader, folder
+        self._data, self._at = b"", 0
+
+    def take(self, size: int, *, end_is_fine: bool = False) -> bytes:
+        """Exactly so many bytes; b"" at the end if that is fine."""
+        end = self._at + size
+        while end > len(self._data) and (more := self._reader.read(max(_GATHER, size))):
+            self._data, self._at, end = self._data[self._at :] + more, 0, size
+        data = self._data[self._at : end]
+        self._at = end
+        if len(data) != size and not (end_is_fine and not data):
+            raise Internal(f"layer {self._folder.name} is damaged: its recipe ends early")
+        return data
 
 
-def _content(folder: Path, path: bytes, size: int, number: int) -> Iterator[bytes]:
-    kept = folder / "kept" / str(number)
-    source = os.fsencode(kept) if kept.exists() else os.fsencode(folder / "diff") + b"/" + path
+def _names(kept: Path) -> frozenset[int]:
+    """Numbers of the contents that were replaced."""
     try:
-        file = os.open(source, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NOATIME)
+        return frozenset(int(name) for name in os.listdir(kept))
+    except FileNotFoundError:
+        return frozenset()
+
+
+def _content(folder: Path, path: bytes, shown: bytes, size: int) -> Iterator[bytes]:
+    try:
+        file = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NOATIME)
     except OSError as err:
-        raise Internal(f"layer {folder.name} is damaged: {err.strerror}: {os.fsdecode(path)}") from err
+        raise Internal(f"layer {folder.name} is damaged: {err.strerror}: {os.fsdecode(shown)}") from err
     try:
         left = size
         while left and (piece := os.read(file, min(left, _PIECE))):
             left -= len(piece)
             yield piece
         if left:
-            raise Internal(f"layer {folder.name} is damaged: {os.fsdecode(path)} has become shorter")
+            raise Internal(f"layer {folder.name} is damaged: {os.fsdecode(shown)} has become shorter")
     finally:
         os.close(file)

@@ -16,6 +16,7 @@ import msgspec
 from swarmlet.errors import Internal
 from swarmlet.log import get_logger
 from swarmlet_agent.images.catalogue import Catalogue, ImageRecord
+from swarmlet_agent.images.kept import KeptBlob, KeptBlobs
 from swarmlet_agent.images.layers import Layer, LayerStore
 from swarmlet_agent.images.manifests import Configuration
 from swarmlet_agent.images.reference import Reference
@@ -27,8 +28,8 @@ log = get_logger(__name__)
 
 
 class Shelf:
-    def __init__(self, catalogue: Catalogue, layers: LayerStore, roots: RootStore) -> None:
-        self.catalogue, self.layers, self.roots = catalogue, layers, roots
+    def __init__(self, catalogue: Catalogue, layers: LayerStore, roots: RootStore, kept: KeptBlobs) -> None:
+        self.catalogue, self.layers, self.roots, self.kept = catalogue, layers, roots, kept
         self._changing = asyncio.Lock()
         #: Others who need layers (the build cache).
         self.holders: list[Callable[[], frozenset[str]]] = []
@@ -47,6 +48,7 @@ class Shelf:
         if stale:
             await self.catalogue.forget_layers(stale)
         await self.sweep([layer.chain_id for layer in self.layers.all()])
+        await self.kept.recover(self._diff_ids())
 
     def layers_of(self, image_id: str) -> tuple[Layer, ...]:
         """The image's layers, lowest first."""
@@ -68,11 +70,11 @@ class Shelf:
 
     async def add(
         self, config: Configuration, names: Sequence[Reference], *, comment: str = "", tagged: bool = False,
-        manifest: tuple[bytes, str] = (b"", ""),
+        manifest: tuple[bytes, str] = (b"", ""), kept: Sequence[KeptBlob] = (),
     ) -> Image:
         """Promise the image: its layers are installed and pinned, and are on disk before it is in the journal.
 
-        manifest: the one it came with, and its media type.
+        manifest: the one it came with, and its media type. kept: forms of its layers that are in their places.
         """
         await self.layers.sync(config.chain_ids)
         layers = [layer for chain in config.chain_ids if (layer := self.layers.get(chain)) is not None]
@@ -88,7 +90,8 @@ class Shelf:
                 record = msgspec.structs.replace(record, manifest=manifest[0], manifest_type=manifest[1])
             if tagged:
                 record = msgspec.structs.replace(record, tagged_at=time.time_ns())
-            await self.catalogue.add(record, layers, names)
+            await self.catalogue.add(record, layers, names, self.kept.writes(kept))
+            self.kept.count_in(kept)
         return self.catalogue.image(config.id)
 
     async def tag(self, ref: str, name: Reference) -> Image:
@@ -133,7 +136,11 @@ class Shelf:
         doomed = [layer.chain_id for layer in gone if self.layers.get(layer.chain_id) is None]
         if doomed:
             await self.catalogue.forget_layers(doomed)
+            await self.kept.forget_layers({layer.diff_id for layer in gone} - self._diff_ids())
         return gone
+
+    def _diff_ids(self) -> set[str]:
+        return {layer.diff_id for layer in self.layers.all()}
 
     def _needed(self) -> frozenset[str]:
         return self.catalogue.layers_in_use().union(

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import platform as uname
 import time
+from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
@@ -24,6 +25,7 @@ from swarmlet_agent.images.catalogue import Catalogue
 from swarmlet_agent.images.committing import Commit, Spooled, commit_image, spooled_layer
 from swarmlet_agent.images.endpoints import check_registries
 from swarmlet_agent.images.intake import Intake
+from swarmlet_agent.images.kept import KeptBlobs
 from swarmlet_agent.images.layers import Layer, LayerStore
 from swarmlet_agent.images.login import login
 from swarmlet_agent.images.outlet import Outlet
@@ -71,7 +73,8 @@ class ImageStore:
     def __init__(
         self, data_dir: Path, journal: Journal, *, insecure_registries: Sequence[str] = ("127.0.0.0/8",),
         registry_mirrors: Sequence[str] = (), registry_certificates: Path = Path("/etc/docker/certs.d"),
-        users: ImageUsers | None = None, on_event: OnEvent | None = None, limits: Limits | None = None,
+        keep_compressed_layers: bool = True, users: ImageUsers | None = None, on_event: OnEvent | None = None,
+        limits: Limits | None = None,
     ) -> None:
         check_registries(insecure_registries, registry_mirrors)
         self.users = users
@@ -81,13 +84,14 @@ class ImageStore:
         self._layers = LayerStore(data_dir / "images", UnpackPool(limits))
         self._roots = RootStore(data_dir / "containers-rootfs", self._layers.diff)
         self._catalogue = Catalogue(journal)
-        self._shelf = Shelf(self._catalogue, self._layers, self._roots)
+        self._kept = KeptBlobs(data_dir / "images" / "blobs", journal, wanted=keep_compressed_layers)
+        self._shelf = Shelf(self._catalogue, self._layers, self._roots, self._kept)
         #: For the builder.
         self.workshop = Workshop(self._shelf, self._host, self._event)
         self._partials = PartialBlobs(data_dir / "images" / "partial")
-        self._puller = Puller(self._registries, self._layers, self._catalogue, self._partials)
+        self._puller = Puller(self._registries, self._layers, self._catalogue, self._partials, self._kept)
         self._book = BlobBook(journal)
-        self._pusher = Pusher(self._registries, self._book)
+        self._pusher = Pusher(self._registries, self._book, self._kept, self._layers.tmp)
         self._intake = Intake(self._shelf, self._puller, self._book, self._host, self._event)
         self._outlet = Outlet(self._shelf, self._pusher, self._event)
         self._flights: SingleFlight[Image] = SingleFlight()
@@ -123,9 +127,22 @@ class ImageStore:
     def all(self) -> list[Image]:
         return self._catalogue.images()
 
-    def layers(self) -> list[Layer]:
-        """Every unpacked layer, for disk usage."""
-        return self._layers.all()
+    def disk_usage(self, version: tuple[int, int]) -> tuple[int, list[dict[str, Any]]]:
+        """(bytes of all that images take, each thing once; ImageSummary with SharedSize), kept blobs counted in.
+
+        So what `docker system df` calls reclaimable is what removing the images would free.
+        """
+        kept = Counter[str]()
+        for blob in self._kept.all():
+            kept[blob.diff_id] += blob.size
+        sizes = {each.chain_id: each.size_bytes + kept[each.diff_id] for each in self._layers.all()}
+        shared = encode.shared_sizes(self.all(), sizes)
+        listed = [
+            entry | {"Size": sum(sizes.get(chain, 0) for chain in self.get(entry["Id"]).layers),
+                     "SharedSize": shared[entry["Id"]]}
+            for entry in self.list_images(Filters(), version)
+        ]
+        return sum(each.size_bytes for each in self._layers.all()) + kept.total(), listed
 
     def list_images(
         self, filters: Filters, version: tuple[int, int], *, shared_size: bool = False, manifests: bool = False
@@ -289,6 +306,7 @@ class ImageStore:
         dangling_only = filters.flag("dangling") is not False
         until = min((listing.until_ns(text, time.time_ns()) for text in filters.get("until")), default=None)
         before = {layer.chain_id: layer.size_bytes for layer in self._layers.all()}
+        kept = self._kept.all()
         deleted: Deleted = []
         for image in self.all():
             if (
@@ -300,7 +318,8 @@ class ImageStore:
                 continue
             deleted += self._told(await self._shelf.remove(image.id, self._plan_pruning))
         freed = sum(before.get(entry.get("Deleted", ""), 0) for entry in deleted)
-        freed += await self._partials.prune()
+        left = self._kept.all()
+        freed += sum(blob.size for blob in kept if blob not in left) + await self._partials.prune()
         if self.on_event is not None:
             self.on_event("prune", "", {"reclaimed": str(freed)})
         return deleted, freed
@@ -426,7 +445,7 @@ class ImageStore:
         return [(image_id, named if named is not None and named.tag else None)]
 
     def _shared_sizes(self) -> dict[str, int]:
-        return encode.shared_sizes(self.all(), {layer.chain_id: layer for layer in self._layers.all()})
+        return encode.shared_sizes(self.all(), {layer.chain_id: layer.size_bytes for layer in self._layers.all()})
 
     def _event(self, action: str, subject: str, name: str, image: Image) -> None:
         if self.on_event is not None:

@@ -49,9 +49,10 @@ class Target:
                 return None
             return self._location(answer, url)
 
-    async def send(self, place: URL, body: Callable[[], Any]) -> URL:
-        """The next bytes of an upload. Returns where to go on."""
-        async with self._request("PATCH", place, headers={"Content-Type": _OCTETS}, body=body) as answer:
+    async def send(self, place: URL, body: Callable[[], Any], length: int | None = None) -> URL:
+        """The next bytes of an upload; length: how many, if that is known. Returns where to go on."""
+        headers = {"Content-Type": _OCTETS} | ({} if length is None else {"Content-Length": str(length)})
+        async with self._request("PATCH", place, headers=headers, body=body) as answer:
             await read_some(answer, _MAX_ANSWER)
             return self._location(answer, place)
 

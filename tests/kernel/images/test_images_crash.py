@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import json
 import os
 import random
@@ -11,7 +12,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from fakes.images_made import MadeImage, files
+from fakes.images_made import MadeImage, digest, files
 from fakes.images_node import Node
 from fakes.images_registry import FakeRegistry
 
@@ -127,6 +128,11 @@ async def _check(data: Path, names: dict[str, int], host: str, unsure: tuple[str
         used = {chain.removeprefix("sha256:") for image in node.store.all() for chain in image.layers}
         assert node.layer_folders() == used
         assert not [*(data / "images" / "tmp").iterdir()]
+        diff_ids = {diff_id for number in set(names.values()) for diff_id in _IMAGES[number].diff_ids}
+        blobs = {digest(blob)[7:] for image in _IMAGES for blob in image.blobs}
+        kept = {file.name: file for file in (data / "images" / "blobs").iterdir()}
+        assert kept.keys() <= blobs and all(digest(file.read_bytes())[7:] == name for name, file in kept.items())
+        assert all(digest(gzip.decompress(file.read_bytes())) in diff_ids for file in kept.values())
         for image in node.store.all():  # each layer is what its name says
             async for _ in node.store.save([image.id]):
                 pass

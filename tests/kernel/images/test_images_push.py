@@ -168,9 +168,11 @@ async def test_a_pulled_image_keeps_its_manifest_where_its_blobs_are_known(
     assert seen[-1]["aux"] == {"Tag": "2", "Digest": image.digest, "Size": len(image.manifest)}
 
 
-async def test_an_oci_image_stays_one_in_a_registry_that_has_nothing_of_it(
-    node: Node, docker_registry: RealRegistry, registry: PushRegistry
+async def test_an_oci_image_whose_blobs_are_not_kept_stays_one_in_a_registry_that_has_nothing_of_it(
+    tmp_path: Path, docker_registry: RealRegistry, registry: PushRegistry
 ) -> None:
+    node = Node(tmp_path / "forgetful", keep_compressed_layers=False)
+    await node.start()
     docker_registry.push("moved", "1", MadeImage(_LAYERS, compression="zstd", media_type=OCI))
     await node.store.pull(f"{docker_registry.host}/moved:1")
     await node.store.tag(f"{docker_registry.host}/moved:1", f"{registry.host}/moved", "1")
@@ -182,6 +184,8 @@ async def test_an_oci_image_stays_one_in_a_registry_that_has_nothing_of_it(
     sent = json.loads(raw)["layers"]
     assert [layer["mediaType"] for layer in sent] == ["application/vnd.oci.image.layer.v1.tar+gzip"] * 2
     assert [gzip.decompress(registry.blobs[layer["digest"]]) for layer in sent] == _LAYERS
+    assert node.leftovers() == [] and not [*(node.data / "images" / "blobs").iterdir()]
+    await node.stop()
 
 
 @pytest.mark.parametrize("resumable", [True, False])

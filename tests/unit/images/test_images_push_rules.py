@@ -17,6 +17,7 @@ from swarmlet.errors import InvalidArgument
 from swarmlet_agent.images.auth import Challenge, decode_body
 from swarmlet_agent.images.blobs import KnownBlob, with_blob
 from swarmlet_agent.images.deflating import LEVEL, deflate
+from swarmlet_agent.images.kept import KeptBlob
 from swarmlet_agent.images.login import registry_of
 from swarmlet_agent.images.manifests import Descriptor, parse_config
 from swarmlet_agent.images.packing import Packer
@@ -68,20 +69,22 @@ def blob(name: str, media_type: str = _GZIP, *repositories: str) -> KnownBlob:
 
 def test_blobs_of_the_repository_come_before_mounts_and_mounts_before_guesses() -> None:
     here, near, far = blob("a", _GZIP, "r:1/x"), blob("b", _GZIP, "r:1/y", "other/x"), blob("c", _GZIP, "other/x")
-    found = candidates([far, near, here], "", "r:1", "x", zstd=False)
+    found = candidates([far, near, here], [], "", "r:1", "x", zstd=False)
     assert found.here == (here,) and found.mounts == ((near, "y"),) and found.elsewhere == (far,)
 
 
 def test_the_blob_of_the_images_own_manifest_is_tried_first() -> None:
     older, original = blob("a", _GZIP, "r:1/x"), blob("b", _GZIP, "r:1/x")
-    assert candidates([older, original], "b", "r:1", "x", zstd=False).here == (original, older)
+    assert candidates([older, original], [], "b", "r:1", "x", zstd=False).here == (original, older)
 
 
 def test_a_schema_2_manifest_gets_no_zstd_layer() -> None:
     known = [blob("a", _ZSTD, "r:1/x"), blob("b", _ZSTD, "r:1/y"), blob("c", _ZSTD, "o/x")]
-    found = candidates(known, "", "r:1", "x", zstd=False)
-    assert (found.here, found.mounts, found.elsewhere) == ((), (), ())
-    assert candidates(known, "", "r:1", "x", zstd=True).here == (known[0],)
+    kept = [KeptBlob(digest=name, diff_id="d", size=1, media_type=kind) for name, kind in (("a", _ZSTD), ("g", _GZIP))]
+    found = candidates(known, kept, "", "r:1", "x", zstd=False)
+    assert (found.here, found.mounts, found.elsewhere, found.kept) == ((), (), (), (kept[1],))
+    found = candidates(known, kept, "g", "r:1", "x", zstd=True)
+    assert (found.here, found.kept) == ((known[0],), (kept[1], kept[0]))  # the image's own first
 
 
 def test_a_registry_whose_name_begins_another_is_not_it() -> None:
