@@ -10,6 +10,8 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
+from urllib.parse import quote
 
 import docker
 import pytest
@@ -271,6 +273,45 @@ def test_pruning_the_cache_is_an_event(node: View, tmp_path: Path) -> None:
     until = str(int(time.time()) + 1)
     [event] = node.rows("events", "--since", f"{before:.6f}", "--until", until, "--filter", "type=builder")
     assert event["Action"] == "prune" and event["Actor"] == {"ID": "", "Attributes": {"reclaimed": "5000"}}
+
+
+def test_what_pruning_frees_is_what_was_shown(node: View, tmp_path: Path) -> None:
+    node("builder", "prune", "-af")
+    write(tmp_path, {"Dockerfile": (
+        "FROM busybox\nRUN head -c 70000 /dev/zero > /old\nRUN head -c 30000 /dev/zero > /new\n"
+        "RUN --mount=type=cache,target=/cache head -c 50000 /dev/zero > /cache/x\n"
+    )})
+    build(node, tmp_path)
+    node("image", "prune", "-f")
+
+    def shown() -> dict[str, float]:
+        cached = api("GET", "/system/df?type=build-cache")["BuildCache"] or []
+        return {entry["Description"]: entry["Size"] for entry in cached}
+
+    def api(method: str, path: str) -> Any:
+        url = f"http://d/v1.50{path}"
+        said = subprocess.run(
+            ["curl", "-sS", "--unix-socket", str(node.socket), "-X", method, url],
+            capture_output=True, check=True, timeout=30,
+        ).stdout  # fmt: skip
+        return json.loads(said)
+
+    def pruned(query: str = "") -> int:
+        before = sum(shown().values())
+        freed: int = api("POST", f"/build/prune?all=1{query}")["SpaceReclaimed"]
+        assert before - sum(shown().values()) == freed
+        return freed
+
+    assert sum(shown().values()) == 150_000
+    [row] = [row for row in node.rows("system", "df") if row["Type"] == "Build Cache"]
+    assert row["Size"] == "150kB" and row["Reclaimable"] == "150kB"
+    assert pruned("&filters=" + quote('{"until":["24h"]}')) == 0
+    assert pruned("&max-used-space=160000") == 0 == pruned("&min-free-space=1")
+    assert pruned("&filters=" + quote('{"type":["exec.cachemount"]}')) == 50_000
+    assert pruned("&keep-storage=80000") == 30_000  # without the one below, the later step is nothing
+    assert pruned("&reserved-space=80000&max-used-space=1") == 0
+    assert pruned("&max-used-space=1") == 70_000
+    assert sum(shown().values()) == 0 and "0B" in node("builder", "prune", "-af")
 
 
 def test_pull_looks_for_a_newer_base_and_without_it_the_one_here_is_used(

@@ -230,6 +230,7 @@ def services(whole_cluster: Cluster) -> Iterator[View]:
         yield view
     finally:
         view("service", "rm", "s-web", "s-all")
+        eventually(lambda: not view("ps", "-aq", "--filter", "name=s-"))
 
 
 @pytest.mark.parametrize(

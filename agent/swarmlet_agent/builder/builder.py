@@ -7,6 +7,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
+from shutil import disk_usage
 from typing import Any
 
 from swarmlet.engine_api.filters import Filters
@@ -22,7 +23,7 @@ from swarmlet_agent.builder.mountcaches import MountCaches
 from swarmlet_agent.builder.options import BuildOptions
 from swarmlet_agent.builder.output import BuildCancelled, Lane
 from swarmlet_agent.builder.plan import Plan, Stage, plan_build
-from swarmlet_agent.builder.pruning import CACHE_MOUNT, REGULAR, Item, plan_pruning, shown
+from swarmlet_agent.builder.pruning import CACHE_MOUNT, REGULAR, Budget, Item, plan_pruning, shown
 from swarmlet_agent.builder.remote import KEEP_GIT_DIR, fetch_remote
 from swarmlet_agent.builder.running import do_run
 from swarmlet_agent.builder.stage import PREDEFINED, StageRun, Steps
@@ -117,11 +118,11 @@ class Builder:
             self._cancelled.add(build_id)
             task.cancel()
 
-    async def prune(self, filters: Filters, *, everything: bool, keep_bytes: int) -> tuple[list[str], int]:
+    async def prune(self, filters: Filters, *, everything: bool, budget: Budget) -> tuple[list[str], int]:
         """The cache entries that went, and the bytes that freed. everything: also those that images have layers of."""
-        doomed = plan_pruning(
-            await self._items(), filters, everything=everything, keep_bytes=keep_bytes, now=time.time_ns()
-        )
+        items = await self._items()
+        keep = budget.keep_bytes(sum(item.size_bytes for item in items), disk_usage(self._workshop.tmp).free)
+        doomed = plan_pruning(items, filters, everything=everything, keep_bytes=keep, now=time.time_ns())
         caches = [item for item in doomed if item.kind == CACHE_MOUNT]
         freed = await self._cache.remove([item.key for item in doomed if item.kind == REGULAR])
         await self._mount_caches.remove(item.key for item in caches)

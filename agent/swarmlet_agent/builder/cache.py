@@ -96,15 +96,21 @@ class BuildCache:
             self._digests.popitem(last=False)
 
     def items(self, in_use: frozenset[str]) -> list[Item]:
-        """As they are shown and pruned. in_use: layers that images have, too."""
-        return [
-            Item(
-                key=entry.key, kind=REGULAR, description=entry.description, size_bytes=self._size(entry),
+        """As they are shown and pruned. in_use: layers that images have, too.
+
+        A layer that two steps have come to counts once, for the one used last: the sum is what the disk has.
+        """
+        items, counted = [], set()
+        for entry in sorted(self._entries.values(), key=lambda entry: entry.used_at, reverse=True):
+            size = 0 if entry.layer in counted else self._size(entry)
+            counted.add(entry.layer)
+            items.append(Item(
+                key=entry.key, kind=REGULAR, description=entry.description, size_bytes=size,
                 created_at=entry.created_at, used_at=entry.used_at, uses=entry.uses, parent=entry.parent,
                 shared=entry.layer in in_use, needed=not in_use.isdisjoint(self._states[entry.key].chains[-1:]),
-            )
-            for entry in self._entries.values()
-        ]
+                layer=entry.layer, chain=frozenset(self._states[entry.key].chains),
+            ))
+        return items
 
     def _size(self, entry: CacheEntry) -> int:
         layer = self._workshop.layer(entry.layer) if entry.layer else None

@@ -19,7 +19,8 @@ _FILTERS = (
 @dataclass(frozen=True, slots=True)
 class Item:
     """A step's result, or a cache of RUN --mount. shared: images have its layer, too; needed: they have the layers
-    of the step, so that removing it would free nothing. Times in ns."""
+    of the step, so that removing it would free nothing. layer: the step's own, "" for none; chain: all that its result
+    consists of. Times in ns."""
 
     key: str
     kind: str
@@ -32,6 +33,8 @@ class Item:
     in_use: bool = False
     shared: bool = False
     needed: bool = False
+    layer: str = ""
+    chain: frozenset[str] = frozenset()
 
     @property
     def id(self) -> str:
@@ -47,10 +50,33 @@ def shown(item: Item) -> dict[str, Any]:
     }
 
 
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """How much of the cache may stay, in bytes (Engine API BuildPrune); 0 says nothing.
+
+    reserved: so much in any case; max_used: no more than that; min_free: less, if the disk has less free than that.
+    """
+
+    reserved: int = 0
+    max_used: int = 0
+    min_free: int = 0
+
+    def keep_bytes(self, total: int, free: int) -> int:
+        """0 = nothing has to stay. total: of the cache now; free: of its disk."""
+        if not (self.reserved or self.max_used or self.min_free):
+            return 0
+        limits = [self.max_used] if self.max_used else []
+        if self.min_free:
+            limits.append(max(0, total - max(0, self.min_free - free)))
+        return max(self.reserved, min(limits, default=0))
+
+
 def plan_pruning(
     items: Iterable[Item], filters: Filters, *, everything: bool, keep_bytes: int, now: int
 ) -> list[Item]:
     """What goes, the latest used first. InvalidArgument for a filter that is not known.
+
+    A step that a later one is built on stays as long as that: without it nothing would be freed.
 
     everything: also what images need; keep_bytes: what may stay, the latest used first; filters: until and unused-for
     (both: not used since), id, parent, type, description, inuse, shared, private. Nothing here has labels, so `label`,
@@ -62,8 +88,10 @@ def plan_pruning(
         return []
     limits = [until_ns(text, now) for name in ("until", "unused-for") for text in filters.get(name)]
     before = min(limits, default=None)
-    chosen, kept = [], 0
-    for item in sorted(items, key=lambda item: item.used_at, reverse=True):
+    items = sorted(items, key=lambda item: item.used_at, reverse=True)
+    sizes = {item.layer: item.size_bytes for item in reversed(items) if item.layer and item.size_bytes}
+    chosen, kept, layers = [], 0, set[str]()
+    for item in items:
         if (
             item.in_use or (item.needed and not everything)
             or (before is not None and item.used_at >= before)
@@ -74,8 +102,12 @@ def plan_pruning(
             or not filters.matches_part("description", item.description) or not filters.matches("type", item.kind)
         ):
             continue
-        if keep_bytes and kept + item.size_bytes <= keep_bytes:
-            kept += item.size_bytes
+        cost = sum(sizes.get(layer, 0) for layer in item.chain - layers) if item.chain else item.size_bytes
+        if keep_bytes and kept + cost <= keep_bytes:
+            kept += cost
+            layers |= item.chain
             continue
         chosen.append(item)
-    return chosen
+    gone = set(chosen)
+    held = frozenset[str]().union(*(item.chain for item in items if item not in gone))
+    return [item for item in chosen if item.layer not in held]

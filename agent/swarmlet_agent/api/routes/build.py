@@ -16,6 +16,7 @@ from swarmlet.errors import InvalidArgument, SwarmletError
 from swarmlet.log import get_logger
 from swarmlet_agent.builder.options import BuildOptions, read_options
 from swarmlet_agent.builder.output import BuildFailed
+from swarmlet_agent.builder.pruning import Budget
 from swarmlet_agent.images.progress import Listener
 
 log = get_logger(__name__)
@@ -26,7 +27,7 @@ class BuildBackend(Protocol):
 
     async def build(self, options: BuildOptions, chunks: AsyncIterator[bytes], listener: Listener) -> str: ...
     def cancel(self, build_id: str) -> None: ...
-    async def prune(self, filters: Filters, *, everything: bool, keep_bytes: int) -> tuple[list[str], int]: ...
+    async def prune(self, filters: Filters, *, everything: bool, budget: Budget) -> tuple[list[str], int]: ...
 
 
 class BuildRoutes:
@@ -68,11 +69,14 @@ class BuildRoutes:
 
     async def _prune(self, call: Call) -> web.StreamResponse:
         """BuildPrune: 200."""
-        keep = call.number("reserved-space") or call.number("keep-storage") or 0
-        for name in ("max-used-space", "min-free-space"):
-            if call.number(name):
-                raise InvalidArgument(f"{name} is not supported by this engine")
-        deleted, freed = await self._builder.prune(call.filters(), everything=call.flag("all"), keep_bytes=keep)
+        asked: dict[str, int] = {}
+        for name in ("reserved-space", "keep-storage", "max-used-space", "min-free-space"):
+            asked[name] = call.number(name) or 0
+            if asked[name] < 0:
+                raise InvalidArgument(f"{name} is in bytes, and cannot be negative: {asked[name]}")
+        reserved = asked["reserved-space"] or asked["keep-storage"]
+        budget = Budget(reserved, asked["max-used-space"], asked["min-free-space"])
+        deleted, freed = await self._builder.prune(call.filters(), everything=call.flag("all"), budget=budget)
         return json_answer({"CachesDeleted": deleted or None, "SpaceReclaimed": freed})
 
     async def _cancel(self, call: Call) -> web.StreamResponse:
