@@ -25,7 +25,8 @@ _TABLE = "images"
 class ImageRecord(Record, frozen=True, kw_only=True):
     """raw_config: the configuration as it came, whose digest is the id; tagged_at in ns, 0 = never here.
 
-    manifest: as it came from a registry, with its media type; b"" for what never did.
+    manifest: as it came from a registry, with its media type; b"" for what never did. parent: id of the image that a
+    commit was made on, "" for any other.
     """
 
     id: str
@@ -36,6 +37,7 @@ class ImageRecord(Record, frozen=True, kw_only=True):
     tagged_at: int = 0
     manifest: bytes = b""
     manifest_type: str = ""
+    parent: str = ""
 
 
 class Catalogue:

@@ -94,7 +94,7 @@ async def commit_image(
     new = parse_config(_document(base, diff_ids, commit, host, empty=not layer.diff_id))
     async with shelf.keeping(new.chain_ids):
         await shelf.layers.install(new.diff_ids, _OnTop(len(below), layer))
-        return await shelf.add(new, [name] if name else [], comment=commit.comment, tagged=bool(name))
+        return await shelf.add(new, [name] if name else [], comment=commit.comment, tagged=bool(name), parent=base_id)
 
 
 def _document(

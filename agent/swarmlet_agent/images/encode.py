@@ -72,12 +72,13 @@ def shared_sizes(images: Sequence[Image], sizes: Mapping[str, int]) -> dict[str,
 
 
 def inspect(
-    image: Image, record: ImageRecord, configuration: Configuration, diffs: Sequence[Path], version: Version
+    image: Image, record: ImageRecord, configuration: Configuration, diffs: Sequence[Path], parent: str,
+    version: Version,
 ) -> dict[str, Any]:
-    """ImageInspect. diffs: the layers' folders on this host, lowest first."""
+    """ImageInspect. diffs: the layers' folders on this host, lowest first; parent: id of an image that is here."""
     data = _folders(diffs) if diffs else {}
     shown: dict[str, Any] = {
-        "Id": image.id, "RepoTags": list(image.repo_tags), "RepoDigests": list(image.repo_digests), "Parent": "",
+        "Id": image.id, "RepoTags": list(image.repo_tags), "RepoDigests": list(image.repo_digests), "Parent": parent,
         "Comment": image.comment, "Created": rfc3339(image.created) if image.created or version < (1, 44) else None,
         "DockerVersion": image.docker_version, "Author": image.author,
         "Config": image_config(image, version), "Architecture": image.architecture, "Os": image.os,

@@ -70,11 +70,12 @@ class Shelf:
 
     async def add(
         self, config: Configuration, names: Sequence[Reference], *, comment: str = "", tagged: bool = False,
-        manifest: tuple[bytes, str] = (b"", ""), kept: Sequence[KeptBlob] = (),
+        manifest: tuple[bytes, str] = (b"", ""), kept: Sequence[KeptBlob] = (), parent: str = "",
     ) -> Image:
         """Promise the image: its layers are installed and pinned, and are on disk before it is in the journal.
 
         manifest: the one it came with, and its media type. kept: forms of its layers that are in their places.
+        parent: the image that it is a commit on.
         """
         await self.layers.sync(config.chain_ids)
         layers = [layer for chain in config.chain_ids if (layer := self.layers.get(chain)) is not None]
@@ -83,7 +84,7 @@ class Shelf:
         async with self._changing:
             before = self.catalogue.record(config.id) if config.id in self.catalogue else None
             record = before or ImageRecord(
-                id=config.id, raw_config=config.raw, layers=config.chain_ids, comment=comment,
+                id=config.id, raw_config=config.raw, layers=config.chain_ids, comment=comment, parent=parent,
                 size_bytes=sum(layer.size_bytes for layer in layers),
             )
             if manifest[0]:

@@ -164,9 +164,11 @@ class ImageStore:
     ) -> dict[str, Any]:
         """GET /images/{name}/json."""
         image = self._of_platform(ref, parse_platform(wanted))
+        record = self._catalogue.record(image.id)
         return encode.inspect(
-            image, self._catalogue.record(image.id), self._catalogue.configuration(image.id),
-            [self._layers.diff(chain) for chain in image.layers], version,
+            image, record, self._catalogue.configuration(image.id),
+            [self._layers.diff(chain) for chain in image.layers],
+            record.parent if record.parent in self._catalogue else "", version,
         ) | (self._manifests(image) if manifests else {})
 
     def history(self, ref: str, wanted: str = "") -> list[dict[str, Any]]:
