@@ -92,8 +92,6 @@ def check_log(config: LogConfig) -> None:
             expand_tag(value, tag_fields(ident="", name="", image_id="", image_name=""))
     if driver == "json-file":
         files = int(given.get("max-file") or 1)
-        if files > 1 and "max-size" not in given:
-            raise InvalidArgument("max-file must be configured with max-size")
         if parse_bool("compress", given.get("compress", "false")) and (files < 2 or "max-size" not in given):
             raise InvalidArgument("compress cannot be true when max-file is less than 2 or max-size is not set")
     if driver == "syslog":

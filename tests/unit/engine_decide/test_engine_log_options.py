@@ -41,7 +41,6 @@ def test_dockers_options_are_accepted(driver: str, options: dict[str, str]) -> N
         ("json-file", {"mode": "async"}, "logger: logging mode not supported: async"),
         ("json-file", {"max-buffer-size": "1m"}, "only supported with 'mode=non-blocking'"),
         ("json-file", {"compress": "true"}, "compress cannot be true when max-file is less than 2"),
-        ("json-file", {"max-file": "2"}, "max-file must be configured with max-size"),
         ("json-file", {"env-regex": "("}, "log opt env-regex"),
         ("json-file", {"tag": "{{.Nope}}"}, "{{.Nope}} is not supported"),
         ("syslog", {"syslog-facility": "nope"}, "invalid syslog facility: nope"),
