@@ -131,10 +131,14 @@ class StageRun:
     # what every step ends with
 
     async def cached(self, key: str, config: ImageConfig, created_by: str) -> bool:
-        """Whether an earlier build has done this; then its result is the state now."""
-        if self.build.options.no_cache:
+        """Whether an earlier build has done this; then its result is the state now.
+
+        With --cache-from only what those images are made of counts, as with dockerd: nothing if none is here.
+        """
+        options = self.build.options
+        if options.no_cache:
             return False
-        found = self.build.cache.find(key)
+        found = self.build.cache.find(key) if not options.cache_from else None
         if found is not None:
             self.build.cache_hits.append(key)
             self.state = self.build.pin(found)
