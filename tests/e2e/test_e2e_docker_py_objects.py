@@ -1,0 +1,526 @@
+"""docker-py's APIClient, call by call: images, builds, networks, volumes, services, the swarm and what is refused."""
+
+from __future__ import annotations
+
+import gc
+import io
+import json
+import tarfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import docker
+import docker.errors
+import docker.types
+import pytest
+from conftest import Cluster, View, eventually
+from docker.utils.proxy import ProxyConfig
+from registry_fill import busybox_image, push, tar_of
+
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:unclosed <socket:ResourceWarning", "ignore:Unclosed response:ResourceWarning"
+)
+HERE = Path(__file__).parent
+
+
+@pytest.fixture
+def api(view: View) -> Iterator[docker.APIClient]:
+    """docker-py's low level on each view in turn."""
+    client = docker.APIClient(base_url=view.url, timeout=60)
+    yield client
+    client.close()
+    del client
+    gc.collect()
+
+
+@pytest.fixture
+def node_api(cluster: Cluster) -> Iterator[docker.APIClient]:
+    client = docker.APIClient(base_url=cluster.node(1).url, timeout=60)
+    yield client
+    client.close()
+    del client
+    gc.collect()
+
+
+@pytest.fixture
+def manager_api(cluster: Cluster) -> Iterator[docker.APIClient]:
+    client = docker.APIClient(base_url=cluster.view.url, timeout=60)
+    yield client
+    client.close()
+    del client
+    gc.collect()
+
+
+@pytest.fixture
+def images(node_api: docker.APIClient) -> Iterator[list[str]]:
+    """Names to remove afterwards."""
+    names: list[str] = []
+    yield names
+    for name in names:
+        node_api.remove_image(name, force=True)
+    node_api.prune_builds(all=True)
+
+
+def said(api: docker.APIClient, image: str, command: Any) -> str:
+    """What a container of the image writes, which is removed."""
+    ident = api.create_container(image, command)["Id"]
+    api.start(ident)
+    api.wait(ident)
+    text = api.logs(ident).decode()
+    api.remove_container(ident, v=True)
+    return str(text)
+
+
+def test_every_call_of_docker_py_is_made_by_a_test() -> None:
+    """Secrets and configs have tests of their own as soon as they are there; the rest are no calls of the API."""
+    not_calls = {
+        "create_container_config", "create_container_from_config", "import_image_from_stream", "reload_config",
+    }  # fmt: skip
+    elsewhere = {
+        "configs", "create_config", "inspect_config", "remove_config",
+        "secrets", "create_secret", "inspect_secret", "remove_secret",
+    }  # fmt: skip
+    tests = "".join(file.read_text() for file in HERE.glob("test_e2e_docker_py_*.py"))
+    own = {
+        name for kind in docker.APIClient.__mro__ if kind.__module__.startswith("docker.api")
+        for name, value in vars(kind).items() if callable(value) and not name.startswith("_")
+    } - {"get_adapter"}  # fmt: skip
+    assert {name for name in own - not_calls - elsewhere if f"api.{name}(" not in tests} == set()
+
+
+# --- images
+
+
+def test_images_are_pulled_listed_tagged_pushed_and_removed(api: docker.APIClient, registry: str) -> None:
+    packed = push(registry, "low/image", "1", busybox_image().on({"made": b"by hand"}, Labels={"low": "level"}))
+    name = f"{registry}/low/image"
+    lines = list(api.pull(name, tag="1", stream=True, decode=True))
+    assert lines[-1]["status"].startswith("Status: ") and isinstance(api.pull(name, tag="1"), str)
+    shown = api.inspect_image(f"{name}:1")
+    assert {"Size", "Architecture", "Os", "RootFS", "Config", "GraphDriver", "Metadata"} <= set(shown)
+    (row,) = api.images(name)
+    assert row["Id"] == shown["Id"] and row["RepoTags"] == [f"{name}:1"] and row["Labels"] == {"low": "level"}
+    assert api.images(f"{name}:1", quiet=True) == [shown["Id"]] and api.images("nothing") == []
+    assert api.images(all=True, filters={"label": "low"})[0]["Id"] == shown["Id"]
+    assert api.history(f"{name}:1")[0]["Tags"] == [f"{name}:1"]
+    distribution = api.inspect_distribution(f"{name}:1")
+    assert distribution["Descriptor"]["digest"] == packed.digest
+    assert distribution["Platforms"][0]["os"] == "linux"
+    assert api.tag(f"{name}:1", name, "2", force=True) and api.tag(shown["Id"], "low-tag")
+    pushed = [json.loads(line) for line in api.push(name, tag="2").splitlines()]
+    assert any(line.get("aux", {}).get("Tag") == "2" for line in pushed)
+    assert all("error" not in line for line in api.push(name, tag="2", stream=True, decode=True))
+    archive = b"".join(api.get_image("low-tag"))
+    assert any("Loaded image: low-tag:latest" in line.get("stream", "") for line in api.load_image(archive))
+    api.remove_image("low-tag")
+    with pytest.raises(docker.errors.APIError, match="image is referenced in multiple repositories"):
+        api.tag(shown["Id"], "low-other")
+        api.remove_image(shown["Id"])
+    gone = api.remove_image(shown["Id"], force=True)
+    assert {"Deleted": shown["Id"]} in gone and {"Untagged": "low-other:latest"} in gone
+    for call in (api.inspect_image, api.history, api.remove_image):
+        with pytest.raises(docker.errors.ImageNotFound):
+            call(f"{name}:1")
+    with pytest.raises(docker.errors.APIError):
+        api.inspect_image("registry.example//doubled")
+    with pytest.raises(docker.errors.APIError, match="foobar"):
+        api.pull(name, tag="1", platform="foobar")
+    assert api.login("someone", "password", registry=f"http://{registry}", reauth=True)["Status"] == "Login Succeeded"
+
+
+def test_images_are_imported_in_every_way(
+    node_api: docker.APIClient, images: list[str], tmp_path: Path, cluster: Cluster
+) -> None:
+    api = node_api
+    data = tar_of({"testdata": b"A" * 500})
+    file = tmp_path / "root.tar"
+    file.write_bytes(data)
+    answers = {
+        "bytes": api.import_image_from_data(data, repository="imported/bytes", changes=["USER foobar", 'CMD ["echo"]']),
+        "file": api.import_image_from_file(str(file), repository="imported/file", tag="7"),
+        "name": api.import_image(src=str(file), repository="imported/name"),
+        "stream": api.import_image(src=io.BytesIO(data), repository="imported/stream"),
+    }
+    for how, answer in answers.items():
+        last = json.loads(answer.splitlines()[-1])
+        assert "error" not in last and last["status"].startswith("sha256:"), (how, answer)
+        images.append(f"imported/{how}" + (":7" if how == "file" else ""))
+    config = api.inspect_image("imported/bytes")["Config"]
+    assert config["Cmd"] == ["echo"] and config["User"] == "foobar"
+    with pytest.raises(docker.errors.APIError, match="connection refused"):
+        api.import_image_from_url("http://127.0.0.1:1/none.tar", repository="imported/none")
+    with pytest.raises(docker.errors.APIError, match="connection refused"):
+        api.import_image_from_image("127.0.0.1:1/none", repository="imported/none")
+
+
+def test_images_are_committed(node_api: docker.APIClient, images: list[str]) -> None:
+    api = node_api
+    ident = api.create_container("busybox", ["touch", "/test"])["Id"]
+    api.start(ident)
+    api.wait(ident)
+    made = api.commit(
+        ident, repository="committed", tag="1", message="m", author="me", changes=["EXPOSE 8000", 'CMD ["bash"]'],
+        conf={"Labels": {"a": "b"}},
+    )["Id"]  # fmt: skip
+    images.append("committed:1")
+    shown = api.inspect_image(made)
+    assert shown["Parent"] == api.inspect_image("busybox")["Id"]
+    assert (shown["Comment"], shown["Author"]) == ("m", "me") and "8000/tcp" in shown["Config"]["ExposedPorts"]
+    assert shown["Config"]["Cmd"] == ["bash"] and shown["Config"]["Labels"] == {"a": "b"}
+
+
+def test_pruning_images_takes_what_nobody_uses(node_api: docker.APIClient, registry: str) -> None:
+    api = node_api
+    image = busybox_image().on({"prune": b"me"}, Labels={"prune": "me"})
+    push(registry, "prune/image", "1", image)
+    api.pull(f"{registry}/prune/image", tag="1")
+    mine = {"label": ["prune=me"]}
+    assert image.id not in [each.get("Deleted") for each in api.prune_images(mine).get("ImagesDeleted") or []]
+    result = api.prune_images({"dangling": False, **mine})
+    assert f"{registry}/prune/image:1" in [each.get("Untagged") for each in result["ImagesDeleted"]]
+    assert image.id in [each.get("Deleted") for each in result["ImagesDeleted"]] and result["SpaceReclaimed"] > 0
+
+
+# --- builds
+
+
+def _build(api: docker.APIClient, *lines: str, **options: Any) -> list[dict[str, Any]]:
+    return list(api.build(fileobj=io.BytesIO("\n".join(lines).encode()), decode=True, rm=True, **options))
+
+
+def test_builds_by_every_option(node_api: docker.APIClient, images: list[str]) -> None:
+    api = node_api
+    network = api.create_network("build-net")["Id"]
+    target = api.create_container("busybox", "sleep 600")["Id"]
+    api.start(target)
+    api.connect_container_to_network(target, network, aliases=["pingtarget.docker"])
+    images.append("built")
+    try:
+        said_ = _build(
+            api, "FROM busybox AS first", "ARG WHO", "ARG HTTP_PROXY", "RUN test $WHO = you && test $HTTP_PROXY = b",
+            "RUN ping -c1 pingtarget.docker", "RUN grep -q '127.0.0.1.*extra.test' /etc/hosts",
+            "RUN sh -c \">&2 echo 'to the other'\"", "FROM first AS second", "RUN false",
+            tag="built", buildargs={"WHO": "you", "HTTP_PROXY": "b"}, labels={"test": "OK"}, shmsize=128 << 20,
+            isolation="default", target="first", network_mode="build-net", extra_hosts={"extra.test": "127.0.0.1"},
+            container_limits={"memory": 64 << 20, "cpushares": 100}, nocache=True, forcerm=True, pull=False,
+        )  # fmt: skip
+        assert said_[-1]["stream"] == "Successfully tagged built:latest\n", said_[-1]
+        assert {"stream": "\x1b[91mto the other\n\x1b[0m"} in said_
+        assert api.inspect_image("built")["Config"]["Labels"] == {"test": "OK"}
+        assert not api.inspect_image("built")["Config"].get("OnBuild")
+    finally:
+        api.remove_container(target, force=True)
+        api.remove_network(network)
+    failed = _build(api, "FROM busybox", "RUN ping -c1 pingtarget.docker", network_mode="none")
+    assert failed[-1]["errorDetail"]["code"] == 1
+    for options in ({"platform": "foobar"}, {"dockerfile": "missing"}):
+        with pytest.raises(docker.errors.APIError):
+            _build(api, "FROM busybox", **options)
+            raise AssertionError(options)
+    with pytest.raises(docker.errors.APIError, match="unknown instruction"):
+        _build(api, "FROM busybox", "NOTACOMMAND")
+
+
+def test_builds_have_proxies_and_caches(node_api: docker.APIClient, images: list[str]) -> None:
+    api = node_api
+    images += ["cached1", "cached2"]
+    lines = ("FROM busybox", "ENV FOO=bar", "RUN touch baz", "RUN touch bax")
+
+    def used(**options: Any) -> int:
+        return sum("Using cache" in line.get("stream", "") for line in _build(api, *lines, **options))
+
+    assert used(tag="cached1") == 0 and used(tag="cached2", cache_from=["cached1"]) == 3
+    assert used(tag="cached2", cache_from=["nosuchtag"]) == 0
+    api._proxy_configs = ProxyConfig(ftp="a", http="b", https="c", no_proxy="d")
+    assert "errorDetail" not in _build(
+        api, "FROM busybox", 'RUN env | grep "FTP_PROXY=X"', 'RUN env | grep "no_proxy=d"', buildargs={"FTP_PROXY": "X"}
+    )[-1]
+
+
+def test_builds_of_folders_know_dockerignore_and_gzip(
+    node_api: docker.APIClient, images: list[str], tmp_path: Path
+) -> None:
+    for name, text in (
+        ("Dockerfile", "FROM busybox\nADD . /test\n"), ("ignored/sub/kept", "x"), ("ignored/sub/file", "x"),
+        (".dockerignore", "ignored\nDockerfile\n.dockerignore\n  \n!ignored/sub/kept\n#*\n"), ("#file.txt", "x"),
+    ):  # fmt: skip
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    outside = tmp_path.parent / "Outside.dockerfile"
+    outside.write_text("FROM busybox\nCOPY . /src\n")
+    lines = list(node_api.build(path=str(tmp_path), tag="folder", decode=True, gzip=True))
+    images.append("folder")
+    assert "Successfully tagged" in lines[-1]["stream"]
+    found = said(node_api, "folder", "find /test -type f").split()
+    assert sorted(found) == ["/test/#file.txt", "/test/ignored/sub/kept"]
+    lines = list(node_api.build(path=str(tmp_path), dockerfile=str(outside), tag="folder", decode=True))
+    assert "Successfully tagged" in lines[-1]["stream"]
+    assert said(node_api, "folder", "ls /src").split() == ["#file.txt", "ignored"]
+    context = io.BytesIO(tar_of({"Own.file": b"FROM busybox\nCMD echo own\n"}))
+    lines = list(node_api.build(fileobj=context, custom_context=True, dockerfile="Own.file", tag="folder", decode=True))
+    assert said(node_api, "folder", None) == "own\n"
+
+
+# --- networks and volumes
+
+
+def test_networks_by_every_option(api: docker.APIClient) -> None:
+    pool = docker.types.IPAMPool(
+        "172.28.0.0/16", iprange="172.28.5.0/24", gateway="172.28.5.254", aux_addresses={"a": "172.28.1.5"}
+    )
+    made = api.create_network(
+        "low-net", driver="bridge", options={"com.docker.network.bridge.name": "low0"}, labels={"a": "b"},
+        internal=True,        ipam=docker.types.IPAMConfig(driver="default", pool_configs=[pool]), check_duplicate=True,
+        attachable=True,
+    )["Id"]
+    try:
+        shown = api.inspect_network(made, verbose=False)
+        assert (shown["Name"], shown["Driver"], shown["Scope"]) == ("low-net", "bridge", "local") and shown["Internal"]
+        assert shown["IPAM"] == {"Driver": "default", "Options": None, "Config": [{
+            "Subnet": "172.28.0.0/16", "IPRange": "172.28.5.0/24", "Gateway": "172.28.5.254",
+            "AuxiliaryAddresses": {"a": "172.28.1.5"},
+        }]}  # fmt: skip
+        assert shown["Labels"] == {"a": "b"} and shown["Containers"] == {}
+        assert [each["Id"] for each in api.networks(names=["low-net"])] == [made]
+        assert [each["Id"] for each in api.networks(ids=[made[:8]])] == [made]
+        assert [each["Id"] for each in api.networks(filters={"label": "a=b"})] == [made]
+        for options in ({"name": "low-net"}, {"name": "x", "driver": "host"}, {"name": "x", "driver": "nosuch"}):
+            with pytest.raises(docker.errors.APIError):
+                api.create_network(**options)
+    finally:
+        api.remove_network(made)
+    with pytest.raises(docker.errors.NotFound):
+        api.inspect_network(made)
+
+
+def test_containers_join_and_leave_networks(node_api: docker.APIClient) -> None:
+    api = node_api
+    ipam = docker.types.IPAMConfig(pool_configs=[
+        docker.types.IPAMPool("172.29.0.0/24"), docker.types.IPAMPool("fd00:29::/64")
+    ])  # fmt: skip
+    network = api.create_network("join-net", ipam=ipam, enable_ipv6=True)["Id"]
+    ident = api.create_container(
+        "busybox", "sleep 600", name="upstream", host_config=api.create_host_config(network_mode="join-net"),
+        networking_config=api.create_networking_config({"join-net": api.create_endpoint_config(
+            aliases=["foo", "bar"], ipv4_address="172.29.0.23", ipv6_address="fd00:29::f00d",
+            mac_address="02:42:00:00:00:17", driver_opt={"com.docker.network.endpoint.ifname": "lan0"},
+        )}),
+    )["Id"]  # fmt: skip
+    other = api.create_container("busybox", "sleep 600")["Id"]
+    try:
+        for each in (ident, other):
+            api.start(each)
+        place = api.inspect_container(ident)["NetworkSettings"]["Networks"]["join-net"]
+        assert place["IPAMConfig"] == {"IPv4Address": "172.29.0.23", "IPv6Address": "fd00:29::f00d"}
+        assert place["Aliases"] == ["foo", "bar"] and place["MacAddress"] == "02:42:00:00:00:17"
+        assert list(api.inspect_network(network)["Containers"]) == [ident]
+        api.connect_container_to_network(other, network, links=[("upstream", "alias")], ipv4_address="172.29.0.24")
+        assert api.inspect_container(other)["NetworkSettings"]["Networks"]["join-net"]["Links"] == ["upstream:alias"]
+        assert b"172.29.0.23" in api.exec_start(api.exec_create(other, "nslookup alias"))
+        with pytest.raises(docker.errors.APIError, match="already exists in network"):
+            api.connect_container_to_network(other, network)
+        api.disconnect_container_from_network(other, network)
+        api.disconnect_container_from_network(ident, network, force=True)
+        for each in (ident, other):
+            with pytest.raises(docker.errors.APIError, match="is not connected to"):
+                api.disconnect_container_from_network(each, network)
+        assert not api.inspect_network(network)["Containers"]
+    finally:
+        for each in (ident, other):
+            api.remove_container(each, force=True)
+        api.remove_network(network)
+    unused = api.create_network("unused-net", labels={"unused": "yes"})["Id"]
+    assert api.prune_networks({"label": ["unused"]}) == {"NetworksDeleted": ["unused-net"]}
+    with pytest.raises(docker.errors.NotFound):
+        api.remove_network(unused)
+
+
+def test_volumes_by_every_option(api: docker.APIClient) -> None:
+    options = {"type": "tmpfs", "device": "tmpfs"}
+    made = api.create_volume("low-vol", driver="local", labels={"a": "b"}, driver_opts=options)
+    try:
+        assert made["Name"] == "low-vol" and made["Labels"] == {"a": "b"} and made["Scope"] == "local"
+        assert api.inspect_volume("low-vol")["Options"] == options
+        assert [each["Name"] for each in api.volumes(filters={"name": "low-vol"})["Volumes"]] == ["low-vol"]
+        with pytest.raises(docker.errors.APIError) as refused:
+            api.create_volume("other-vol", driver="this-plugin-does-not-exist")
+        assert refused.value.status_code in (400, 404)
+    finally:
+        api.remove_volume("low-vol")
+    for call in (api.inspect_volume, api.remove_volume):
+        with pytest.raises(docker.errors.NotFound):
+            call("low-vol")
+    anonymous = api.create_volume()["Name"]
+    assert anonymous in api.prune_volumes()["VolumesDeleted"]
+
+
+# --- services and the swarm
+
+
+def test_services_by_every_option(manager_api: docker.APIClient, cluster: Cluster) -> None:
+    api = manager_api
+    networks = [api.create_network(name, driver="overlay", ipam={"Driver": "default"})["Id"] for name in ("s-1", "s-2")]
+    try:
+        container = docker.types.ContainerSpec(
+            "busybox", ["sh", "-c", "echo up; sleep 600"], args=None, hostname="h", env={"A": 1}, workdir="/tmp",
+            user="0", labels={"c": "l"}, mounts=[docker.types.Mount("/data", "low-service-volume")],
+            stop_grace_period=10**9,
+            tty=False, open_stdin=True, read_only=False, stop_signal="SIGTERM", hosts={"here": "10.9.9.9"},
+            healthcheck=docker.types.Healthcheck(test="true", interval=10**9),
+            dns_config=docker.types.DNSConfig(nameservers=["9.9.9.9"], search=["s"]), init=True, groups=["1000"],
+            cap_add=["NET_ADMIN"], cap_drop=["MKNOD"], sysctls={"net.core.somaxconn": "300"},
+        )  # fmt: skip
+        limits = docker.types.Resources(
+            cpu_limit=400000000, mem_limit=64 << 20, cpu_reservation=1000000, mem_reservation=8 << 20
+        )
+        policy = docker.types.RestartPolicy("any", delay=5 * 10**9, max_attempts=5, window=10**9)
+        template = docker.types.TaskTemplate(
+            container, resources=limits, restart_policy=policy, log_driver=docker.types.DriverConfig("json-file"),
+            placement=docker.types.Placement(
+                constraints=["node.role==manager"], preferences=[("spread", "node.labels.rack")], maxreplicas=4,
+                platforms=[("amd64", "linux"), ("aarch64", "linux")],
+            ), force_update=1, networks=["s-1", docker.types.NetworkAttachmentConfig("s-2", aliases=["al"])],
+        )  # fmt: skip
+        update = docker.types.UpdateConfig(
+            parallelism=10, delay=5, failure_action="pause", monitor=3 * 10**8, max_failure_ratio=0.4,
+            order="start-first",
+        )
+        made = api.create_service(
+            template, name="low", labels={"l": "v"}, mode=docker.types.ServiceMode("replicated", 2),
+            update_config=update,
+            rollback_config=docker.types.RollbackConfig(parallelism=1, delay=0, order="stop-first"),
+            endpoint_spec=docker.types.EndpointSpec(
+                mode="vip", ports={12357: (1990, "udp"), 12562: (678,), 15324: 8080}
+            ),
+        )  # fmt: skip
+        shown = api.inspect_service("low")
+        assert shown["ID"] == made["ID"] and shown["Spec"]["Labels"] == {"l": "v"}
+        task = shown["Spec"]["TaskTemplate"]
+        assert [network["Target"] for network in task["Networks"]] == networks
+        assert task["Networks"][1]["Aliases"] == ["al"] and task["ForceUpdate"] == 1 and task["RestartPolicy"] == policy
+        assert task["Resources"] == limits and task["LogDriver"]["Name"] == "json-file"
+        assert task["Placement"]["Constraints"] == ["node.role==manager"] and task["Placement"]["MaxReplicas"] == 4
+        kept = {  # what is not set is not shown
+            key: {name: each for name, each in value.items() if each is not None} if isinstance(value, dict) else value
+            for key, value in container.items() if value
+        }
+        for key in kept.keys() - {"Image", "Mounts"}:
+            assert task["ContainerSpec"].get(key) == kept[key], key
+        (mount,) = task["ContainerSpec"]["Mounts"]
+        assert mount == {"Type": "volume", "Source": "low-service-volume", "Target": "/data"}
+        assert shown["Spec"]["UpdateConfig"] == update and shown["Spec"]["Mode"] == {"Replicated": {"Replicas": 2}}
+        assert {port["PublishedPort"]: (port["TargetPort"], port["Protocol"]) for port in
+                shown["Spec"]["EndpointSpec"]["Ports"]} == {
+            12357: (1990, "udp"), 12562: (678, "tcp"), 15324: (8080, "tcp"),
+        }  # fmt: skip
+        cluster.wait_running("low", 2)
+        tasks = api.tasks(filters={"service": "low", "desired-state": "running"})
+        assert api.inspect_task(tasks[0]["ID"])["ServiceID"] == made["ID"]
+        logs = api.service_logs("low", stdout=True, stderr=True, is_tty=False, tail="all", follow=False)
+        assert b"".join(logs).count(b"up\n") == 2
+        assert api.services(filters={"name": "low"}, status=True)[0]["ServiceStatus"]["DesiredTasks"] == 2
+        version = shown["Version"]["Index"]
+        api.update_service("low", version, task_template=dict(task), mode={"Replicated": {"Replicas": 1}}, name="low",
+                           fetch_current_spec=True)  # fmt: skip
+        cluster.wait_running("low", 1)
+        assert api.inspect_service("low", insert_defaults=True)["Version"]["Index"] > version
+        with pytest.raises(docker.errors.APIError, match="update out of sequence"):
+            api.update_service("low", 1, task_template=dict(task), name="low")
+        assert api.remove_service("low")
+        with pytest.raises(docker.errors.NotFound):
+            api.remove_service("low")
+    finally:
+        for service in api.services(filters={"name": "low"}):
+            api.remove_service(service["ID"])
+        for network in networks:
+            eventually(lambda network=network: api.remove_network(network) is None, 30)
+        for number in (1, 2, 3):
+            cluster.node(number).run("volume", "rm", "low-service-volume")
+
+
+def test_the_swarm_and_its_nodes(manager_api: docker.APIClient) -> None:
+    api = manager_api
+    nodes = api.nodes()
+    assert len(nodes) == 3 and api.nodes(filters={"role": "manager"})[0]["ManagerStatus"]["Leader"]
+    node = api.inspect_node(nodes[0]["ID"])
+    assert (node["ID"], node["Version"]) == (nodes[0]["ID"], nodes[0]["Version"])
+    labelled = {**node["Spec"], "Labels": {"new.label": "new value"}}
+    assert api.update_node(node["ID"], node["Version"]["Index"], labelled)
+    assert api.inspect_node(node["ID"])["Spec"] == labelled
+    assert api.update_node(node["ID"], api.inspect_node(node["ID"])["Version"]["Index"], node["Spec"])
+    assert api.inspect_node(node["ID"])["Spec"] == node["Spec"]
+    with pytest.raises(docker.errors.NotFound):
+        api.remove_node("foobar01")
+    leader = api.nodes(filters={"role": "manager"})[0]["ID"]
+    for force in (False, True):
+        with pytest.raises(docker.errors.APIError):
+            api.remove_node(leader, force)
+    with pytest.raises(docker.errors.APIError, match="already part of a swarm"):
+        api.init_swarm(advertise_addr="127.0.0.1")
+    with pytest.raises(docker.errors.APIError, match="already part of a swarm"):
+        api.join_swarm(["127.0.0.1:2377"], "SWMTKN-1-x")
+    with pytest.raises(docker.errors.APIError, match="force"):
+        api.leave_swarm()
+    before = api.inspect_swarm()
+    with pytest.raises(docker.errors.APIError, match="there is no Raft to configure"):
+        api.update_swarm(before["Version"]["Index"], api.create_swarm_spec(snapshot_interval=5000))
+    spec = api.create_swarm_spec(
+        task_history_retention_limit=7, node_cert_expiry=7776000000000000,
+        dispatcher_heartbeat_period=int(before["Spec"]["Dispatcher"]["HeartbeatPeriod"]),
+    )
+    assert api.update_swarm(before["Version"]["Index"], spec, rotate_worker_token=True)
+    try:
+        after = api.inspect_swarm()
+        assert after["Version"]["Index"] > before["Version"]["Index"]
+        assert after["Spec"]["Orchestration"]["TaskHistoryRetentionLimit"] == 7
+        assert after["JoinTokens"]["Manager"] == before["JoinTokens"]["Manager"]
+        assert after["JoinTokens"]["Worker"] != before["JoinTokens"]["Worker"]
+    finally:
+        api.update_swarm(api.inspect_swarm()["Version"]["Index"], before["Spec"])
+    assert api.get_unlock_key()["UnlockKey"] in ("", None)
+    with pytest.raises(docker.errors.APIError):
+        api.unlock_swarm("SWMKEY-1-xxx")
+
+
+# --- the engine, and what it does not have
+
+
+def test_the_engine_tells_of_itself(api: docker.APIClient) -> None:
+    assert api.ping() is True or api.ping() == "OK"
+    assert api.version()["ApiVersion"] == "1.50" and api.version(api_version=False)["Version"]
+    assert api.info()["ID"] and api.info()["Images"] == len({each["Id"] for each in api.images(all=True)})
+    usage = api.df()
+    assert {"LayersSize", "Images", "Containers", "Volumes", "BuildCache"} <= set(usage)
+    past = api.events(since=1, until=2, decode=True)
+    assert list(past) == []
+    with pytest.raises(docker.errors.APIError):
+        api.search("anything-on-a-hub-that-is-not-there", limit=5)
+
+
+def test_plugins_are_refused_in_the_apis_form(api: docker.APIClient) -> None:
+    assert api.plugins() == []
+    with pytest.raises(docker.errors.NotFound):
+        api.inspect_plugin("vieux/sshfs")
+    for call in (
+        lambda: api.plugin_privileges("vieux/sshfs"), lambda: list(api.pull_plugin("vieux/sshfs", [])),
+        lambda: api.enable_plugin("vieux/sshfs"), lambda: api.disable_plugin("vieux/sshfs"),
+        lambda: api.remove_plugin("vieux/sshfs"), lambda: api.configure_plugin("vieux/sshfs", {"DEBUG": "1"}),
+        lambda: list(api.upgrade_plugin("vieux/sshfs", "vieux/sshfs", [])),
+        lambda: list(api.push_plugin("vieux/sshfs")),
+    ):
+        with pytest.raises(docker.errors.APIError):
+            call()
+
+
+def test_a_plugin_cannot_be_made(api: docker.APIClient, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "rootfs").mkdir()
+    with pytest.raises(docker.errors.APIError, match="plugins are not supported by this engine"):
+        api.create_plugin("dummy", str(tmp_path))
+
+
+def test_an_exported_root_is_a_tar(node_api: docker.APIClient) -> None:
+    ident = node_api.create_container("busybox", "true")["Id"]
+    with tarfile.open(fileobj=io.BytesIO(b"".join(node_api.export(ident)))) as archive:
+        assert "bin/busybox" in archive.getnames()
