@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
+from compose_project import Project
 from e2e_cluster import Cluster, View, eventually
 from network_tools import address, fetch, get, serve
 from wide_tools import AT_ONCE, WEB, attachable, names_of, reaches, shown, sleeper
@@ -55,6 +57,72 @@ def test_containers_and_services_reach_each_other(cluster: Cluster, network: str
         home = cluster.node(int(task["Node"][-1]))
         ident = home("ps", "-q", "--filter", f"label=com.docker.swarm.task.id={task['ID']}")
         assert get(home, ident, "http://plain/").strip() == node("exec", "plain", "hostname")
+
+
+def test_the_whole_cluster_runs_containers_on_it_and_inspects_them(cluster: Cluster, network: str) -> None:
+    view = cluster.view
+    view("service", "create", "-d", "--name", "web", "--network", network, *AT_ONCE, *WEB)
+    cluster.wait_running("web", 1)
+    for number in (1, 2, 3):
+        sleeper(view, f"plain{number}", "-e", f"constraint:node.hostname==node-{number}", "--network", network)
+        assert f"plain{number}" in cluster.node(number)("ps", "--format", "{{.Names}}").split()
+    assert get(view, "plain3", "http://web/")
+    for shown_by in (view, cluster.node(1)):
+        told = shown_by.json("network", "inspect", "--verbose", network)[0]
+        endpoints = {task["Name"]: task["EndpointIP"] for task in told["Services"][""]["Tasks"]}
+        assert endpoints == {f"plain{number}": address(view, f"plain{number}", network) for number in (1, 2, 3)}
+        assert len(told["Services"]["web"]["Tasks"]) == 1 and len(told["Peers"]) == 3
+    view("rm", "-f", "plain1", "plain2", "plain3")
+    eventually(lambda: "" not in view.json("network", "inspect", "--verbose", network)[0]["Services"])
+
+
+STACK = """\
+version: "3.8"
+services:
+  api:
+    image: busybox
+    command: sh -c "mkdir -p /www; echo stack > /www/index.html; exec httpd -f -p 80 -h /www"
+    networks: [back]
+    deploy: {replicas: 2}
+    stop_grace_period: 0s
+networks:
+  back: {driver: overlay, attachable: true}
+"""
+PROJECT = """\
+version: "3.8"
+services:
+  client:
+    image: busybox
+    init: true
+    command: sleep 600
+    networks: {shop_back: {aliases: [helper]}}
+networks:
+  shop_back: {external: true}
+"""
+
+
+@pytest.mark.parametrize("where", ["node", "cluster"])
+def test_a_project_joins_the_attachable_network_of_a_stack(cluster: Cluster, where: str, tmp_path: Path) -> None:
+    view = cluster.view if where == "cluster" else cluster.node(1)
+    done = cluster.view.run("stack", "deploy", "--detach=true", "-c", "-", "shop", input=STACK.encode())
+    assert done.returncode == 0, done.stderr
+    compose = Project(tmp_path, view, name="extern")
+    try:
+        cluster.wait_running("shop_api", 2)
+        compose.write(PROJECT)
+        compose("up", "-d")
+        (client,) = compose.ids("client")
+        assert get(view, client, "http://api/") == "stack"
+        sleeper(cluster.node(3), "asker", "--network", "shop_back")
+        assert reaches(cluster.node(3), "asker", "helper")
+        # The stack's network stays while somebody else is on it.
+        refused = cluster.view.run("stack", "rm", "shop")
+        assert b"is in use by container" in refused.stderr + refused.stdout
+    finally:
+        compose("down", "-t", "0")
+        cluster.node(3).run("rm", "-f", "asker")
+        eventually(lambda: cluster.view.run("stack", "rm", "shop").returncode == 0, 30)
+        eventually(lambda: "shop_back" not in cluster.view("network", "ls", "--format", "{{.Name}}").split(), 30)
 
 
 def test_what_cannot_be_attached_is_refused_and_leaves_nothing(cluster: Cluster, network: str) -> None:
@@ -132,7 +200,7 @@ def test_running_containers_are_connected_and_disconnected(cluster: Cluster, vie
 def test_ports_and_the_way_out_work_without_a_bridge(cluster: Cluster, network: str) -> None:
     node, other = cluster.node(2), cluster.host(1).address
     serve(node, "plain", "--network", network, "-p", "8099:80", "--label", "test=attachable")
-    assert fetch(cluster, 1, f"http://{cluster.host(2).address}:8099/") == "plain"
+    eventually(lambda: fetch(cluster, 1, f"http://{cluster.host(2).address}:8099/") == "plain")
     assert fetch(cluster, 2, "http://127.0.0.1:8099/") == "plain"
     assert reaches(node, "plain", other)
     node("run", "-d", "--name", "mac", "--label", "test=attachable", "--network", network, "--mac-address",

@@ -230,7 +230,7 @@ class BridgeNetworks:
         if given is not None:
             network = self.get(ref)
         else:  # not running: its next start will
-            network = await self.leases.look_up(ref) if self.leases.of_cluster(ref) else self.get(ref)
+            network = await self._not_here(ref)
             plan_attach.check_settings(network, settings)
             plan_attach.check_connect(plan_attach.kind_of(container.network_mode), network)
             if network.name in container.endpoints:
@@ -249,18 +249,15 @@ class BridgeNetworks:
                 raise
             await self._sandboxes.disconnect(self._sandboxes.find(request.container).container_id, self.get(ref))
             return
-        if network is None:  # perhaps one of the cluster's, here only while a container on it runs
-            wished = container.endpoints.items()
-            name = next((name for name, wish in wished if ref == name or ref == wish.network_id), "")
-            if not name:
-                self.get(ref)
-        elif await self._sandboxes.disconnect(container.id, network):
-            name = network.name
+        if network is None and ref in container.endpoints:
+            name = ref  # perhaps one of the cluster's, here only while a container on it runs
         else:
-            plan_attach.check_disconnect(network)
+            network = network or await self._not_here(ref)
             name = network.name
-            if name not in container.endpoints:
-                raise NotConnected(f"container {container.id} is not connected to the network {name}")
+            if not await self._sandboxes.disconnect(container.id, network):
+                plan_attach.check_disconnect(network)
+                if name not in container.endpoints:
+                    raise NotConnected(f"container {container.id} is not connected to the network {name}")
         await containers.endpoint_changed(container.id, name, None)
 
     async def leave_cluster(self) -> None:
@@ -291,6 +288,10 @@ class BridgeNetworks:
                     )
                     await self.disconnect(endpoint.network_id, NetworkDisconnect(container=ident, force=True))
         self.leases.give_back(endpoint_id)
+
+    async def _not_here(self, ref: str) -> NetworkRecord:
+        """A network that a manager may have to be asked for. NotFound."""
+        return await self.leases.look_up(ref) if self.leases.of_cluster(ref) else self.get(ref)
 
     def _known_containers(self) -> Containers:
         if self._containers is None:

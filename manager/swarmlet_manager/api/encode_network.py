@@ -81,9 +81,17 @@ def containers(state: State, record: Network) -> Json:
 
 
 def services(state: State, record: Network) -> Json:
-    """Services on the network, by name, with their running tasks (verbose inspect)."""
+    """Services on the network, by name, with their running tasks (verbose inspect).
+
+    Plain containers stand under the name "" and the address "<nil>", as libnetwork lists what is no service's.
+    """
     found: Json = {}
     on_it = [task for task in state.tasks_on_network(record.id) if not is_gone(task)]
+    if leases := sorted(state.leases_on_network(record.id), key=lambda lease: (lease.container_name, lease.id)):
+        plain = [
+            _endpoint(state, lease.container_name, lease.id, lease.address, lease.node_id) for lease in leases
+        ]
+        found[""] = {"VIP": "<nil>", "Ports": [], "LocalLBIndex": 0, "Tasks": plain}
     for service in state.services.values():
         vip = next((vip.address for vip in service.vips if vip.network_id == record.id), "")
         tasks = [task for task in on_it if task.service_id == service.id]
@@ -97,16 +105,17 @@ def services(state: State, record: Network) -> Json:
             ],
             "LocalLBIndex": 0,
             "Tasks": [
-                {
-                    "Name": task.name, "EndpointID": task.id,
-                    "EndpointIP": _place(task, record).address.partition("/")[0],
-                    "Info": {"Host IP": state.nodes[task.node_id].addr if task.node_id in state.nodes else ""},
-                }
+                _endpoint(state, task.name, task.id, _place(task, record).address, task.node_id)
                 for task in sorted(tasks, key=lambda task: (task.slot, task.id))
                 if task.status.state == TaskState.RUNNING
             ],
         }
     return found
+
+
+def _endpoint(state: State, name: str, ident: str, address: str, node_id: str) -> Json:
+    host = state.nodes[node_id].addr if node_id in state.nodes else ""
+    return {"Name": name, "EndpointID": ident, "EndpointIP": address.partition("/")[0], "Info": {"Host IP": host}}
 
 
 def peers(state: State, record: Network) -> list[Json]:
