@@ -213,6 +213,7 @@ class Agent:
     session: AgentSession | None = None
     removed: bool = False
     statuses: StatusBuffer = field(default_factory=StatusBuffer)
+    networks: FakeNetworks = field(default_factory=FakeNetworks)
     _task: asyncio.Task[None] | None = None
 
     @property
@@ -238,7 +239,7 @@ class Agent:
             managers=ManagerList(self.journal, managers), place=NodePlace("127.0.0.1", 1),
             describe=lambda: describe(self.hostname),
             containers=lambda: [ContainerRef(id=one.id, name=one.name) for one in self.engine.list()],
-            statuses=self.statuses, orders=self.worker, networks=FakeNetworks(),
+            statuses=self.statuses, orders=self.worker, networks=self.networks,
         )
         await self.worker.start()
         self._task = asyncio.create_task(self._run())

@@ -11,11 +11,13 @@ from swarmlet_agent.net.records import NetworkRecord
 
 
 class FakeNetworks:
-    """What a session and a task worker ask: `told` is what managers said."""
+    """What a session and a task worker ask: `told` is what managers said, `leases` what containers hold."""
 
     def __init__(self, *records: NetworkRecord) -> None:
         self.told: list[Networking] = []
         self._records = {record.id: record for record in records}
+        self.leases: dict[str, Lease] = {}
+        self.taken_back: list[str] = []
 
     def get(self, ref: str) -> NetworkRecord:
         if ref not in self._records:
@@ -23,10 +25,10 @@ class FakeNetworks:
         return self._records[ref]
 
     def held(self) -> Sequence[Lease]:
-        return ()
+        return tuple(self.leases.values())
 
     def lost(self, idents: Sequence[str]) -> None:
-        raise AssertionError(f"nothing is held: {idents}")
+        self.taken_back += idents
 
     async def update(self, news: Networking, *, node_id: str, underlay: str) -> None:
         assert node_id and underlay

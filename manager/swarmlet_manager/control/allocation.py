@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -129,15 +129,25 @@ class Allocation:
                 self._pulse.beat()
 
     def _take(self) -> list[_Work]:
-        """The first thing said of each node; what follows is decided on what that has changed."""
+        """What was said first of each node: asks for one endpoint each, or one statement. What follows is decided on
+        what that has changed."""
         batch: list[_Work] = []
         rest: deque[_Work] = deque()
-        nodes: set[str] = set()
+        asked: defaultdict[str, set[str]] = defaultdict(set)
+        closed: set[str] = set()
         for work in self._queue:
             if work.done.done():
                 continue
-            (rest if work.node_id in nodes else batch).append(work)
-            nodes.add(work.node_id)
+            node, said = work.node_id, work.said
+            ident = said.id if isinstance(said, LeaseAsk) else ""
+            if node in closed or ident in asked[node] or (asked[node] and not ident):
+                rest.append(work)
+                closed.add(node)
+                continue
+            batch.append(work)
+            asked[node].add(ident)
+            if not ident:
+                closed.add(node)
         self._queue = rest
         return batch
 
