@@ -86,6 +86,8 @@ class Cluster(Record, frozen=True, kw_only=True):
     subnet_size: int = 20
     #: UDP port that carries VXLAN between nodes.
     data_path_port: int = DATA_PATH_PORT
+    #: The user has removed the routing mesh's network: none is made but by the user from then on.
+    ingress_removed: bool = False
     created_at: int = 0
     updated_at: int = 0
     version: int = 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import subprocess
 from collections.abc import Iterator
 
 import pytest
@@ -209,3 +210,53 @@ def test_what_cannot_be_founded_is_refused_and_leaves_the_host_as_it_was(hosts: 
         assert node("info", "-f", "{{.Swarm.LocalNodeState}}") == "inactive"
     node("swarm", "init", "--advertise-addr", "eth0")
     assert node("info", "-f", "{{.Swarm.NodeAddr}}") == hosts.host(1).address
+
+
+def get(cluster: Cluster, number: int, port: int) -> str:
+    """What a host answers a client outside the cluster on a port; "" if it does not."""
+    url = f"http://{cluster.host(number).address}:{port}/"
+    done = subprocess.run(["curl", "-s", "-m", "3", url], capture_output=True, text=True, timeout=10)
+    return done.stdout.strip() if done.returncode == 0 else ""
+
+
+def test_the_network_of_the_mesh_can_be_ones_own(hosts: Cluster) -> None:
+    found(hosts)
+    view, node = hosts.view, hosts.node(1)
+    web = ("-p", "8080:80", "--mode", "global", "--stop-grace-period", "0s", "busybox", "sh", "-c",
+           "mkdir -p /w; hostname >/w/index.html; exec httpd -f -p 80 -h /w")  # fmt: skip
+    # As is often done first of all, before anything is published.
+    view("network", "rm", "ingress", input=b"y\n")
+    refused = view.run("service", "create", "-d", "--name", "web", *web)
+    assert refused.returncode and b"no ingress network is present" in refused.stderr
+    view("service", "create", "-d", "--name", "inner", *EVERYWHERE)
+    published = view.run("service", "update", "-d", "--publish-add", "8081:80", "inner")
+    assert published.returncode and b"no ingress network is present" in published.stderr
+    view("service", "rm", "inner")
+
+    attachable = view.run("network", "create", "-d", "overlay", "--ingress", "--attachable", "mine")
+    assert attachable.returncode and b"cannot be attachable" in attachable.stderr
+    view("network", "create", "-d", "overlay", "--ingress", "--subnet", "10.11.0.0/24", "--gateway", "10.11.0.254",
+         "--opt", "com.docker.network.driver.mtu=1200", "mine")  # fmt: skip
+    second = view.run("network", "create", "-d", "overlay", "--ingress", "other")
+    assert second.returncode and b"is already present" in second.stderr
+    shown = node.json("network", "inspect", "mine")[0]
+    assert shown["Ingress"] is True
+    assert shown["IPAM"]["Config"] == [{"Subnet": "10.11.0.0/24", "Gateway": "10.11.0.254"}]
+
+    view("service", "create", "-d", "--name", "web", *web)
+    hosts.wait_running("web", 2)
+    _, _, address = place(hosts, 1, "web", "mine")
+    assert address.startswith("10.11.0.")
+    for number in (1, 2):
+        eventually(lambda number=number: len({get(hosts, number, 8080) for _ in range(12)} - {""}) == 2)
+    in_use = view.run("network", "rm", "mine", input=b"y\n")
+    assert in_use.returncode and b"ingress network cannot be removed because service" in in_use.stderr
+    assert "mine" not in view("network", "prune", "-f")
+    view("service", "rm", "web")
+    eventually(lambda: view.run("network", "rm", "mine", input=b"y\n").returncode == 0, 30)
+
+    view("network", "create", "-d", "overlay", "--ingress", "ingress")
+    view("service", "create", "-d", "--name", "web", *web)
+    hosts.wait_running("web", 2)
+    eventually(lambda: get(hosts, 2, 8080))
+    view("service", "rm", "web")

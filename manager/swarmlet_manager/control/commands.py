@@ -176,6 +176,11 @@ class Control:
             for network_id in wanted:
                 self.network(network_id)
             if self.state.ingress is None and ingress_ports(spec.endpoint_spec.ports if spec.endpoint_spec else ()):
+                if not self.ingress_is_due:
+                    raise InvalidArgument(
+                        "rpc error: code = FailedPrecondition desc = service needs ingress network, but no ingress "
+                        "network is present"
+                    )
                 await self._put(networks.plan_ingress(self.state, self._new_id(), self._now()))
             yield
 
@@ -185,16 +190,28 @@ class Control:
         async with self._unique:
             return await self._put(networks.plan_network(self.state, spec, self._new_id(), self._now()))
 
+    @property
+    def ingress_is_due(self) -> bool:
+        """The routing mesh has no network yet, and gets one with the first service that publishes a port."""
+        return self.state.ingress is None and not self.cluster().ingress_removed
+
     async def remove_network(self, ref: str) -> None:
         """Its name is free at once, its subnet when tasks that are stopping have left it. InvalidArgument says which
         service, task or container uses it."""
         async with self._unique:
+            if ref == networks.INGRESS and self.ingress_is_due:
+                await self._change(lambda: [Put(replace(self.cluster(), ingress_removed=True))])
+                return
             network = self.network(ref)
             if users := networks.users_of(self.state, network):
                 raise InvalidArgument(f"rpc error: code = FailedPrecondition desc = {users}")
             quiet = networks.is_quiet(self.state, network)
             going = replace(network, pending_delete=True, updated_at=self._now())
-            await self._store.commit([Delete(network) if quiet else Put(going)])
+            ops: list[Op] = [Delete(network) if quiet else Put(going)]
+            if not network.spec.ingress:
+                await self._store.commit(ops)
+                return
+            await self._change(lambda: [*ops, Put(replace(self.cluster(), ingress_removed=True))])
 
     def network(self, ref: str) -> Network:
         """By id, name or id prefix."""

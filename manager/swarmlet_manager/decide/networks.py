@@ -112,14 +112,14 @@ def _check(state: State, spec: NetworkCreate) -> None:
         raise Forbidden(f"operation is not permitted on predefined {name} network")
     if not _NAME.fullmatch(name):
         raise InvalidArgument("name must be valid as a DNS name component")
-    if state.network_named(name) is not None or name == INGRESS:
+    if state.network_named(name) is not None or (name == INGRESS and not spec.ingress):
         raise Conflict(f"network with name {name} already exists")
     if spec.driver != "overlay":
         raise NotFound("plugin", spec.driver, f"network driver {spec.driver} cannot span nodes: use overlay")
     if not spec.enable_ipv4:
         raise NotSupported("IPv4 cannot be disabled on a network of the cluster (EnableIPv4=false)")
     if spec.ingress:
-        raise NotSupported(f"network {name}: networks of the routing mesh (--ingress) are not supported yet")
+        _check_ingress(state, spec)
     if spec.config_only or (spec.config_from is not None and spec.config_from.network):
         raise NotSupported("config-only and config-from networks cannot span nodes")
     if spec.ipam.driver not in ("", "default"):
@@ -129,6 +129,18 @@ def _check(state: State, spec: NetworkCreate) -> None:
             raise NotSupported(f"network {name}: encrypted networks are not supported yet")
         if option.startswith("com.docker.network.") and option != OPTION_MTU:
             raise NotSupported(f"network option {option} is not supported")
+
+
+def _check_ingress(state: State, spec: NetworkCreate) -> None:
+    """There is one network of the routing mesh, and clients come into it from outside."""
+    if state.ingress is not None:
+        raise Conflict(
+            f"rpc error: code = AlreadyExists desc = ingress network ({state.ingress.id}) is already present"
+        )
+    if spec.attachable:
+        raise InvalidArgument("ingress network cannot be attachable")
+    if spec.internal:
+        raise InvalidArgument("ingress network cannot be internal")
 
 
 def _mtu(state: State, spec: NetworkCreate) -> int:

@@ -89,7 +89,9 @@ def test_what_was_asked_for_is_kept() -> None:
         (spec(subnet="fd05::/80", enable_ipv6=True), Forbidden, "Pool overlaps with other one on this address space"),
         (spec(subnet="fd06::1/64", enable_ipv6=True), InvalidArgument, "it should be fd06::/64"),
         (spec(subnet="fd06::/127", enable_ipv6=True), InvalidArgument, "at least a /126"),
-        (spec(ingress=True), NotSupported, "--ingress"),
+        (spec(ingress=True, attachable=True), InvalidArgument, "ingress network cannot be attachable"),
+        (spec(ingress=True, internal=True), InvalidArgument, "ingress network cannot be internal"),
+        (spec("ingress"), Conflict, "network with name ingress already exists"),
         (spec(options={"encrypted": ""}), NotSupported, "encrypted"),
         (spec(options={"com.docker.network.x": "1"}), NotSupported, "com.docker.network.x"),
         (spec(options={"com.docker.network.driver.mtu": "9"}), InvalidArgument, "expected 68 to"),
@@ -127,6 +129,14 @@ def test_a_network_with_ipv6_has_a_subnet_of_each_family() -> None:
     chosen = plan_network(state, spec("three", enable_ipv6=True, ipam=Ipam(config=config)), "id3", 1)
     assert (chosen.v6.subnet, chosen.v6.gateway, chosen.v6.ip_range) == ("fd06::/64", "fd06::ff", "fd06::1:0/112")
     assert chosen.subnet == "10.0.16.0/20"
+
+
+def test_there_is_one_network_of_the_routing_mesh() -> None:
+    own = plan_network(State(), spec("mine", "10.11.0.0/16", ingress=True), "id1", 1)
+    state = state_with(own)
+    assert state.ingress == own
+    with pytest.raises(Conflict, match=r"ingress network \(id1\) is already present"):
+        plan_network(state, spec("ingress", ingress=True), "id2", 2)
 
 
 def test_without_ipv6_its_subnets_are_not_looked_at() -> None:

@@ -19,7 +19,7 @@ from swarmlet.errors import InvalidArgument, NotFound
 from swarmlet.model.network import Network, NetworkCreate
 from swarmlet_manager.api import encode_network
 from swarmlet_manager.api.backend import Commands
-from swarmlet_manager.decide.networks import users_of
+from swarmlet_manager.decide.networks import INGRESS, users_of
 
 LIST_FILTERS = ("dangling", "driver", "id", "label", "name", "scope", "type")
 PRUNE_FILTERS = ("until", "label", "label!")
@@ -57,7 +57,7 @@ class NetworkRoutes:
             Route("GET", "/networks/{id}", self._either(self.inspect, self._local.network)),
             Route("POST", "/networks/{id}/connect", self._either(self.connect, self._local.connect)),
             Route("POST", "/networks/{id}/disconnect", self._either(self.connect, self._local.connect)),
-            Route("DELETE", "/networks/{id}", self._either(self.remove, self._local.remove_network)),
+            Route("DELETE", "/networks/{id}", self.remove_any),
         ]
 
     async def index(self, call: Call) -> web.StreamResponse:
@@ -90,6 +90,12 @@ class NetworkRoutes:
                 "Services": encode_network.services(state, network), "Peers": encode_network.peers(state, network),
             }
         return json_answer(answer)
+
+    async def remove_any(self, call: Call) -> web.StreamResponse:
+        """The network of the routing mesh can be removed for good before it is there."""
+        if call.params["id"] == INGRESS and call.text("scope") != "local" and self._commands.ingress_is_due:
+            return await self.remove(call)
+        return await self._either(self.remove, self._local.remove_network)(call)
 
     async def remove(self, call: Call) -> web.StreamResponse:
         """NetworkDelete: 204; 400 in use, 404."""
@@ -144,7 +150,7 @@ class NetworkRoutes:
             for name, equals, value in (text.partition("=") for text in filters.get("label!"))
         )
         in_use = bool(users_of(self._commands.state, network))
-        return filters.matches_labels(labels) and not unwanted and not in_use
+        return filters.matches_labels(labels) and not unwanted and not in_use and not network.spec.ingress
 
 
 def selects(filters: Filters, network: Network, *, in_use: bool) -> bool:
