@@ -146,10 +146,17 @@ def _wrong_range(text: str, subnet: AnyNetwork) -> Iterable[str]:
 
 def config_of(ipam: Ipam, version: int, driver: str) -> IpamConfig:
     """What is asked of one family. InvalidArgument for several subnets of it."""
-    found = [config for config in ipam.config if config.subnet and ip_network(config.subnet).version == version]
-    if len(found) > 1:
+    first, *others = configs_of(ipam, version)
+    if others:
         raise InvalidArgument(f"{driver} driver doesn't support multiple subnets")
-    return found[0] if found else IpamConfig()
+    return first
+
+
+def configs_of(ipam: Ipam, version: int) -> list[IpamConfig]:
+    """What is asked of one family, in order, for drivers whose networks may have several subnets of it; at least one,
+    which may ask for nothing."""
+    found = [config for config in ipam.config if config.subnet and ip_network(config.subnet).version == version]
+    return found or [IpamConfig()]
 
 
 def plan_family(

@@ -49,6 +49,42 @@ def test_containers_of_two_hosts_are_on_one_wire(cluster: Cluster) -> None:
     assert eventually(lambda: get(cluster.node(2), "two", f"http://{free}/")) == "one"
 
 
+def test_several_subnets_each_with_its_gateway(cluster: Cluster) -> None:
+    node = cluster.node(3)
+    node("network", "create", "-d", "macvlan", "-o", "parent=eth0", "--subnet", "10.70.1.0/30", "--gateway",
+         "10.70.1.1", "--subnet", "10.70.2.0/24", "--gateway", "10.70.2.254", "--ip-range", "10.70.2.128/25", "two")
+    shown = node.json("network", "inspect", "two")[0]["IPAM"]["Config"]
+    assert shown == [
+        {"Subnet": "10.70.1.0/30", "Gateway": "10.70.1.1"},
+        {"Subnet": "10.70.2.0/24", "Gateway": "10.70.2.254", "IPRange": "10.70.2.128/25"},
+    ]
+
+    def place(name: str, *args: str) -> tuple[str, str]:
+        node("run", "-d", "--name", name, "--network", "two", *args, "busybox", "sleep", "600")
+        settings = node.json("inspect", name)[0]["NetworkSettings"]["Networks"]["two"]
+        assert f"default via {settings['Gateway']} " in node("exec", name, "ip", "route")
+        assert f"{settings['IPAddress']}/{settings['IPPrefixLen']}" in node("exec", name, "ip", "addr")
+        return settings["IPAddress"], settings["Gateway"]
+
+    assert place("one") == ("10.70.1.2", "10.70.1.1")
+    assert place("full") == ("10.70.2.128", "10.70.2.254")  # the first subnet has no other
+    assert place("wish", "--ip", "10.70.2.9") == ("10.70.2.9", "10.70.2.254")
+    done = node.run("run", "--rm", "--network", "two", "--ip", "10.70.3.9", "busybox", "true")
+    outside = b"no configured subnet or ip-range contain the IP address 10.70.3.9"
+    assert done.returncode == 125 and outside in done.stderr
+    # The next agent knows what is leased.
+    cluster.exec(3, "kill", "-9", str(cluster.pid(3, "swarmlet-agent")))
+    eventually(lambda: node.run("ps").returncode == 0, 30)
+    taken = node.run("run", "--rm", "--network", "two", "--ip", "10.70.2.9", "busybox", "true")
+    assert taken.returncode == 125 and b"Address already in use" in taken.stderr
+    node("rm", "-f", "one")
+    assert place("again") == ("10.70.1.2", "10.70.1.1")
+    overlapping = node.run("network", "create", "-d", "macvlan", "--subnet", "10.70.2.0/28", "more")
+    assert overlapping.returncode == 1 and b"Pool overlaps" in overlapping.stderr
+    plain = node.run("network", "create", "--subnet", "10.71.1.0/24", "--subnet", "10.71.2.0/24", "plain")
+    assert plain.returncode == 1 and b"bridge driver doesn't support multiple subnets" in plain.stderr
+
+
 def test_a_closed_one_needs_no_parent_and_names_work(cluster: Cluster) -> None:
     node = cluster.node(3)
     before = cluster.exec(3, "ip", "-o", "link").count("\n")

@@ -6,7 +6,7 @@ from ipaddress import ip_network
 
 from swarmlet.errors import InvalidArgument, NotFound
 from swarmlet.ipam import AnyNetwork
-from swarmlet_agent.net.plan_ipam import AddressPool
+from swarmlet_agent.net.plan_ipam import FamilyPool
 from swarmlet_agent.net.records import EndpointRecord, NetworkRecord
 
 
@@ -16,20 +16,21 @@ class Catalog:
     def __init__(self) -> None:
         self.by_id: dict[str, NetworkRecord] = {}
         #: By network and IP version.
-        self._pools: dict[tuple[str, int], AddressPool] = {}
+        self._pools: dict[tuple[str, int], FamilyPool] = {}
 
     def put(self, network: NetworkRecord) -> None:
         self.by_id[network.id] = network
-        for part in network.families:
-            pool = AddressPool(network, part)
-            self._pools[network.id, pool.subnet.version] = pool
+        for version in (4, 6):
+            parts = [part for part in network.subnets if (":" in part.subnet) == (version == 6)]
+            if parts:
+                self._pools[network.id, version] = FamilyPool(network, parts)
 
     def drop(self, network_id: str) -> None:
         self.by_id.pop(network_id, None)
         for version in (4, 6):
             self._pools.pop((network_id, version), None)
 
-    def pool(self, network_id: str, version: int = 4) -> AddressPool | None:
+    def pool(self, network_id: str, version: int = 4) -> FamilyPool | None:
         """None for a network without such addresses (host and none have none at all)."""
         return self._pools.get((network_id, version))
 
@@ -71,4 +72,4 @@ class Catalog:
         return [network for network in list(self.by_id.values()) if network.bridge]
 
     def subnets(self) -> list[AnyNetwork]:
-        return [ip_network(part.subnet) for network in self.by_id.values() for part in network.families]
+        return [ip_network(part.subnet) for network in self.by_id.values() for part in network.subnets]

@@ -92,15 +92,17 @@ class Leasing:
         try:
             if (pool := catalog.pool(network.id)) is not None:
                 address = pool.take(wanted4) if wanted4 else pool.take_again(earlier.ip if earlier is not None else "")
+                part = pool.of(address)
                 endpoint = replace(
-                    endpoint, ip=str(address), prefix=pool.subnet.prefixlen,
-                    gateway="" if network.closed else network.gateway,
+                    endpoint, ip=str(address), prefix=part.subnet.prefixlen,
+                    gateway="" if network.closed else part.gateway,
                 )
             if (pool := catalog.pool(network.id, 6)) is not None:
                 address = pool.take(wanted6) if wanted6 else pool.take_again(earlier.ip6 if earlier is not None else "")
+                part = pool.of(address)
                 endpoint = replace(
-                    endpoint, ip6=str(address), prefix6=pool.subnet.prefixlen,
-                    gateway6="" if network.closed else network.v6.gateway,
+                    endpoint, ip6=str(address), prefix6=part.subnet.prefixlen,
+                    gateway6="" if network.closed else part.gateway,
                 )
         except BaseException:
             catalog.give_back(endpoint)

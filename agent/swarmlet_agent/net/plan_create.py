@@ -9,7 +9,7 @@ from ipaddress import ip_network
 from msgspec.structs import replace
 
 from swarmlet.errors import Conflict, Forbidden, InvalidArgument, NotAManager, NotFound, NotSupported
-from swarmlet.ipam import AnyNetwork, check_ipam, config_of, parse_address, plan_family
+from swarmlet.ipam import AnyNetwork, check_ipam, config_of, configs_of, parse_address, plan_family
 from swarmlet.model.network import OPTION_MTU, Subnet
 from swarmlet_agent.net.plan_config import config_network, resolved
 from swarmlet_agent.net.plan_endpoint import OPTION_NAME_PREFIX
@@ -57,17 +57,21 @@ def plan_network(
         raise InvalidArgument("IPv4 or IPv6 must be enabled")
     driver = request.driver or "bridge"
     check_ipam(request.ipam, ipv6=request.enable_ipv6)
-    used = [ip_network(part.subnet) for known in existing.values() for part in known.families]
-    v4 = v6 = Subnet()
-    if request.enable_ipv4:
-        asked = config_of(request.ipam, 4, driver)
-        v4 = plan_family(asked, used=used, host_routes=host_routes, pools=pools.of(4))
-    if request.enable_ipv6:
-        asked = config_of(request.ipam, 6, driver)
-        v6 = plan_family(asked, used=used, host_routes=host_routes, pools=pools.of(6, seed))
+    used = [ip_network(part.subnet) for known in existing.values() for part in known.subnets]
+    parts: dict[int, list[Subnet]] = {4: [], 6: []}
+    for version in (*((4,) if request.enable_ipv4 else ()), *((6,) if request.enable_ipv6 else ())):
+        several = driver == "macvlan"
+        asked = configs_of(request.ipam, version) if several else [config_of(request.ipam, version, driver)]
+        for config in asked:
+            part = plan_family(config, used=used, host_routes=host_routes, pools=pools.of(version, seed))
+            parts[version].append(part)
+            used.append(ip_network(part.subnet))
+    v4, *more4 = parts[4] or [Subnet()]
+    v6, *more6 = parts[6] or [Subnet()]
     record = NetworkRecord(
         id=network_id, name=request.name, driver=driver, created_at=now, subnet=v4.subnet, gateway=v4.gateway,
-        ip_range=v4.ip_range, auxiliary=v4.auxiliary, chosen_subnet=v4.chosen, v6=v6, internal=request.internal,
+        ip_range=v4.ip_range, auxiliary=v4.auxiliary, chosen_subnet=v4.chosen, v6=v6, more=(*more4, *more6),
+        internal=request.internal,
         attachable=request.attachable, options=dict(request.options), labels=dict(request.labels),
         ipam_options=None if request.ipam.options is None else dict(request.ipam.options),
     )

@@ -6,7 +6,7 @@ entries and connection tracking behind, so its address rests while others are fr
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from ipaddress import IPv4Network, ip_address, ip_network
@@ -57,11 +57,12 @@ def parse_pools(texts: Iterable[str]) -> Pools:
 
 
 class AddressPool:
-    """The addresses of one family of a network. Owned by the networks' own task; not persistent (leases are)."""
+    """The addresses of one subnet of a network. Owned by the networks' own task; not persistent (leases are)."""
 
     def __init__(self, network: NetworkRecord, part: Subnet | None = None) -> None:
         part = part or network.v4
         self.network = network
+        self.gateway = part.gateway
         self.subnet = ip_network(part.subnet)
         self._kind = type(self.subnet.network_address)
         self._range = ip_network(part.ip_range) if part.ip_range else self.subnet
@@ -85,13 +86,6 @@ class AddressPool:
         number = self._check(parse_address(wanted, what)) if wanted else self._free()
         self._taken.add(number)
         return self._kind(number)
-
-    def take_again(self, before: str) -> AnyAddress:
-        """Lease the address a container had once if it is free ("": it had none), else the next. PoolExhausted."""
-        if before:
-            with suppress(AddressTaken, InvalidArgument):
-                return self.take(before)
-        return self.take()
 
     def hold(self, address: str) -> None:
         """Count an address as leased (a lease from the journal, or one that rests)."""
@@ -120,3 +114,45 @@ class AddressPool:
             f"no available IPv{self.subnet.version} addresses on this network's address pools: "
             f"{self.network.name} ({self.network.id})"
         )
+
+
+class FamilyPool:
+    """The addresses of one family of a network: most have one subnet of it, a macvlan network may have several."""
+
+    def __init__(self, network: NetworkRecord, parts: Sequence[Subnet]) -> None:
+        """parts: of one IP version, at least one."""
+        self._network = network
+        self._pools = tuple(AddressPool(network, part) for part in parts)
+
+    @property
+    def taken(self) -> int:
+        """How many addresses are leased."""
+        return sum(pool.taken for pool in self._pools)
+
+    def of(self, address: AnyAddress) -> AddressPool:
+        """The subnet an address is of: the first for one of none, which none ever is that was taken here."""
+        return next((pool for pool in self._pools if address in pool.subnet), self._pools[0])
+
+    def take(self, wanted: str = "") -> AnyAddress:
+        """As AddressPool: from the first subnet that has one. InvalidArgument, AddressTaken, PoolExhausted."""
+        if wanted:
+            return self.of(parse_address(wanted, f"IPv{self._pools[0].subnet.version} address")).take(wanted)
+        for pool in self._pools[:-1]:
+            with suppress(PoolExhausted):
+                return pool.take()
+        return self._pools[-1].take()
+
+    def take_again(self, before: str) -> AnyAddress:
+        """Lease the address a container had once if it is free ("": it had none), else the next. PoolExhausted."""
+        if before:
+            with suppress(AddressTaken, InvalidArgument):
+                return self.take(before)
+        return self.take()
+
+    def hold(self, address: str) -> None:
+        """Count an address as leased (a lease from the journal, or one that rests)."""
+        self.of(ip_address(address)).hold(address)
+
+    def give_back(self, address: str) -> None:
+        """End a lease; one that is not there is fine."""
+        self.of(ip_address(address)).give_back(address)

@@ -39,7 +39,7 @@ class NetworkFailure(SwarmletError):
 class NetworkRecord(Record, frozen=True, kw_only=True):
     """A network on this node. driver: bridge, macvlan, host or null; overlay for the cluster's.
 
-    subnet, gateway, ip_range: IPv4's, as text; "" where there is none.
+    subnet, gateway, ip_range: IPv4's first, as text; "" where there is none.
     """
 
     id: str
@@ -64,6 +64,8 @@ class NetworkRecord(Record, frozen=True, kw_only=True):
     chosen_subnet: bool = False
     #: Its IPv6 addresses; without a subnet it has no IPv6.
     v6: Subnet = Subnet()
+    #: Further subnets of either family, each with a gateway of its own: only of a macvlan network.
+    more: tuple[Subnet, ...] = ()
     internal: bool = False
     attachable: bool = False
     inter_container: bool = True
@@ -124,6 +126,11 @@ class NetworkRecord(Record, frozen=True, kw_only=True):
     def families(self) -> tuple[Subnet, ...]:
         """Those that it has, IPv4 first."""
         return tuple(part for part in (self.v4, self.v6) if part.subnet)
+
+    @property
+    def subnets(self) -> tuple[Subnet, ...]:
+        """All of them, in the order they were asked for, IPv4's first."""
+        return tuple(sorted((*self.families, *self.more), key=lambda part: ":" in part.subnet))
 
 
 class EndpointRecord(Record, frozen=True, kw_only=True):

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from ipaddress import IPv4Network, IPv6Network
 
+import msgspec
 import pytest
+from msgspec.structs import replace
 
 from swarmlet.errors import Conflict, Forbidden, InvalidArgument, NotAManager, NotFound, NotSupported, SwarmletError
 from swarmlet.ipam import PoolOverlap
@@ -46,6 +48,33 @@ def test_a_macvlan_network_sits_on_an_interface_a_vlan_of_one_or_on_its_own() ->
     ]  # fmt: skip
     assert [network.closed for network in made] == [False, False, True]
     assert {network.bridge for network in made} == {""} and all(network.subnet for network in made)
+
+
+def test_a_macvlan_network_may_have_several_subnets_of_a_family() -> None:
+    asked = Ipam(config=(
+        IpamConfig(subnet="10.2.0.0/24", gateway="10.2.0.254", auxiliary_addresses={"printer": "10.2.0.9"}),
+        IpamConfig(subnet="2001:db8:2::/64"), IpamConfig(subnet="10.1.0.0/24", ip_range="10.1.0.128/25"),
+        IpamConfig(subnet="2001:db8:1::/64", gateway="2001:db8:1::5"),
+    ))  # fmt: skip
+    request = NetworkCreate(name="x", driver="macvlan", enable_ipv6=True, ipam=asked, options={"parent": "eth0"})
+    network = plan(request, links=("eth0",))
+
+    assert [(part.subnet, part.gateway) for part in network.subnets] == [
+        ("10.2.0.0/24", "10.2.0.254"), ("10.1.0.0/24", "10.1.0.128"),
+        ("2001:db8:2::/64", "2001:db8:2::1"), ("2001:db8:1::/64", "2001:db8:1::5"),
+    ]
+    assert view(network).ipam["Config"][0] == {
+        "Subnet": "10.2.0.0/24", "Gateway": "10.2.0.254", "AuxiliaryAddresses": {"printer": "10.2.0.9"},
+    }
+    assert msgspec.msgpack.decode(msgspec.msgpack.encode(network), type=NetworkRecord) == network
+    without = plan(replace(request, enable_ipv6=False), links=("eth0",))
+    assert [part.subnet for part in without.subnets] == ["10.2.0.0/24", "10.1.0.0/24"]
+
+    twice = Ipam(config=(IpamConfig(subnet="10.2.0.0/24"), IpamConfig(subnet="10.2.0.128/25")))
+    with pytest.raises(PoolOverlap):
+        plan(replace(request, ipam=twice), links=("eth0",))
+    with pytest.raises(InvalidArgument, match="bridge driver doesn't support multiple subnets"):
+        plan(replace(request, driver="bridge", options={}))
 
 
 def test_without_wishes_a_network_gets_the_next_free_pool() -> None:

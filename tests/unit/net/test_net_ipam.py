@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from swarmlet.errors import InvalidArgument
 from swarmlet.ipam import PoolExhausted, mac_of, pick_subnet
 from swarmlet.model.network import Subnet
-from swarmlet_agent.net.plan_ipam import AddressPool, Pools, default_pools, parse_pools
+from swarmlet_agent.net.plan_ipam import AddressPool, FamilyPool, Pools, default_pools, parse_pools
 from swarmlet_agent.net.records import AddressTaken, NetworkRecord
 
 subnets = st.builds(
@@ -159,3 +159,54 @@ def test_configured_pools_stand_instead_of_dockers_family_by_family() -> None:
 def test_impossible_pools_are_refused(text: str) -> None:
     with pytest.raises(InvalidArgument):
         parse_pools([text])
+
+
+PARTS = (Subnet(subnet="10.1.0.0/30", gateway="10.1.0.1"), Subnet(subnet="10.2.0.0/29", gateway="10.2.0.6"),
+         Subnet(subnet="10.3.0.0/30", gateway="10.3.0.2"))  # fmt: skip
+
+
+def several() -> FamilyPool:
+    return FamilyPool(NetworkRecord(id="n1", name="app", subnet=PARTS[0].subnet, more=PARTS[1:]), PARTS)
+
+
+def test_subnets_are_used_up_one_after_another_and_each_has_its_gateway() -> None:
+    pool = several()
+    taken = [pool.take() for _ in range(7)]
+    assert [str(address) for address in taken] == [
+        "10.1.0.2", "10.2.0.1", "10.2.0.2", "10.2.0.3", "10.2.0.4", "10.2.0.5", "10.3.0.1",
+    ]
+    assert [pool.of(address).gateway for address in taken] == ["10.1.0.1", *["10.2.0.6"] * 5, "10.3.0.2"]
+    with pytest.raises(PoolExhausted, match=r"no available IPv4 addresses on this network's address pools: app \(n1\)"):
+        pool.take()
+
+
+def test_a_wanted_address_says_which_subnet() -> None:
+    pool = several()
+    assert str(pool.take("10.3.0.1")) == "10.3.0.1" and pool.of(IPv4Address("10.3.0.1")).subnet.prefixlen == 30
+    with pytest.raises(AddressTaken):
+        pool.take("10.3.0.1")
+    with pytest.raises(AddressTaken):
+        pool.take("10.2.0.6")  # its gateway's
+    with pytest.raises(InvalidArgument, match="no configured subnet or ip-range contain the IP address"):
+        pool.take("10.9.0.1")
+    assert str(pool.take_again("10.2.0.3")) == "10.2.0.3" and str(pool.take_again("10.2.0.3")) == "10.1.0.2"
+
+
+@given(steps=st.lists(st.one_of(st.none(), st.integers(0, 20)), max_size=40))
+def test_no_address_of_several_subnets_is_leased_twice(steps: list[int | None]) -> None:
+    pool, leased = several(), []
+    for step in steps:
+        if step is None:
+            try:
+                address = pool.take()
+            except PoolExhausted:
+                assert len(leased) == 7
+                continue
+            assert address not in leased and address in pool.of(address).subnet
+            leased.append(address)
+        elif leased:
+            gone = leased.pop(step % len(leased))
+            pool.give_back(str(gone))
+            pool.hold(str(gone))
+            pool.give_back(str(gone))
+    assert pool.taken == len(leased)
