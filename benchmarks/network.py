@@ -58,7 +58,7 @@ async def _measured(folder: Path) -> dict[str, tuple[float, float]]:
     try:
         await networks.create(NetworkCreate(name="app"))
         await networks.create(NetworkCreate(name="six", enable_ipv6=True))
-        port = {"80/tcp": (PortBinding(),)}
+        port: dict[str, tuple[PortBinding, ...]] = {"80/tcp": (PortBinding(),)}
 
         async def attach(mode: str, ports: dict[str, tuple[PortBinding, ...]]) -> Callable[[], Awaitable[None]]:
             ident = new_hex_id()

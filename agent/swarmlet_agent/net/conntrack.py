@@ -6,9 +6,10 @@ goes, or the backend of a service, its flows are deleted so that the next packet
 
 from __future__ import annotations
 
+import errno
 import socket
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 from swarmlet_agent.net.netlink import (
@@ -17,13 +18,17 @@ from swarmlet_agent.net.netlink import (
     NLM_F_REQUEST,
     NLMSG_DONE,
     NLMSG_ERROR,
+    attr,
     attributes,
+    nested,
     split_messages,
 )
 
 _NETLINK_NETFILTER = 12
 _GET, _DELETE = (1 << 8) | 1, (1 << 8) | 2  # subsystem 1 = ctnetlink
-_CTA_TUPLE_ORIG, _CTA_TUPLE_REPLY = 1, 2
+_CTA_TUPLE_ORIG, _CTA_TUPLE_REPLY, _CTA_FILTER, _CTA_IP_V4_SRC = 1, 2, 25, 1
+#: Which parts of a tuple a filter compares (nf_conntrack_netlink.c: CTA_FILTER_F_…).
+_BY_SOURCE, _BY_PROTOCOL = 1 << 0, 1 << 3
 _CTA_TUPLE_IP, _CTA_TUPLE_PROTO, _CTA_PROTO_NUM, _CTA_PROTO_DST_PORT = 1, 2, 1, 3
 _HEADER = struct.Struct("=IHHII")
 _NFGEN = struct.Struct("=BBH")
@@ -53,17 +58,47 @@ def flush_udp(ports: frozenset[int]) -> int:
         return _forget(channel, lambda flow: flow.port in ports)
 
 
-def cut_udp(channel: socket.socket, targets: frozenset[bytes]) -> int:
-    """Delete UDP flows that are translated to one of these addresses (packed); how many.
+def cut_udp(channel: socket.socket, targets: Iterable[bytes], *, filtered: bool = True) -> None:
+    """Delete UDP flows that are answered by one of these addresses (packed).
 
-    channel: a netfilter socket of the namespace, without answers under way.
+    channel: a netfilter socket of the namespace, without answers under way. filtered: let the kernel pick them (since
+    Linux 6.11), which takes 0.5 ms where a list of all flows takes 20: its table is one for all namespaces. Of IPv6
+    addresses it picks all flows but the right ones (6.18: ctnetlink_filter_match_tuple), so these are always listed.
     """
-    return _forget(channel, lambda flow: flow.target in targets and flow.asked != flow.target)
+    left = frozenset(targets)
+    for target in sorted(target for target in left if len(target) == 4) if filtered else ():
+        if not _flush(channel, target):
+            break
+        left -= {target}
+    if left:
+        families = {socket.AF_INET if len(target) == 4 else socket.AF_INET6 for target in left}
+        _forget(channel, lambda flow: flow.target in left and flow.asked != flow.target, families)
 
 
-def _forget(channel: socket.socket, matches: Callable[[_Flow], bool]) -> int:
+def _flush(channel: socket.socket, target: bytes) -> bool:
+    """False if the kernel cannot pick flows to delete. target: IPv4."""
+    body = _NFGEN.pack(socket.AF_INET, 0, 0)
+    body += nested(_CTA_FILTER, attr(1, struct.pack("=I", 0)), attr(2, struct.pack("=I", _BY_SOURCE | _BY_PROTOCOL)))
+    body += nested(
+        _CTA_TUPLE_REPLY,
+        nested(_CTA_TUPLE_IP, attr(_CTA_IP_V4_SRC, target)),
+        nested(_CTA_TUPLE_PROTO, attr(_CTA_PROTO_NUM, bytes([socket.IPPROTO_UDP]))),
+    )
+    channel.send(_HEADER.pack(_HEADER.size + len(body), _DELETE, NLM_F_REQUEST | NLM_F_ACK, 1, 0) + body)
+    for kind, _, _, answer in split_messages(channel.recv(65536)):
+        if kind == NLMSG_ERROR and (code := -struct.unpack_from("=i", answer)[0]):
+            if code in (errno.EINVAL, errno.EOPNOTSUPP):
+                return False
+            raise OSError(code, "forgetting tracked connections")
+    return True
+
+
+def _forget(
+    channel: socket.socket, matches: Callable[[_Flow], bool],
+    families: Iterable[int] = (socket.AF_INET, socket.AF_INET6),
+) -> int:
     found = [
-        flow for family in (socket.AF_INET, socket.AF_INET6) for flow in _dump(channel, family)
+        flow for family in families for flow in _dump(channel, family)
         if flow.protocol == socket.IPPROTO_UDP and matches(flow)
     ]
     for sequence, flow in enumerate(found, start=2):

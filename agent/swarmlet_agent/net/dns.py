@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import random
 import secrets
 import socket
 from collections.abc import Awaitable, Callable, Sequence
@@ -18,6 +17,7 @@ from pathlib import Path
 
 from swarmlet.log import get_logger
 from swarmlet_agent.net import dns_codec
+from swarmlet_agent.net.dns_answers import Answers, Asker
 from swarmlet_agent.net.dns_sockets import DnsSockets
 from swarmlet_agent.net.names import NameTable
 from swarmlet_agent.net.plan_files import ResolvConf, parse_resolv_conf
@@ -39,23 +39,10 @@ DNS_PORT = 53
 OpenSocket = Callable[[str, int, int], Awaitable[socket.socket]]
 
 
-@dataclass(frozen=True, slots=True)
-class Asker:
-    """What a container may ask. networks: ids, in order of precedence. servers (): the host's resolvers.
-
-    private: its links, alias -> name. forward: names that are not ours leave the host.
-    """
-
-    container_id: str
-    networks: tuple[str, ...]
-    private: dict[str, str] = field(default_factory=dict)
-    servers: tuple[str, ...] = ()
-    forward: bool = True
-
-
 @dataclass(slots=True)
 class _Client:
     asker: Asker
+    answers: Answers
     sockets: DnsSockets
     forwards: int = 0
     connections: int = 0
@@ -98,7 +85,7 @@ class EmbeddedDns:
     def serve(self, asker: Asker, sockets: DnsSockets) -> None:
         """Begin, or go on with new sockets; the sockets are ours to close from here on."""
         self.stop(asker.container_id)
-        client = _Client(asker, sockets)
+        client = _Client(asker, Answers(self._names, asker), sockets)
         self._clients[asker.container_id] = client
         loop = asyncio.get_running_loop()
         loop.add_reader(sockets.udp.fileno(), self._on_udp, client)
@@ -107,7 +94,7 @@ class EmbeddedDns:
     def update(self, asker: Asker) -> None:
         """The container's networks have changed. Not served is fine."""
         if (client := self._clients.get(asker.container_id)) is not None:
-            client.asker = asker
+            client.asker, client.answers = asker, Answers(self._names, asker)
 
     def stop(self, container_id: str) -> None:
         """Close a container's sockets (they hold its namespace). Not served is fine."""
@@ -128,42 +115,22 @@ class EmbeddedDns:
     # Answers
 
     def _on_udp(self, client: _Client) -> None:
+        channel, answers = client.sockets.udp, client.answers
         for _ in range(_BURST):
             try:
-                data, source = client.sockets.udp.recvfrom(4096)
+                data, source = channel.recvfrom(4096)
             except (BlockingIOError, InterruptedError):
                 return
             except OSError as err:  # an ICMP error of an earlier answer; the socket works on
                 log.debug("DNS socket error", container_id=client.asker.container_id, reason=str(err))
                 return
-            answer = self._answer(client.asker, data, udp=True)
+            answer = answers.ready(data) or answers.answer(data, udp=True)
             if answer is not None:
                 _send(client, answer, source)
             elif self._may_forward(client):
                 self._spawn(client, self._forward_udp(client, data, source))
             else:
                 _send(client, _refuse(data), source)
-
-    def _answer(self, asker: Asker, data: bytes, *, udp: bool) -> bytes | None:
-        """The answer to a query about names of ours; None for what must be asked of others."""
-        try:
-            query = dns_codec.parse(data)
-        except dns_codec.Malformed:
-            return dns_codec.failure(data, dns_codec.FORMERR)
-        limit = query.udp_size if udp else None
-        if query.opcode:
-            return dns_codec.answer(query, (), code=dns_codec.NOTIMP)
-        if query.klass not in (dns_codec.IN, dns_codec.ANY):
-            return dns_codec.answer(query, (), code=dns_codec.REFUSED)
-        if query.kind == dns_codec.PTR and (address := dns_codec.reverse_address(query.name)):
-            if name := self._names.name_of(address, asker.networks):
-                return dns_codec.answer(query, [dns_codec.encode_name(name)], limit=limit)
-        elif (found := self._names.addresses(query.name, asker.networks, asker.private)) is not None:
-            # Ours, so never asked of others: a type we have none of is an empty answer, not a missing name.
-            random.shuffle(found)
-            kind = dns_codec.A if query.kind == dns_codec.ANY else query.kind
-            return dns_codec.answer(query, _records(found, kind), limit=limit)
-        return None if asker.forward else dns_codec.answer(query, (), code=dns_codec.SERVFAIL)
 
     # Forwarding
 
@@ -237,7 +204,7 @@ class EmbeddedDns:
                     async with asyncio.timeout(TCP_IDLE_S):
                         size = int.from_bytes(await _exactly(loop, connection, 2), "big")
                         data = await _exactly(loop, connection, size)
-                    answer = self._answer(client.asker, data, udp=False)
+                    answer = client.answers.answer(data, udp=False)
                     if answer is None:
                         may = self._may_forward(client)
                         answer = await self._forward(client, data, socket.SOCK_STREAM) if may else _refuse(data)
@@ -260,18 +227,10 @@ class EmbeddedDns:
 
 
 def _send(client: _Client, answer: bytes, source: tuple[str, int]) -> None:
-    # A full or closed socket: the asker repeats its question, as with any lost datagram.
-    with contextlib.suppress(OSError):
+    try:
         client.sockets.udp.sendto(answer, source)
-
-
-def _records(addresses: Sequence[str], kind: int) -> list[bytes]:
-    """The rdata of those addresses that are of the asked type; [] for a type that addresses do not have."""
-    if kind == dns_codec.A:
-        return [socket.inet_aton(address) for address in addresses if ":" not in address]
-    if kind == dns_codec.AAAA:
-        return [socket.inet_pton(socket.AF_INET6, address) for address in addresses if ":" in address]
-    return []
+    except OSError:  # a full or closed socket: the asker repeats its question, as with any lost datagram
+        return
 
 
 def _refuse(data: bytes) -> bytes:

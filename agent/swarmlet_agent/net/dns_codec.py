@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from ipaddress import AddressValueError, IPv4Address, IPv6Address
 
-A, PTR, AAAA, OPT, ANY, IN = 1, 12, 28, 41, 255, 1
+A, PTR, AAAA, SRV, OPT, ANY, IN = 1, 12, 28, 33, 41, 255, 1
 NOERROR, FORMERR, SERVFAIL, NXDOMAIN, NOTIMP, REFUSED = 0, 1, 2, 3, 4, 5
 #: Seconds; short, because containers come and go.
 TTL_S = 5
@@ -80,19 +80,55 @@ def _name(data: bytes, offset: int) -> tuple[str, int]:
         offset += length
 
 
-def answer(query: Query, records: Sequence[bytes], *, code: int = NOERROR, limit: int | None = None) -> bytes:
-    """An authoritative answer; records: rdata of the asked type. limit: bytes that fit, else TC and none of them."""
+@dataclass(frozen=True, slots=True)
+class Extra:
+    """A record beside the answer's own: the address of a name that one of them mentions. name: wire form."""
+
+    name: bytes
+    kind: int
+    rdata: bytes
+
+
+def answer(
+    query: Query, records: Sequence[bytes], *, code: int = NOERROR, limit: int | None = None,
+    extra: Sequence[Extra] = (),
+) -> bytes:
+    """An authoritative answer; records: rdata of the asked type.
+
+    limit: bytes that fit. Extra records that do not fit are left out; of the others as many as fit go, with TC
+    (RFC 2181, 9): who can ask again by TCP gets all, and who cannot has some.
+    """
     kind = A if query.kind == ANY else query.kind
-    body = b"".join(
-        struct.pack(">HHHIH", _POINTER_TO_QUESTION, kind, IN, TTL_S, len(rdata)) + rdata for rdata in records
-    )
     option = struct.pack(">BHHIH", 0, OPT, _OWN_UDP_SIZE, 0, 0) if query.edns else b""
+    room = 65535 if limit is None else limit
+    room -= _HEADER.size + len(query.question) + len(option)
+    own = [struct.pack(">HHHIH", _POINTER_TO_QUESTION, kind, IN, TTL_S, len(rdata)) + rdata for rdata in records]
+    more = [
+        one.name + struct.pack(">HHIH", one.kind, IN, TTL_S, len(one.rdata)) + one.rdata for one in extra
+    ]
     flags = _QR | _AA | _RA | (query.flags & (_RD | 0x7800)) | code
-    count = len(records)
-    if limit is not None and _HEADER.size + len(query.question) + len(body) + len(option) > limit:
-        flags, body, count = flags | _TC, b"", 0
-    head = _HEADER.pack(query.ident, flags, 1, count, 0, 1 if option else 0)
-    return head + query.question + body + option
+    sent, used = _fitting(own, room)
+    if sent < len(own):
+        flags |= _TC
+        more = []
+    added, _ = _fitting(more, room - used)
+    head = _HEADER.pack(query.ident, flags, 1, sent, 0, added + bool(option))
+    return b"".join((head, query.question, *own[:sent], *more[:added], option))
+
+
+def _fitting(records: Sequence[bytes], room: int) -> tuple[int, int]:
+    """How many fit, and their bytes."""
+    used = 0
+    for count, record in enumerate(records):
+        if used + len(record) > room:
+            return count, used
+        used += len(record)
+    return len(records), used
+
+
+def service_location(port: int, target: bytes) -> bytes:
+    """SRV's rdata (RFC 2782), all of one priority and weight. target: wire form."""
+    return struct.pack(">HHH", 0, 0, port) + target
 
 
 def failure(data: bytes, code: int) -> bytes:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import Set as AbstractSet
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -61,7 +62,7 @@ class Ground:
         #: Containers whose namespace exists (or is being made).
         self.live: set[str] = set()
         #: Addresses in networks of the cluster that a manager has given to containers of this node, by network.
-        self.granted: dict[str, frozenset[str]] = {}
+        self.granted: dict[str, AbstractSet[str]] = {}
         #: Virtual addresses of services and who serves each now, by network. Replaced whole: read from any thread.
         self.vips: dict[str, dict[str, tuple[str, ...]]] = {}
         self.resting: dict[str, _Resting] = {}

@@ -18,7 +18,8 @@ from swarmlet.model.ids import new_hex_id
 from swarmlet.model.network import Lease
 from swarmlet_agent.net import files, plan_attach, plan_files, plan_rules
 from swarmlet_agent.net.container_files import ContainerFiles, split_link
-from swarmlet_agent.net.dns import Asker, EmbeddedDns
+from swarmlet_agent.net.dns import EmbeddedDns
+from swarmlet_agent.net.dns_answers import Asker
 from swarmlet_agent.net.ground import Ground
 from swarmlet_agent.net.leasing import Leasing
 from swarmlet_agent.net.overlay.leases import ClusterLeases

@@ -8,13 +8,14 @@ import socket
 import time
 from collections import Counter
 from contextlib import AsyncExitStack
+from ipaddress import ip_address
 
 import pytest
 from net_lab import Lab, in_own_network
 from net_spaces import Spaces
 
 from swarmlet.errors import Internal
-from swarmlet_agent.net import netns
+from swarmlet_agent.net import conntrack, netns
 from swarmlet_agent.net.balance.kernel import Balancers
 
 pytestmark = pytest.mark.kernel
@@ -132,6 +133,25 @@ async def test_udp_flows_of_a_dead_backend_are_cut_and_others_are_not(lab: Lab) 
         for line in lines:
             assert (await line.ask()).startswith("b2 ")
         assert (await direct.ask()).startswith("b1 ")
+
+
+@in_own_network
+async def test_flows_are_cut_one_by_one_where_the_kernel_cannot_pick_them(lab: Lab) -> None:
+    async with AsyncExitStack() as stack:
+        spaces, balancers = await world(lab, stack)
+        balancers.apply("c", services("b1"))
+        lines = [stack.enter_context(await spaces.connect("c", vip, PORT, UDP)) for vip in (VIP, VIP6)]
+        for line in lines:
+            assert (await line.ask()).startswith("b1 ")
+        balancers.apply("c", services("b2"))
+        with netns.inside(spaces.path("c")):
+            channel = stack.enter_context(socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 12))
+        channel.bind((0, 0))
+
+        conntrack.cut_udp(channel, [ip_address(address).packed for address in BACKENDS["b1"]], filtered=False)
+
+        for line in lines:
+            assert (await line.ask()).startswith("b2 ")
 
 
 @in_own_network

@@ -10,8 +10,6 @@ from hypothesis import strategies as st
 
 from swarmlet_agent.net import dns_codec
 from swarmlet_agent.net.dns_codec import Malformed, answer, encode_name, failure, parse, reverse_address
-from swarmlet_agent.net.names import NameTable
-from swarmlet_agent.net.records import EndpointRecord
 
 labels = st.text(st.characters(min_codepoint=33, max_codepoint=126, exclude_characters="."), min_size=1, max_size=63)
 OPT = b"\0" + struct.pack(">HHIH", 41, 1400, 0, 0)
@@ -55,7 +53,8 @@ def test_edns_is_answered_with_edns_and_gives_more_room() -> None:
     assert (plain.udp_size, extended.udp_size) == (512, 1400)
     cut = answer(plain, records, limit=plain.udp_size)
     whole = answer(extended, records, limit=extended.udp_size)
-    assert struct.unpack_from(">HH", cut, 4) == (1, 0) and cut[2] & 2  # truncated: ask again by TCP
+    assert struct.unpack_from(">HH", cut, 4) == (1, 30) and cut[2] & 2  # truncated: ask again by TCP for the rest
+    assert len(cut) <= 512 < len(cut) + 16
     assert struct.unpack_from(">HHHH", whole, 4) == (1, 40, 0, 1) and not whole[2] & 2
     assert len(answer(plain, records)) == len(whole) - 11
 
@@ -84,23 +83,24 @@ def test_reverse_names_are_understood() -> None:
         assert reverse_address(name) == ""
 
 
-def endpoint(ident: str, ip: str, *names: str, network: str = "n1") -> EndpointRecord:
-    return EndpointRecord(id=ident, network_id=network, network={"n1": "app", "n2": "db"}[network], ip=ip, names=names)
+def test_places_of_services_are_told_with_their_addresses_as_far_as_those_fit() -> None:
+    query = parse(message("_80._tcp.web", dns_codec.SRV))
+    target = encode_name("1.web.app")
+    records = [dns_codec.service_location(80, target)]
+    extra = [dns_codec.Extra(target, dns_codec.A, bytes([10, 0, 0, 2]))]
+    whole = answer(query, records, extra=extra)
+    assert struct.unpack_from(">HHHH", whole, 4) == (1, 1, 0, 1)
+    assert whole.endswith(target + b"\0\1\0\1\0\0\0\5\0\4\x0a\0\0\2")
+    assert b"\0\0\0\0\0\x50" + target in whole
+    bare = answer(query, records, extra=extra, limit=len(whole) - 1)
+    assert struct.unpack_from(">HHHH", bare, 4) == (1, 1, 0, 0) and not bare[2] & 2
 
 
-def test_names_are_scoped_shared_and_forgotten() -> None:
-    table = NameTable()
-    one, two = endpoint("e1", "10.0.0.2", "Web", "front"), endpoint("e2", "10.0.0.3", "web2", "front")
-    other = endpoint("e3", "10.1.0.2", "web", network="n2")
-    for known in (one, two, other):
-        table.add(known)
-
-    assert table.addresses("web", ["n1"], {}) == ["10.0.0.2"]
-    assert table.addresses("web", ["n2", "n1"], {}) == ["10.1.0.2"]
-    assert table.addresses("web.app", ["n2", "n1"], {}) == ["10.0.0.2"]
-    assert sorted(table.addresses("front", ["n1"], {}) or ()) == ["10.0.0.2", "10.0.0.3"]
-    assert table.addresses("friend", ["n1"], {"friend": "web"}) == ["10.0.0.2"]
-    assert table.name_of("10.0.0.2", ["n1"]) == "Web.app" and table.name_of("10.0.0.2", ["n2"]) == ""
-    table.remove(one)
-    table.remove(one)
-    assert table.addresses("web", ["n1"], {}) is None and table.addresses("front", ["n1"], {}) == ["10.0.0.3"]
+def test_a_record_that_does_not_fit_is_left_out_whole() -> None:
+    query = parse(message("web"))
+    records = [bytes([10, 0, 0, last]) for last in range(9)]
+    for limit in range(40, 200):
+        sent = answer(query, records, limit=limit)
+        count = struct.unpack_from(">H", sent, 6)[0]
+        assert len(sent) <= limit and sent == answer(query, records[:count])[:2] + sent[2:]
+        assert bool(sent[2] & 2) == (count < 9)

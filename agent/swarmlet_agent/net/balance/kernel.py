@@ -71,10 +71,9 @@ class Balancer:
                 self._replace(after)
         self._programmed = after
 
-    def cut(self, addresses: Iterable[str]) -> int:
-        """Forget UDP flows that are translated to these backends; how many."""
-        packed = frozenset(ip_address(address).packed for address in addresses)
-        return conntrack.cut_udp(self._socket.channel, packed) if packed else 0
+    def cut(self, addresses: Iterable[str]) -> None:
+        """Forget UDP flows that are translated to these backends."""
+        conntrack.cut_udp(self._socket.channel, [ip_address(address).packed for address in addresses])
 
     def _replace(self, after: Programmed) -> None:
         try:
@@ -105,6 +104,10 @@ class Balancers:
             with netns.inside(path):
                 balancer = self._open[container_id] = Balancer(path)
         balancer.apply(services)
+
+    def has(self, container_id: str) -> bool:
+        """Whether something was applied to the container by this agent."""
+        return container_id in self._open
 
     def change(self, container_id: str, changed: Mapping[str, Sequence[str] | None]) -> None:
         """Some VIPs of a container, as `Balancer.change`. Internal for a container that nothing was applied to."""

@@ -6,7 +6,7 @@ answers for it, and a host that comes up again makes it again, also while no man
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from ipaddress import ip_address
 
@@ -15,37 +15,38 @@ import msgspec
 from swarmlet.errors import SwarmletError
 from swarmlet.ipam import mac_of
 from swarmlet.log import get_logger
-from swarmlet.model.base import Record
 from swarmlet.model.network import OPTION_MTU, Lease, Subnet, vxlan_mtu
 from swarmlet.wire.networking import EndpointInfo, MeshInfo, NetworkInfo, Networking, ServiceInfo
 from swarmlet_agent.journal import Write
 from swarmlet_agent.net.ground import Ground
 from swarmlet_agent.net.host_addresses import mtu_of
-from swarmlet_agent.net.overlay.directory import backends, directory
+from swarmlet_agent.net.overlay.directory import (
+    backends,
+    endpoint_entry,
+    endpoint_holder,
+    service_entry,
+    service_holder,
+)
 from swarmlet_agent.net.overlay.leases import ClusterLeases
 from swarmlet_agent.net.overlay.links import Remote, bridge_of
+from swarmlet_agent.net.overlay.places import Changes, Places
 from swarmlet_agent.net.overlay.published import addresses_of, mesh_state
 from swarmlet_agent.net.records import NetworkRecord
 
 log = get_logger(__name__)
 
-#: Journal table: what was told of each network's endpoints and services.
-TOLD = "overlays"
-
-
-class _Told(Record, frozen=True, kw_only=True):
-    endpoints: tuple[EndpointInfo, ...] = ()
-    services: tuple[ServiceInfo, ...] = ()
+#: Journal table: what was told of each network's endpoints and services, a row each: "network/e/id", "network/s/id".
+TOLD = "overlay_parts"
 
 
 @dataclass(slots=True)
 class _Net:
-    """One network in memory. programmed: what the kernel has been told, by address; last: the endpoints of then."""
+    """One network in memory. programmed: what the kernel has been told, by address; unsure: where it may not be so."""
 
-    endpoints: dict[str, EndpointInfo] = field(default_factory=dict)
-    services: dict[str, ServiceInfo] = field(default_factory=dict)
+    places: Places = field(default_factory=Places)
     programmed: dict[str, Remote] = field(default_factory=dict)
-    last: dict[str, EndpointInfo] = field(default_factory=dict)
+    unsure: set[str] = field(default_factory=set)
+    granted: set[str] = field(default_factory=set)
 
 
 class ClusterNetworks:
@@ -70,48 +71,31 @@ class ClusterNetworks:
 
     async def start(self) -> None:
         """After the networks' own recovery: names from the journal, and the kernel's entries, whatever it has."""
-        for network_id, value in self._ground.journal.items(TOLD):
+        for key, value in self._ground.journal.items(TOLD):
+            network_id, kind, _ = key.split("/", 2)
             if network_id not in self._ground.catalog.by_id:
                 continue
-            told = msgspec.msgpack.decode(value, type=_Told)
-            self._nets[network_id] = _Net(
-                {endpoint.id: endpoint for endpoint in told.endpoints},
-                {service.id: service for service in told.services},
-            )
-            await self._apply(network_id)
+            places = self._nets.setdefault(network_id, _Net()).places
+            if kind == "e":
+                places.put(msgspec.msgpack.decode(value, type=EndpointInfo))
+            else:
+                places.put_service(msgspec.msgpack.decode(value, type=ServiceInfo))
+        for network_id, net in self._nets.items():
+            await self._apply(network_id, net.places.take())
 
     async def update(self, news: Networking, *, node_id: str, underlay: str) -> None:
         """Returns once it is in the journal and in the kernel. underlay: this node's address for the others."""
         before = {ident for ident, network in self._ground.catalog.by_id.items() if network.driver == "overlay"}
-        touched: set[str] = set()
         gone = set(news.gone_networks)
         if news.full:
             gone |= before - {info.id for info in news.networks}
         for info in news.networks:
             await self._join(info, underlay)
-            net = self._nets.setdefault(info.id, _Net())
-            net.endpoints, net.services = {}, {}
-            touched.add(info.id)
-        for place in news.gone_endpoints:
-            if (known := self._nets.get(place[0])) is not None:
-                known.endpoints.pop(place[1], None)
-                touched.add(place[0])
-        for place in news.gone_services:
-            if (known := self._nets.get(place[0])) is not None:
-                known.services.pop(place[1], None)
-                touched.add(place[0])
-        for endpoint in news.endpoints:
-            if (known := self._nets.get(endpoint.network_id)) is not None:
-                known.endpoints[endpoint.id] = endpoint
-                touched.add(endpoint.network_id)
-        for service in news.services:
-            if (known := self._nets.get(service.network_id)) is not None:
-                known.services[service.id] = service
-                touched.add(service.network_id)
+            self._nets.setdefault(info.id, _Net()).places.clear()
+        touched = {info.id for info in news.networks} | self._take_in(news)
         self._leaving |= gone
         for network_id in sorted(touched - self._leaving):
-            await self._apply(network_id, underlay)
-        await self._ground.journal.write(*(self._write(ident) for ident in sorted(touched - self._leaving)))
+            await self._bring_up(network_id, underlay)
         await self._leave()
         await self._publish(news, node_id, self._carried(underlay))
 
@@ -124,6 +108,31 @@ class ClusterNetworks:
         for ident in idents:
             self._leases.lost.put_nowait(ident)
 
+    def _take_in(self, news: Networking) -> set[str]:
+        """Ids of the networks that something was told of."""
+        touched: set[str] = set()
+
+        def places(network_id: str) -> Places | None:
+            net = self._nets.get(network_id)
+            if net is None:
+                return None
+            touched.add(network_id)
+            return net.places
+
+        for network_id, ident in news.gone_endpoints:
+            if (known := places(network_id)) is not None:
+                known.remove(ident)
+        for network_id, ident in news.gone_services:
+            if (known := places(network_id)) is not None:
+                known.remove_service(ident)
+        for endpoint in news.endpoints:
+            if (known := places(endpoint.network_id)) is not None:
+                known.put(endpoint)
+        for service in news.services:
+            if (known := places(service.network_id)) is not None:
+                known.put_service(service)
+        return touched
+
     async def _join(self, info: NetworkInfo, underlay: str) -> None:
         self._leaving.discard(info.id)
         wanted, known = record_of(info, underlay, self._carried(underlay)), self._ground.catalog.by_id.get(info.id)
@@ -131,7 +140,9 @@ class ClusterNetworks:
             return
         if known is not None and (known.underlay, known.vni) != (wanted.underlay, wanted.vni):
             await self._unmake(known)  # the node has another address now: the old device would send from nowhere
-            self._nets.pop(info.id, None)
+            if (net := self._nets.get(info.id)) is not None:
+                net.unsure |= net.programmed.keys()
+                net.programmed = {}
         await self._ground.save_network(wanted)
         self._ground.catalog.put(wanted)
         try:
@@ -147,35 +158,72 @@ class ClusterNetworks:
             self._underlay = underlay, mtu_of(underlay)
         return vxlan_mtu(self._underlay[1], underlay) if self._underlay[1] else 0
 
-    async def _apply(self, network_id: str, underlay: str = "") -> None:
-        network, net = self._ground.catalog.by_id[network_id], self._nets[network_id]
-        here = underlay or network.underlay
-        self._ground.granted[network_id] = frozenset(
-            address
-            for endpoint in net.endpoints.values() if endpoint.node_addr == here for address in endpoint.addresses
-        )
-        wanted = {
-            address: Remote(address, endpoint.mac or mac_of(ip_address(endpoint.address)), endpoint.node_addr)
-            for endpoint in net.endpoints.values()
-            if endpoint.node_addr and endpoint.node_addr != here
-            for address in endpoint.addresses
-        }
+    async def _bring_up(self, network_id: str, underlay: str) -> None:
+        """What was told and not applied yet. If it is cancelled, as when the session ends, all of it is to be done."""
+        places = self._nets[network_id].places
+        changes = places.take()
         try:
-            await self._ground.run(self._ground.kernel.overlays.program, network, net.programmed, wanted)
+            await self._apply(network_id, changes, underlay)
+            if writes := self._writes(network_id, places, changes):
+                await self._ground.journal.write(*writes)
+        except BaseException:
+            places.put_back(changes)
+            raise
+
+    async def _apply(self, network_id: str, changes: Changes, underlay: str = "") -> None:
+        """Costs as much as what has changed, however large the network is."""
+        network, net = self._ground.catalog.by_id[network_id], self._nets[network_id]
+        await self._program(network, net, changes, underlay or network.underlay)
+        services = net.places.services_of(changes)
+        await self._balance(network_id, net, changes, services)
+        if not network.ingress:
+            # Last: who is told a name can reach what it stands for.
+            self._name(network, net.places, changes, services)
+        await self._cut(network, net.places, changes)
+
+    async def _program(self, network: NetworkRecord, net: _Net, changes: Changes, here: str) -> None:
+        """Where the endpoints are. here: this node's address for the others."""
+        wanted: dict[str, Remote] = {}
+        changed = net.places.addresses(changes) | net.unsure
+        for address in changed:
+            endpoint = net.places.at(address)
+            if endpoint is not None and endpoint.node_addr == here:
+                net.granted.add(address)
+            else:
+                net.granted.discard(address)
+                if endpoint is not None and endpoint.node_addr:
+                    mac = endpoint.mac or mac_of(ip_address(endpoint.address))
+                    wanted[address] = Remote(address, mac, endpoint.node_addr)
+        self._ground.granted[network.id] = net.granted
+        before = {address: net.programmed[address] for address in changed if address in net.programmed}
+        for address in net.unsure & before.keys():
+            if before[address] == wanted.get(address):
+                del before[address]  # it may not be there
+        net.unsure = changed
+        try:
+            if before != wanted:
+                await self._ground.run(self._ground.kernel.overlays.program, network, before, wanted)
         except SwarmletError as err:
-            net.programmed = {}
             log.error("endpoints of a network cannot be reached", network=network.name, reason=str(err))
-        else:
-            net.programmed = wanted
-        gone = _addresses(net.last.values()) - _addresses(net.endpoints.values())
-        net.last = dict(net.endpoints)
-        await self._balance(network_id, net, gone)
-        if network.ingress:
             return
-        # Last: who is told a name can reach what it stands for.
-        self._ground.names.share(
-            network_id, network.name, directory(net.endpoints.values(), net.services.values())
-        )
+        for address in changed:
+            net.programmed.pop(address, None)
+        net.programmed |= wanted
+        net.unsure = set()
+
+    def _name(self, network: NetworkRecord, places: Places, changes: Changes, services: set[str]) -> None:
+        names = self._ground.names
+        for ident, before in changes.endpoints.items():
+            if (endpoint := places.endpoints.get(ident)) is not None:
+                names.put(network.id, network.name, endpoint_holder(endpoint), endpoint_entry(endpoint))
+            elif before is not None:
+                names.drop(network.id, endpoint_holder(before))
+        for ident in services:
+            if (service := places.services.get(ident)) is not None:
+                entry = service_entry(service, places.of_service(ident))
+                names.put(network.id, network.name, service_holder(ident), entry)
+            else:
+                names.drop(network.id, service_holder(ident))
 
     async def _publish(self, news: Networking, node_id: str, mtu: int) -> None:
         """This node's part of the routing mesh."""
@@ -199,31 +247,49 @@ class ClusterNetworks:
         except (SwarmletError, OSError) as err:
             log.error("ports of services are not published on this node", reason=str(err))
 
-    async def _balance(self, network_id: str, net: _Net, gone: set[str]) -> None:
-        """Every container of the network here sends new connections to those that serve now. gone: addresses of
-        tasks that have ended, whose UDP flows begin anew elsewhere."""
+    async def _balance(self, network_id: str, net: _Net, changes: Changes, services: set[str]) -> None:
+        """Every container of the network here sends new connections to those that serve now."""
         ground = self._ground
-        ground.vips[network_id] = backends(net.endpoints.values(), net.services.values())
-        here = [ident for ident in ground.live if ground.sandboxes[ident].on(network_id) is not None]
-        for ident in here:
-            await ground.run(self._balance_one, ident)
+        changed: dict[str, tuple[str, ...] | None] = {
+            vip: None for before in changes.services.values() if before is not None for vip in before.vips
+        }
+        for ident in services:
+            if (service := net.places.services.get(ident)) is not None:
+                changed |= {vip: backends(net.places.of_service(ident), vip) for vip in service.vips}
+        merged: dict[str, tuple[str, ...] | None] = {**ground.vips.get(network_id, {}), **changed}
+        ground.vips[network_id] = {vip: serving for vip, serving in merged.items() if serving is not None}
+        for ident in self._here(network_id) if changed else ():
+            await ground.run(self._balance_one, ident, changed)
+
+    async def _cut(self, network: NetworkRecord, places: Places, changes: Changes) -> None:
+        """UDP flows to tasks that have ended begin anew elsewhere."""
+        gone = {address for address in places.addresses(changes) if places.at(address) is None}
+        here = self._here(network.id)
         if here and gone:
             try:
-                await ground.run(ground.kernel.balancers.cut, here, gone)
+                await self._ground.run(self._ground.kernel.balancers.cut, here, gone)
             except OSError as err:
-                log.warning("UDP flows to tasks that have ended go on", network_id=network_id, reason=str(err))
+                log.warning("UDP flows to tasks that have ended go on", network=network.name, reason=str(err))
 
-    def _balance_one(self, container_id: str) -> None:
+    def _here(self, network_id: str) -> list[str]:
+        """This node's containers on a network."""
+        return [ident for ident in self._ground.live if self._ground.sandboxes[ident].on(network_id) is not None]
+
+    def _balance_one(self, container_id: str, changed: Mapping[str, tuple[str, ...] | None]) -> None:
         """In the net thread. One container's trouble is told, and is its own."""
         ground = self._ground
         sandbox = ground.sandboxes.get(container_id)
         if sandbox is None:
             return
         try:
-            ground.kernel.balancers.apply(container_id, ground.services_of(sandbox))
+            if ground.kernel.balancers.has(container_id):
+                ground.kernel.balancers.change(container_id, changed)
+            else:
+                ground.kernel.balancers.apply(container_id, ground.services_of(sandbox))
         except FileNotFoundError:  # about to be made, or gone: it gets its services when it is made
             return
         except (SwarmletError, OSError) as err:
+            ground.kernel.balancers.forget(container_id)  # the next change programs all of them
             log.error("services cannot be balanced for a container", container_id=container_id, reason=str(err))
 
     async def _leave(self) -> None:
@@ -231,29 +297,28 @@ class ClusterNetworks:
         for network_id in sorted(self._leaving):
             network = self._ground.catalog.by_id.get(network_id)
             if network is not None:
-                attached = [
-                    ident for ident in self._ground.live if self._ground.sandboxes[ident].on(network_id) is not None
-                ]
-                if attached:
+                if self._here(network_id):
                     continue
                 self._ground.catalog.drop(network_id)
                 await self._unmake(network)
                 self._ground.on_event("destroy", network, {"name": network.name, "type": network.driver})
             self._leaving.discard(network_id)
-            self._nets.pop(network_id, None)
+            net = self._nets.pop(network_id, _Net())
+            net.places.take()
+            net.places.clear()
             self._ground.granted.pop(network_id, None)
             self._ground.vips.pop(network_id, None)
-            self._ground.names.unshare(network_id)
-            await self._ground.journal.write(Write(TOLD, network_id, None), Write("networks", network_id, None))
+            self._ground.names.leave(network_id)
+            await self._ground.journal.write(
+                *self._writes(network_id, net.places, net.places.take()), Write("networks", network_id, None)
+            )
 
-    def _write(self, network_id: str) -> Write:
-        net = self._nets[network_id]
-        told = _Told(endpoints=tuple(net.endpoints.values()), services=tuple(net.services.values()))
-        return Write(TOLD, network_id, msgspec.msgpack.encode(told))
-
-
-def _addresses(endpoints: Iterable[EndpointInfo]) -> set[str]:
-    return {address for endpoint in endpoints for address in endpoint.addresses}
+    def _writes(self, network_id: str, places: Places, changes: Changes) -> list[Write]:
+        """The changes for the journal."""
+        rows: list[tuple[str, EndpointInfo | ServiceInfo | None]] = []
+        rows += [(f"{network_id}/e/{ident}", places.endpoints.get(ident)) for ident in changes.endpoints]
+        rows += [(f"{network_id}/s/{ident}", places.services.get(ident)) for ident in changes.services]
+        return [Write(TOLD, key, None if told is None else msgspec.msgpack.encode(told)) for key, told in rows]
 
 
 def record_of(info: NetworkInfo, underlay: str, carried: int = 0) -> NetworkRecord:

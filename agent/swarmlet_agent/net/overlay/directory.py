@@ -1,59 +1,68 @@
-"""What is called how in one of the cluster's networks: from its endpoints and services to names. Pure.
+"""What is called how in one of the cluster's networks: what endpoints and services bring to the names. Pure.
 
 A service's name and aliases stand for its VIP, or for its serving tasks in turn where it has none; `tasks.<service>`
-always for the tasks, `<slot>.<service>` for one of them. Names of a service without tasks are known, and have no
-address: an answer without records, not a missing name.
+always for the tasks, `<slot>.<service>` for one of them. A service or a slot whose tasks do not serve is known, and has
+no address: an answer without records, not a missing name. `_<port>._<protocol>.<service>` (SRV, RFC 2782) has the ports
+that a service publishes, by their number and, where the user gave one, their name; the port is the tasks' own.
 """
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Collection
-from dataclasses import dataclass, field
 
 from swarmlet.wire.networking import EndpointInfo, ServiceInfo
+from swarmlet_agent.net.names import Entry, Holder, Kind, Target
 
 
-@dataclass(frozen=True, slots=True)
-class Directory:
-    """by_name: lower-case name -> addresses; by_address: address -> its best name."""
-
-    by_name: dict[str, tuple[str, ...]] = field(default_factory=dict)
-    by_address: dict[str, str] = field(default_factory=dict)
+def endpoint_holder(endpoint: EndpointInfo) -> Holder:
+    return (Kind.TASK if endpoint.service_id else Kind.CONTAINER, endpoint.id)
 
 
-def directory(endpoints: Collection[EndpointInfo], services: Collection[ServiceInfo]) -> Directory:
-    names: defaultdict[str, list[str]] = defaultdict(list)
-    by_address: dict[str, str] = {}
-    serving: defaultdict[str, list[EndpointInfo]] = defaultdict(list)
-    for endpoint in sorted(endpoints, key=lambda endpoint: (endpoint.slot, endpoint.id)):
-        for name in endpoint.names:
-            names[name.lower()] += endpoint.addresses
-        for address in endpoint.addresses if endpoint.names else ():
-            by_address[address] = endpoint.names[0]
-        if endpoint.serving and endpoint.service_id:
-            serving[endpoint.service_id].append(endpoint)
-    for service in sorted(services, key=lambda service: (service.name, service.id)):
-        tasks = serving[service.id]
-        addresses = [address for task in tasks for address in task.addresses]
-        for name in dict.fromkeys((service.name.lower(), *(alias.lower() for alias in service.aliases))):
-            names[name] += service.vips or addresses
-            names[f"tasks.{name}"] += addresses
-            for task in tasks:
-                if task.slot:
-                    names[f"{task.slot}.{name}"] += task.addresses
-        for vip in service.vips:
-            by_address[vip] = service.name
-    return Directory({name: tuple(dict.fromkeys(found)) for name, found in names.items()}, by_address)
+def service_holder(service_id: str) -> Holder:
+    return (Kind.SERVICE, service_id)
 
 
-def backends(
-    endpoints: Collection[EndpointInfo], services: Collection[ServiceInfo]
-) -> dict[str, tuple[str, ...]]:
-    """VIP -> addresses, of its family, of the tasks that serve it now; () for none."""
-    serving: defaultdict[tuple[str, bool], list[str]] = defaultdict(list)
-    for endpoint in endpoints:
-        if endpoint.serving and endpoint.service_id:
-            for address in endpoint.addresses:
-                serving[endpoint.service_id, ":" in address].append(address)
-    return {vip: tuple(sorted(serving[service.id, ":" in vip])) for service in services for vip in service.vips}
+def endpoint_entry(endpoint: EndpointInfo) -> Entry:
+    """The endpoint's own names."""
+    return Entry(
+        {name.lower(): endpoint.addresses for name in endpoint.names},
+        dict.fromkeys(endpoint.addresses, endpoint.names[0]) if endpoint.names else {},
+    )
+
+
+def service_entry(service: ServiceInfo, endpoints: Collection[EndpointInfo]) -> Entry:
+    """The service's names. endpoints: its own in this network."""
+    tasks = sorted(endpoints, key=lambda endpoint: (endpoint.slot, endpoint.id))
+    serving = [task for task in tasks if task.serving]
+    each = tuple(dict.fromkeys(address for task in serving for address in task.addresses))
+    slots: dict[int, tuple[str, ...]] = {}
+    for task in tasks:
+        if task.slot:
+            slots[task.slot] = (*slots.get(task.slot, ()), *(task.addresses if task.serving else ()))
+    addresses: dict[str, tuple[str, ...]] = {}
+    ports: dict[str, tuple[Target, ...]] = {}
+    families = []
+    for name in dict.fromkeys((service.name.lower(), *(alias.lower() for alias in service.aliases))):
+        families += [name, f"tasks.{name}"]
+        addresses[name] = service.vips or each
+        addresses[f"tasks.{name}"] = each
+        for slot, found in slots.items():
+            addresses[f"{slot}.{name}"] = found
+        for port in service.ports:
+            tasks_targets = tuple(
+                Target(f"{task.slot}.{name}" if task.slot else task.names[0].lower(), port.port, task.addresses)
+                for task in serving
+            )
+            own = (Target(name, port.port, service.vips),) if service.vips else tasks_targets
+            for label in (port.name.lower(), str(port.port)) if port.name else (str(port.port),):
+                ports[f"_{label}._{port.protocol}.{name}"] = own
+                ports[f"_{label}._{port.protocol}.tasks.{name}"] = tasks_targets
+    return Entry(addresses, dict.fromkeys(service.vips, service.name), ports, tuple(families))
+
+
+def backends(endpoints: Collection[EndpointInfo], vip: str) -> tuple[str, ...]:
+    """Addresses, of the VIP's family, of those of a service's endpoints that serve it now; () for none."""
+    return tuple(sorted(
+        address for endpoint in endpoints if endpoint.serving for address in endpoint.addresses
+        if (":" in address) == (":" in vip)
+    ))  # fmt: skip
