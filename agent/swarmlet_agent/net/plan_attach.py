@@ -54,9 +54,9 @@ def places(wish: NetworkWish, lookup: Lookup) -> list[Place]:
     Where endpoints are listed they are all there is: a container may have been taken off its mode's network.
     NotFound for an unknown network; InvalidArgument, Forbidden for what a network cannot do.
     """
-    listed = {lookup(_known_as(ref)).name: settings for ref, settings in sorted(wish.endpoints.items())}
+    listed = {lookup(known_as(ref)).name: settings for ref, settings in sorted(wish.endpoints.items())}
     try:
-        main = lookup(_known_as(wish.mode))
+        main = lookup(known_as(wish.mode))
     except NotFound:  # taken off it, and it is not here any more
         if not listed:
             raise
@@ -78,7 +78,8 @@ def places(wish: NetworkWish, lookup: Lookup) -> list[Place]:
     return found
 
 
-def _known_as(mode: str) -> str:
+def known_as(mode: str) -> str:
+    """The name of the network that a network mode stands for."""
     return BRIDGE if mode in ("", "default", BRIDGE) else mode
 
 

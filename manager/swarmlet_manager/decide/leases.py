@@ -19,6 +19,8 @@ from swarmlet_manager.decide.fixed import check_mac
 from swarmlet_manager.state import Delete, Op, Put, State
 
 _MAC = re.compile(r"(?:[0-9a-fA-F]{2}:){5}[0-9a-fA-F]{2}")
+#: Characters of a container's names in one network, and one for each of them.
+MOST_OF_NAMES = 16_384
 _ID = re.compile(r"[0-9a-zA-Z]{1,64}")
 
 
@@ -52,8 +54,8 @@ def plan_ask(
     wanted = replace(wanted, network_id=network.id)
     if not wanted.container_id:
         return Granted(network, replace(wanted, address="", address6=""))
-    if not _ID.fullmatch(wanted.id):
-        raise InvalidArgument(f"invalid endpoint id {wanted.id!r}")
+    if not _is_sound(wanted):
+        raise InvalidArgument("invalid endpoint: its ids or names are malformed or too long")
     if wanted.node_id not in state.nodes:
         raise Unavailable(f"node {wanted.node_id} is not a member of this cluster any more")
     if (known := state.leases.get(wanted.id)) is not None:
@@ -93,7 +95,7 @@ def plan_held(
             regained = _regain(state, books, replace(lease, node_id=node_id, version=0))
             ops += [Put(regained)] if regained is not None else []
             lost += [lease.id] if regained is None else []
-        elif _place(known) != _place(replace(lease, node_id=node_id)) or _addresses(known) != _addresses(lease):
+        elif not _is_sound(lease) or _identity(known) != _identity(replace(lease, node_id=node_id)):
             lost.append(lease.id)
         else:
             ops += _renamed(known, lease)
@@ -142,7 +144,7 @@ def _regain(state: State, books: Allocator, lease: Lease) -> Lease | None:
     network, pool = state.networks.get(lease.network_id), books.pool(lease.network_id)
     if network is None or pool is None or network.pending_delete:
         return None
-    if lease.node_id not in state.nodes or not _ID.fullmatch(lease.id):
+    if lease.node_id not in state.nodes or not _is_sound(lease):
         return None
     address, address6 = (text.partition("/")[0] for text in (lease.address, lease.address6))
     regained = None
@@ -155,6 +157,12 @@ def _regain(state: State, books: Allocator, lease: Lease) -> Lease | None:
             books.free(regained.place, lease.id)
         return None
     return regained
+
+
+def _is_sound(lease: Lease) -> bool:
+    """Whether it can be stored, and told to other nodes, as it came from an agent."""
+    ids = _ID.fullmatch(lease.id) and _ID.fullmatch(lease.container_id)
+    return bool(ids) and sum(map(len, (lease.container_name, *lease.names))) + len(lease.names) <= MOST_OF_NAMES
 
 
 def _renamed(known: Lease, now: Lease) -> list[Op]:
@@ -172,5 +180,5 @@ def _place(lease: Lease) -> tuple[str, str, str]:
     return lease.node_id, lease.network_id, lease.container_id
 
 
-def _addresses(lease: Lease) -> tuple[str, str]:
-    return lease.address, lease.address6
+def _identity(lease: Lease) -> tuple[str, ...]:
+    return (*_place(lease), lease.address, lease.address6)

@@ -251,3 +251,18 @@ def test_no_address_is_given_twice_and_none_leaks(steps: list[tuple[str, str, in
             case "again":
                 books.books = Allocator(books.state)
         books.check()
+
+
+def test_what_an_agent_makes_up_is_neither_stored_nor_told_to_others() -> None:
+    books = Books()
+    lease = books.ask("1")
+    many = tuple(f"name{number}" for number in range(3000))
+    for bad in (replace(lease, names=many), replace(lease, container_name="x" * 20_000)):
+        assert books.held("a", bad).lost == ("1",)
+        with pytest.raises(InvalidArgument, match="too long"):
+            plan_ask(books.state, books.books, "n1", replace(bad, id="2", address=""))
+    new = replace(lease, id="2")
+    for bad in (replace(new, id="../2"), replace(new, address="x"), replace(new, container_id="")):
+        assert books.held("a", bad).lost == (bad.id,)
+    assert books.state.leases == {"1": lease}
+    books.check()

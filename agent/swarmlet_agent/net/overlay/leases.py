@@ -94,11 +94,12 @@ class ClusterLeases:
         wanted = dict(wish.endpoints) or {wish.mode: EndpointSettings()}
         taken: dict[str, Lease] = {}
         try:
-            for ref, settings in sorted(wanted.items()):
+            for name, settings in sorted(wanted.items()):
+                ref = plan_attach.known_as(name)
                 known = self._ground.catalog.find(ref) if self.of_cluster(ref) else None
                 if not self.of_cluster(ref) or (known is not None and known.id in taken):
                     continue
-                if wish.mac_address and not settings.mac_address and ref == wish.mode:
+                if wish.mac_address and not settings.mac_address and name == wish.mode:
                     settings = replace(settings, mac_address=wish.mac_address)
                 names = plan_attach.dns_names(wish.container_name, wish.container_id, wish.hostname, settings)
                 lease = await self.take(
