@@ -34,7 +34,7 @@ from swarmlet_agent.engine.engine import Engine
 from swarmlet_agent.images.store import ImageStore
 from swarmlet_agent.journal import Journal
 from swarmlet_agent.net.bridge import BridgeNetworks
-from swarmlet_agent.net.host_addresses import mtu_of
+from swarmlet_agent.net.host_addresses import mtu_of, other_addresses
 from swarmlet_agent.session.buffer import StatusBuffer
 from swarmlet_agent.session.identity import NodeIdentity
 from swarmlet_agent.session.inventory import follow_containers
@@ -107,14 +107,17 @@ class ClusterLine:
             managers=ManagerList(self._journal, managers),
             place=NodePlace(
                 self._address(), settings.node_port, manager_addr, self._data_address(),
-                mtu_of(self._data_address() or self._address()),
+                mtu_of(self._data_address() or self._address()), self._other_addresses,
             ),
-            describe=lambda: describe(settings, self._hostname, self._version, identity),
+            describe=lambda: describe(
+                settings, self._hostname, self._version, identity, self._networks.problems
+            ),
             containers=self._containers, statuses=statuses, orders=worker,
             networks=self._networks.cluster,
         )
         self._session, self._worker = session, worker
         self._networks.leases.bind(session.leases)
+        self._networks.bind_problems(session.description_changed)
         await worker.start()
         self._tasks = [
             asyncio.create_task(self._run(session), name="session"),
@@ -129,6 +132,7 @@ class ClusterLine:
             await asyncio.wait(self._tasks)
         self._tasks = []
         self._networks.leases.bind(None)
+        self._networks.bind_problems(lambda: None)
         if self._server is not None:
             await self._server.close()
         if self._worker is not None:
@@ -151,6 +155,9 @@ class ClusterLine:
                 log.warning("tasks are left over", tasks=len(worker.tasks))
                 return
             await asyncio.sleep(0.05)
+
+    def _other_addresses(self) -> tuple[str, ...]:
+        return other_addresses((self._address(), self._data_address()), self._networks.subnets())
 
     async def _run(self, session: AgentSession) -> None:
         try:
@@ -176,12 +183,14 @@ async def _again(work: Callable[[], Awaitable[None]]) -> None:
             await asyncio.sleep(AGAIN_S)
 
 
-def describe(settings: AgentSettings, hostname: str, release: str, identity: NodeIdentity) -> NodeDescription:
+def describe(
+    settings: AgentSettings, hostname: str, release: str, identity: NodeIdentity, problems: tuple[str, ...] = ()
+) -> NodeDescription:
     """This host as the scheduler and `docker node inspect` see it."""
     machine = {"amd64": "x86_64", "arm64": "aarch64"}.get(platform.machine(), platform.machine())
     subject, key = subject_and_key(identity.tls.ca_pem)
     return NodeDescription(
-        hostname=hostname,
+        hostname=hostname, problems=problems,
         platform=Platform(architecture=machine, os="linux"),
         resources=NodeResources(nano_cpus=len(os.sched_getaffinity(0)) * 1_000_000_000, memory_bytes=memory_total()),
         engine=EngineDescription(

@@ -20,6 +20,7 @@ from swarmlet.local.layout import ClusterLayout, HostLayout
 CGROUPS = Path("/sys/fs/cgroup")
 #: Processes that ignore SIGKILL this long are stuck in the kernel: give up and say so.
 KILL_TIMEOUT_S = 20.0
+IPV6 = Path("/proc/sys/net/ipv6")
 IP_FORWARD = Path("/proc/sys/net/ipv4/ip_forward")
 
 
@@ -53,6 +54,9 @@ def ensure_bridge(cluster: ClusterLayout) -> None:
     if not Path(f"/sys/class/net/{cluster.bridge}").exists():
         run("ip", "link", "add", cluster.bridge, "type", "bridge")
     run("ip", "addr", "replace", f"{cluster.gateway}/24", "dev", cluster.bridge)
+    if IPV6.is_dir():
+        (IPV6 / "conf" / cluster.bridge / "disable_ipv6").write_text("0")
+        run("ip", "addr", "replace", f"{cluster.gateway6}/64", "dev", cluster.bridge, "nodad")
     run("ip", "link", "set", cluster.bridge, "up")
     IP_FORWARD.write_text("1")
     run(
@@ -85,9 +89,10 @@ def ensure_host(cluster: ClusterLayout, host: HostLayout) -> None:
     if not Path(f"/sys/class/net/{host.link}").exists():
         run("ip", "link", "add", host.link, "type", "veth", "peer", "name", "eth0", "netns", host.netns.name)
     run("ip", "link", "set", host.link, "master", cluster.bridge, "up")
+    also6 = f"addr replace {host.address6}/64 dev eth0 nodad\n" if IPV6.is_dir() else ""
     run(
         "ip", "-n", host.netns.name, "-batch", "-",
-        input_text=f"link set lo up\naddr replace {host.address}/24 dev eth0\nlink set eth0 up\n"
+        input_text=f"link set lo up\naddr replace {host.address}/24 dev eth0\n{also6}link set eth0 up\n"
         f"route replace default via {cluster.gateway}\n",
     )
 

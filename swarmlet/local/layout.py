@@ -61,6 +61,11 @@ class HostLayout:
         return f"10.213.{self.subnet}.{self.index}"
 
     @property
+    def address6(self) -> str:
+        """Where its services' ports answer over IPv6; the nodes themselves speak IPv4."""
+        return f"{prefix6(self.subnet)}{self.index:x}"
+
+    @property
     def link(self) -> str:
         """The bridge's end of the node's cable; interface names have at most 15 characters."""
         return f"swl{_digest(self.cluster)}n{self.index}"
@@ -72,6 +77,11 @@ class HostLayout:
     @property
     def log_file(self) -> Path:
         return self.data_dir / "agent.log"
+
+
+def prefix6(subnet: int) -> str:
+    """The unique local /64 beside 10.213.<subnet>.0/24."""
+    return f"fd53:574c:6e6f:{subnet:x}::"
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +113,10 @@ class ClusterLayout:
     @property
     def gateway(self) -> str:
         return f"10.213.{self.subnet}.254"
+
+    @property
+    def gateway6(self) -> str:
+        return f"{prefix6(self.subnet)}fffe"
 
     @property
     def cidr(self) -> str:

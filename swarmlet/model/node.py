@@ -50,6 +50,8 @@ class NodeDescription(ApiStruct, frozen=True, kw_only=True):
     resources: NodeResources = NodeResources()
     engine: EngineDescription = EngineDescription()
     tls_info: TLSInfo | None = field(name="TLSInfo", default=None)
+    #: What keeps the host from doing all that is asked of it, for its operator to mend.
+    problems: tuple[str, ...] = ()
 
 
 class Node(Record, frozen=True, kw_only=True):
@@ -75,6 +77,8 @@ class Node(Record, frozen=True, kw_only=True):
     data_addr: str = ""
     #: Of the interface that has that address, in bytes; 0 = not known.
     data_mtu: int = 0
+    #: More addresses of the host, as far as its agent has told: clients that come from them are the node itself.
+    others: tuple[str, ...] = ()
 
     @property
     def data_path(self) -> str:

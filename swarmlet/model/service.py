@@ -216,13 +216,19 @@ class UpdateConfig(ApiStruct, frozen=True, kw_only=True):
 
 
 class PortConfig(ApiStruct, frozen=True, kw_only=True):
-    """publish_mode: ingress ("" = ingress) or host; published_port 0 = chosen for you."""
+    """publish_mode: ingress ("" = ingress) or host; published_port 0 = chosen for you.
+
+    host_ip ("" = every address of the host), local_only (only nodes with a task answer): the Engine API has no such
+    fields, so clients say them by labels of the service (`publishing.py`).
+    """
 
     name: str = ""
     protocol: str = "tcp"
     target_port: int = 0
     published_port: int = 0
     publish_mode: str = "ingress"
+    host_ip: str = field(name="HostIP", default="")
+    local_only: bool = False
 
 
 class EndpointSpec(ApiStruct, frozen=True, kw_only=True):

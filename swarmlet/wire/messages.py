@@ -49,6 +49,8 @@ class Hello(Record, frozen=True, kw_only=True, tag="hello"):
     data_mtu: int = 0
     #: "host:port" of the manager this host runs, "" if it runs none.
     manager_addr: str = ""
+    #: More addresses of the host, that its own processes may come from when they use a published port.
+    others: tuple[str, ...] = ()
 
 
 class DescriptionUpdate(Record, frozen=True, kw_only=True, tag="description"):

@@ -90,6 +90,8 @@ class MeshNodeInfo(Record, frozen=True, kw_only=True):
     id: str
     number: int
     address: str
+    #: More addresses that its own processes may come from.
+    others: tuple[str, ...] = ()
 
 
 class MeshBackend(Record, frozen=True, kw_only=True):
@@ -99,13 +101,25 @@ class MeshBackend(Record, frozen=True, kw_only=True):
     port: int
     node: int
     serving: bool = True
+    address6: str = ""
+
+    @property
+    def addresses(self) -> tuple[str, ...]:
+        """IPv4 first."""
+        return (self.address, self.address6) if self.address6 else (self.address,)
 
 
 class MeshPort(Record, frozen=True, kw_only=True):
-    """A port published on every node."""
+    """A port published on every node. host_ip "": on all its addresses; local_only: nodes lead to their own tasks only.
+
+    service: the name of the one that publishes it.
+    """
 
     protocol: str
     port: int
+    service: str = ""
+    host_ip: str = ""
+    local_only: bool = False
     backends: tuple[MeshBackend, ...] = ()
 
 

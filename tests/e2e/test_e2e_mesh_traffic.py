@@ -24,6 +24,10 @@ def client_address(cluster: Cluster) -> str:
     return f"{cluster.host(1).address.rpartition('.')[0]}.254"
 
 
+def client_address6(cluster: Cluster) -> str:
+    return cluster.layout.gateway6
+
+
 def ask(host: str, port: int, kind: int = socket.SOCK_STREAM) -> str:
     """What a new connection, or a datagram from a new port, is answered. OSError."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
@@ -62,9 +66,28 @@ def test_every_node_leads_to_every_task_which_sees_the_client(cluster: Cluster, 
     cluster.wait_running("peer", 3)
     wanted = {f"{name} {client_address(cluster)}" for name in names(cluster, "peer")}
     assert len(wanted) == 3
+    wanted6 = {f"{name} {client_address6(cluster)}" for name in names(cluster, "peer")}
     for number in NODES:
-        host = cluster.host(number).address
+        host, host6 = cluster.host(number).address, cluster.host(number).address6
         eventually(lambda host=host: {ask(host, 18090, kind) for _ in range(24)} == wanted)
+        eventually(lambda host=host6: {ask(host, 18090, kind) for _ in range(24)} == wanted6)
+
+
+def test_a_nodes_own_clients_reach_every_task_by_any_node_and_any_of_its_addresses(cluster: Cluster) -> None:
+    cluster.view("service", "create", "-d", "--name", "peer", "--mode", "global", "-p", "18096:80", *OPTIONS, *PEER)
+    cluster.wait_running("peer", 3)
+    everyone = names(cluster, "peer")
+    places = [place for number in NODES for place in (cluster.host(number).address, cluster.host(number).address6)]
+    for host in ("127.0.0.1", *places):
+        loop = (
+            "import socket,sys\nfor n in range(24):\n"
+            " s = socket.create_connection((sys.argv[1], 18096), 3); s.sendall(b'HTTP/1'); print(s.recv(99).decode())\n"
+        )
+
+        def heard(host: str = host, loop: str = loop) -> set[str]:
+            return {line.split()[0] for line in cluster.exec(1, PEER[1], "-S", "-c", loop, host).splitlines() if line}
+
+        assert eventually(lambda heard=heard: heard() == everyone)
 
 
 def test_udp_flows_of_a_task_that_is_gone_find_another_and_without_one_are_refused(cluster: Cluster) -> None:

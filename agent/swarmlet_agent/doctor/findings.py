@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from enum import Enum
 
+from swarmlet_agent.net.firewall_check import remedy
+
 GIB = 1 << 30
 #: Linux 5.3 has pidfd_open(2), by which processes are waited for without being parents.
 MIN_KERNEL = (5, 3)
@@ -152,7 +154,7 @@ def _network(host: Host) -> Iterable[Finding]:
     for chain in host.dropping_chains:
         yield _warning(
             "firewall", f"{chain} drops forwarded packets",
-            "published ports and ways out of containers fail: allow forwarding there for the bridges of Swarmlet",
+            f"published ports and ways out of containers fail: {remedy(chain)}",
         )
     if not host.forwarding:
         yield _warning("forwarding", "off", "the agent turns net.ipv4.ip_forward on: see that nothing turns it off")

@@ -25,9 +25,10 @@ from swarmlet_agent.journal import Journal
 from swarmlet_agent.net import plan_attach, plan_config, plan_macvlan, plan_rules, views
 from swarmlet_agent.net.container_files import ContainerFiles
 from swarmlet_agent.net.dns import EmbeddedDns, HostResolvers
-from swarmlet_agent.net.firewall_check import find_dropping
+from swarmlet_agent.net.firewall_check import explain, find_dropping
 from swarmlet_agent.net.ground import ENDPOINTS, NETWORKS, Ground, OnEvent
 from swarmlet_agent.net.kernel import KernelNet
+from swarmlet_agent.net.mesh.plan import SUBNETS as MESH_SUBNETS
 from swarmlet_agent.net.overlay.cluster import ClusterNetworks
 from swarmlet_agent.net.overlay.leases import ClusterLeases
 from swarmlet_agent.net.plan_create import default_network, plan_network
@@ -38,6 +39,9 @@ from swarmlet_agent.net.sandboxes import Sandboxes
 from swarmlet_agent.net.types import Attachment, ContainerView, InterfaceCounters, NetworkWish
 
 log = get_logger(__name__)
+
+#: How often other firewalls' rules are looked at.
+FIREWALL_PERIOD_S = 60.0
 
 
 class Containers(Protocol):
@@ -86,6 +90,19 @@ class BridgeNetworks:
         if on_event is not None:
             self._ground.on_event = on_event
 
+    def bind_problems(self, on_problems: Callable[[], None]) -> None:
+        """Say who hears that `problems` has changed."""
+        self._ground.on_problems = on_problems
+
+    @property
+    def problems(self) -> tuple[str, ...]:
+        """What keeps this host's networks from working, for its operator."""
+        return tuple(problem for found in self._ground.problems.values() for problem in found)
+
+    def subnets(self) -> tuple[str, ...]:
+        """Of this host's networks and of the routing mesh itself: no address in them is the host's for others."""
+        return (*map(str, self._ground.catalog.subnets()), *MESH_SUBNETS)
+
     # Life
 
     async def start(self) -> None:
@@ -108,7 +125,8 @@ class BridgeNetworks:
         self._tasks = [
             asyncio.create_task(ground.reap(), name="net-reaper"),
             asyncio.create_task(self._undo_lost(), name="net-lost-leases"),
-            asyncio.create_task(_look_at_firewall(), name="net-firewall-check"),
+            asyncio.create_task(self._watch_firewalls(), name="net-firewall-check"),
+            asyncio.create_task(self.cluster.entry.run(), name="net-mesh"),
         ]
 
     async def close(self) -> None:
@@ -199,6 +217,7 @@ class BridgeNetworks:
                 await ground.run(self._unmake_network, network)
                 raise
             ground.catalog.put(network)
+        await self.cluster.entry.refresh()  # its containers are clients of published ports too
         ground.on_event("create", network, {"name": network.name, "type": network.driver})
         return network
 
@@ -404,19 +423,16 @@ class BridgeNetworks:
                 if endpoint.veth:
                     kernel.bridges.ensure_master(endpoint, ground.catalog.by_id[endpoint.network_id])
 
+    async def _watch_firewalls(self) -> None:
+        """They come and go: somebody installs Docker, or reloads firewalld."""
+        while True:
+            try:
+                found = await find_dropping()
+            except (OSError, TimeoutError, msgspec.DecodeError) as err:
+                log.warning("other firewalls' rules could not be looked at", reason=str(err))
+            else:
+                self._ground.set_problems("firewall", tuple(explain(chain) for chain in found))
+            await asyncio.sleep(FIREWALL_PERIOD_S)
+
     async def _open_inside(self, container_id: str, family: int, kind: int) -> socket.socket:
         return await self._ground.run(self._ground.kernel.open_socket, container_id, family, kind)
-
-
-async def _look_at_firewall() -> None:
-    try:
-        chains = await find_dropping()
-    except (OSError, TimeoutError, msgspec.DecodeError) as err:
-        log.warning("other firewalls' rules could not be looked at", reason=str(err))
-        return
-    for chain in chains:
-        log.warning(
-            "another firewall drops forwarded packets: containers will not reach the outside and published ports will "
-            "not answer; accept packets from and to the bridges in that chain, or set its policy to accept",
-            chain=chain,
-        )

@@ -65,6 +65,9 @@ class Ground:
         self.granted: dict[str, AbstractSet[str]] = {}
         #: Virtual addresses of services and who serves each now, by network. Replaced whole: read from any thread.
         self.vips: dict[str, dict[str, tuple[str, ...]]] = {}
+        #: What this host cannot do and why, by whose business it is; `on_problems` hears of changes.
+        self.problems: dict[str, tuple[str, ...]] = {}
+        self.on_problems: Callable[[], None] = lambda: None
         self.resting: dict[str, _Resting] = {}
         self.rest_began = asyncio.Event()
         #: Container -> network -> its last place there: who starts again gets the addresses it had.
@@ -78,6 +81,17 @@ class Ground:
         A caller that is cancelled leaves the work to finish; what it does next there comes after it.
         """
         return await asyncio.get_running_loop().run_in_executor(self._thread, lambda: work(*args, **kwargs))
+
+    def set_problems(self, source: str, problems: tuple[str, ...]) -> None:
+        """What is wrong now, for the operator; each is logged once as it comes."""
+        before = self.problems.get(source, ())
+        if problems == before:
+            return
+        for problem in problems:
+            if problem not in before:
+                log.warning(problem)
+        self.problems[source] = problems
+        self.on_problems()
 
     def end_thread(self) -> None:
         self._thread.shutdown(wait=True)

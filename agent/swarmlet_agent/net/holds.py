@@ -5,13 +5,14 @@ Traffic never reaches these sockets, the rules lead it to the container before; 
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import os
 import socket
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from itertools import chain
 
-from swarmlet_agent.net.plan_ports import ANY6, ANY_OF_ALL, EPHEMERAL, HostPort, PortWish, aim, candidates, is_taken
+from swarmlet_agent.net.plan_ports import ANY6, ANY_OF_ALL, EPHEMERAL, HostPort, PortWish, aim, blocker, candidates
 from swarmlet_agent.net.records import NetworkFailure, PortRecord, PortTaken
 
 _KINDS = {
@@ -53,20 +54,28 @@ def hold(port: HostPort) -> socket.socket | None:
 
 
 class PortBook:
-    """Which container has which host ports. Owned by the networks."""
+    """Who has which host ports: containers, and the routing mesh. Owned by the networks.
+
+    freed: set when a container has let go of ports.
+    """
 
     def __init__(self, holder: Holder = hold) -> None:
         self._hold = holder
         self._sockets: dict[HostPort, socket.socket | None] = {}
         self._owners: dict[str, list[HostPort]] = {}
+        self._names: dict[HostPort, str] = {}
+        self._mesh: set[HostPort] = set()
         self._next = EPHEMERAL.start
+        self.freed = asyncio.Event()
 
     def take(
-        self, container_id: str, wishes: Iterable[PortWish], targets: tuple[str, str], before: Iterable[PortRecord] = ()
+        self, container_id: str, wishes: Iterable[PortWish], targets: tuple[str, str],
+        before: Iterable[PortRecord] = (), name: str = "",
     ) -> tuple[PortRecord, ...]:
         """A host port for every wish, all or none. targets: the container's IPv4 and IPv6 address, "" for none.
 
-        before: earlier ports of the same container, kept if free. PortTaken, NetworkFailure.
+        before: earlier ports of the same container, kept if free. name: what it is called in others' refusals.
+        PortTaken, NetworkFailure.
         """
         earlier = list(before)
         records: list[PortRecord] = []
@@ -82,13 +91,43 @@ class PortBook:
         except BaseException:
             self.release(container_id)
             raise
+        self._call(container_id, name)
         return tuple(records)
+
+    def take_for_mesh(self, wanted: Mapping[HostPort, str]) -> dict[HostPort, str]:
+        """These, and no others, are the routing mesh's. wanted: what each is called in refusals.
+
+        The answer: those that it cannot have, and why. They are tried again by the next call.
+        """
+        for port in self._mesh - wanted.keys():
+            self._let_go(port)
+        self._mesh &= wanted.keys()
+        troubles: dict[HostPort, str] = {}
+        for port, name in wanted.items():
+            if port in self._mesh:
+                self._names[port] = f"{name}, on every node"
+                continue
+            where = f"port {port.port}/{port.protocol} of {name} is not published on this node: "
+            if (other := blocker(port, self._sockets)) is not None and other not in self._mesh:
+                troubles[port] = where + f"{self._names.get(other) or 'a container'} has it"
+                continue
+            try:
+                holder = self._hold(port)
+            except OSError as err:
+                if err.errno == errno.EADDRINUSE:
+                    troubles[port] = where + "a process of this host has it"
+                    continue
+                holder = None  # another node's address, or no more sockets: nobody is kept off, but it is served
+            self._sockets[port] = holder
+            self._names[port] = f"{name}, on every node"
+            self._mesh.add(port)
+        return troubles
 
     def socket(self, record: PortRecord) -> socket.socket | None:
         """What holds a port, to be duplicated by who serves it."""
         return self._sockets.get(HostPort(record.host_ip, record.protocol, record.host_port))
 
-    def adopt(self, container_id: str, records: Iterable[PortRecord]) -> list[OSError]:
+    def adopt(self, container_id: str, records: Iterable[PortRecord], name: str = "") -> list[OSError]:
         """Hold again the ports of a container that outlived the agent; the rules are in place in any case.
 
         Returns why some could not be held.
@@ -105,17 +144,31 @@ class PortBook:
                 troubles.append(err)
             self._sockets[port] = holder
             self._owners.setdefault(container_id, []).append(port)
+        self._call(container_id, name)
         return troubles
 
     def release(self, container_id: str) -> None:
         """Let go of all ports of a container."""
-        for port in self._owners.pop(container_id, ()):
-            if (holder := self._sockets.pop(port, None)) is not None:
-                holder.close()
+        ports = self._owners.pop(container_id, ())
+        for port in ports:
+            self._let_go(port)
+        if ports:
+            self.freed.set()
 
     def close(self) -> None:
         for container_id in list(self._owners):
             self.release(container_id)
+        self.take_for_mesh({})
+
+    def _call(self, container_id: str, name: str) -> None:
+        if name:
+            for port in self._owners.get(container_id, ()):
+                self._names[port] = f"container {name}"
+
+    def _let_go(self, port: HostPort) -> None:
+        self._names.pop(port, None)
+        if (holder := self._sockets.pop(port, None)) is not None:
+            holder.close()
 
     def _take(self, container_id: str, wish: PortWish, earlier: list[PortRecord]) -> int:
         """One number that is free on every address of the wish."""
@@ -127,9 +180,11 @@ class PortBook:
         reason: Exception | None = None
         for number in chain(previous, candidates(wish, self._next)):
             ports = [HostPort(host_ip, wish.protocol, number) for host_ip in wish.host_ips]
-            taken = next((port for port in ports if is_taken(port, self._sockets)), None)
-            if taken is not None:
-                reason = PortTaken(f"Bind for {_shown(taken)} failed: port is already allocated")
+            others = ((port, other) for port in ports if (other := blocker(port, self._sockets)) is not None)
+            if (taken := next(others, None)) is not None:
+                port, other = taken
+                whose = f" ({self._names[other]})" if other in self._names else ""
+                reason = PortTaken(f"Bind for {_shown(port)} failed: port is already allocated{whose}")
                 continue
             refused = self._hold_all(ports)
             if refused is not None:

@@ -6,7 +6,7 @@ import socket
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
-from ipaddress import ip_address
+from ipaddress import ip_address, ip_network
 
 from swarmlet.ipam import AnyAddress
 from swarmlet_agent.net.netlink import IFA_ADDRESS, IFA_LOCAL, Netlink, attributes
@@ -14,6 +14,8 @@ from swarmlet_agent.net.netlink import IFA_ADDRESS, IFA_LOCAL, Netlink, attribut
 _RTM_GETADDR = 22
 _IFADDR = struct.Struct("=BBBBi")  # family, prefix length, flags, scope, index
 _SCOPE_UNIVERSE = 0
+#: Of a host with more addresses only the first ones are told.
+MOST_OTHERS = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +36,22 @@ def host_interfaces(name: str) -> Sequence[AnyAddress] | None:
         return [held.address for held in _all(host) if held.index == index and held.scope == _SCOPE_UNIVERSE]
     finally:
         host.close()
+
+
+def other_addresses(known: Sequence[str], networks: Sequence[str]) -> tuple[str, ...]:
+    """More addresses of this host that its own processes may come from, MOST_OTHERS at most.
+
+    known: those that the cluster knows anyway. networks: subnets of this host's bridges and the mesh's own, whose
+    addresses nobody outside is to take for the host.
+    """
+    inside = [ip_network(network) for network in networks]
+    host = Netlink()
+    try:
+        held = [held.address for held in _all(host) if held.scope == _SCOPE_UNIVERSE and not held.address.is_loopback]
+    finally:
+        host.close()
+    own = (str(address) for address in held if not any(address in network for network in inside))
+    return tuple(address for address in dict.fromkeys(own) if address not in known)[:MOST_OTHERS]
 
 
 def mtu_of(address: str) -> int:

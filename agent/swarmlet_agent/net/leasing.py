@@ -130,7 +130,9 @@ class Leasing:
         routed = network.reach4 == "routed", network.reach6 == "routed"
         mapped, opened = split_routed(reachable(wishes, *routes.targets), routes.targets, routed)
         try:
-            return (*self._ground.ports.take(sandbox.container_id, mapped, routes.targets, before), *opened)
+            return (*self._ground.ports.take(
+                sandbox.container_id, mapped, routes.targets, before, sandbox.container_name
+            ), *opened)
         except (PortTaken, NetworkFailure) as err:
             raise type(err)(
                 "failed to set up container networking: driver failed programming external connectivity on endpoint "

@@ -71,15 +71,16 @@ def candidates(wish: PortWish, start: int) -> Iterator[int]:
         yield EPHEMERAL[(offset + step) % len(EPHEMERAL)]
 
 
-def is_taken(wanted: HostPort, taken: Collection[HostPort]) -> bool:
-    """True if one of `taken` (same host address, or either is all addresses of that family) has this port."""
+def blocker(wanted: HostPort, taken: Collection[HostPort]) -> HostPort | None:
+    """The one of `taken` (same host address, or either is all addresses of that family) that has this port."""
     whole = ANY6 if ":" in wanted.host_ip else ANY
-    if wanted in taken or HostPort(whole, wanted.protocol, wanted.port) in taken:
-        return True
-    return wanted.host_ip == whole and any(
-        other.port == wanted.port and other.protocol == wanted.protocol and (":" in other.host_ip) == (":" in whole)
-        for other in taken
-    )
+    for port in (wanted, HostPort(whole, wanted.protocol, wanted.port)):
+        if port in taken:
+            return port
+    if wanted.host_ip != whole:
+        return None
+    same = (other for other in taken if (other.port, other.protocol) == (wanted.port, wanted.protocol))
+    return next((other for other in same if (":" in other.host_ip) == (":" in whole)), None)
 
 
 def published(ports: Collection[PortRecord], wishes: Mapping[str, object]) -> dict[str, tuple[PortBinding, ...]]:

@@ -390,7 +390,7 @@ class Sandboxes:
         ground = self._ground
         for ident in sorted(ground.live):
             sandbox = ground.sandboxes[ident]
-            for trouble in ground.ports.adopt(ident, sandbox.ports):
+            for trouble in ground.ports.adopt(ident, sandbox.ports, sandbox.container_name):
                 log.warning("a published port is held by another process", container_id=ident, reason=str(trouble))
             self._relays.serve(ident, sandbox.ports)
             if sandbox.dns_port:

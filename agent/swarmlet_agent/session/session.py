@@ -112,6 +112,7 @@ class NodePlace:
     """Where this node is reached: its address, its Engine API port (mTLS), its manager if it runs one.
 
     data_addr: where packets of the cluster's networks for it go, "" = to addr. data_mtu: of the interface that has it.
+    others: asks for more addresses of the host.
     """
 
     addr: str
@@ -119,6 +120,7 @@ class NodePlace:
     manager_addr: str = ""
     data_addr: str = ""
     data_mtu: int = 0
+    others: Callable[[], tuple[str, ...]] = tuple
 
 
 class AgentSession:
@@ -244,7 +246,7 @@ class AgentSession:
                     Hello(
                         node_id=self.identity.node_id, description=description, addr=self._place.addr,
                         port=self._place.port, data_addr=self._place.data_addr,
-                        data_mtu=self._place.data_mtu,
+                        data_mtu=self._place.data_mtu, others=self._place.others(),
                         manager_addr=self._place.manager_addr,
                     ),
                 )

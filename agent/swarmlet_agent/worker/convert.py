@@ -234,7 +234,8 @@ def _bindings(ports: Sequence[PortConfig]) -> dict[str, tuple[PortBinding, ...] 
         if port.publish_mode != "host":
             continue  # the routing mesh publishes it, on every node
         chosen = str(port.published_port) if port.published_port else ""
-        bindings[_port_key(port)] = (*(bindings.get(_port_key(port)) or ()), PortBinding(host_port=chosen))
+        binding = PortBinding(host_ip=port.host_ip, host_port=chosen)
+        bindings[_port_key(port)] = (*(bindings.get(_port_key(port)) or ()), binding)
     return bindings
 
 

@@ -15,6 +15,7 @@ from typing import Any
 import msgspec
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+from msgspec.structs import replace
 
 from swarmlet.model import defaults
 from swarmlet.model.base import to_api
@@ -44,7 +45,9 @@ def meta(version: int, created_at: int, updated_at: int) -> Json:
 
 def node(record: Node, *, leader_id: str = "") -> Json:
     """Engine API Node; ManagerStatus only for managers."""
-    description = to_api(record.description)
+    description = to_api(replace(record.description, problems=()))
+    # The Engine API has no place for a host's troubles but this: a node that is ready has nothing else to say there.
+    message = record.message or "; ".join(record.description.problems)
     description.setdefault("Platform", {})
     description.setdefault("Resources", {})
     description.setdefault("Engine", {})
@@ -61,7 +64,7 @@ def node(record: Node, *, leader_id: str = "") -> Json:
         "Status": {
             "State": str(record.state),
             "Addr": record.addr,
-            **({"Message": record.message} if record.message else {}),
+            **({"Message": message} if message else {}),
         },
     }
     if record.manager_addr:
@@ -131,6 +134,10 @@ def port(config: PortConfig) -> Json:
         answer["PublishedPort"] = config.published_port
     if config.name:
         answer["Name"] = config.name
+    if config.host_ip:
+        answer["HostIP"] = config.host_ip
+    if config.local_only:
+        answer["LocalOnly"] = True
     return answer
 
 

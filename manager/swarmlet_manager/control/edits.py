@@ -33,7 +33,7 @@ def updated_service(
     spec_version grows only if what tasks run differs, so scaling replaces no task. A job runs again with every
     update of its template (`docker service update --force`).
     """
-    runs_differently = _runs(spec) != _runs(service.spec)
+    runs_differently = (_runs(spec), _on_hosts(ports)) != (_runs(service.spec), _on_hosts(service.ports))
     newest = max(service.spec_version, service.previous_spec_version)
     is_job = spec.mode.replicated_job is not None or spec.mode.global_job is not None
     return replace(
@@ -133,6 +133,11 @@ def check_swarm_spec(spec: SwarmSpec) -> None:
         raise NotSupported("a default log driver for tasks is not supported")
     if spec.raft != RaftSpec():
         raise NotSupported("there is no Raft to configure: the cluster's state is kept in etcd")
+
+
+def _on_hosts(ports: tuple[PortConfig, ...]) -> tuple[PortConfig, ...]:
+    """Those that the tasks themselves publish: a label may have changed how."""
+    return tuple(port for port in ports if port.publish_mode == "host")
 
 
 def _runs(spec: ServiceSpec) -> object:

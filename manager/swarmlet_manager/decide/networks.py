@@ -13,7 +13,7 @@ from swarmlet.errors import Conflict, Forbidden, InvalidArgument, NotFound, NotS
 from swarmlet.ipam import check_ipam, config_of, plan_family, unique_local_pools
 from swarmlet.model.cluster import Cluster
 from swarmlet.model.defaults import cluster_networks, ingress_ports
-from swarmlet.model.network import OPTION_MTU, Network, NetworkCreate, Subnet, vxlan_mtu
+from swarmlet.model.network import OPTION_MTU, Ipam, Network, NetworkCreate, Subnet, vxlan_mtu
 from swarmlet_manager.decide.reaper import is_gone
 from swarmlet_manager.state import State
 
@@ -51,10 +51,14 @@ def plan_network(state: State, spec: NetworkCreate, network_id: str, now: int) -
 
 def plan_ingress(state: State, network_id: str, now: int) -> Network:
     """The network of the routing mesh: made by us, once a service publishes a port."""
-    subnet = pick_subnet(state, [IPv4Network(network.subnet) for network in state.networks.values()])
-    spec = NetworkCreate(name=INGRESS, driver="overlay", ingress=True)
+    used = [ip_network(part.subnet) for network in state.networks.values() for part in network.families]
+    subnet = pick_subnet(state, [net for net in used if isinstance(net, IPv4Network)])
+    seed = "" if state.cluster is None else state.cluster.id
+    v6 = plan_family(config_of(Ipam(), 6, "overlay"), used=used, host_routes=(), pools=unique_local_pools(seed))
+    # In Swarm it has no IPv6, and its clients none either.
+    spec = NetworkCreate(name=INGRESS, driver="overlay", ingress=True, enable_ipv6=True)
     return Network(
-        id=network_id, spec=spec, subnet=str(subnet), gateway=str(subnet.network_address + 1),
+        id=network_id, spec=spec, subnet=str(subnet), gateway=str(subnet.network_address + 1), v6=v6,
         vni=next_vni(state.networks.values()), mtu=_mtu(state, spec), created_at=now, updated_at=now,
     )
 

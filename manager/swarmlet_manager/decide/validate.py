@@ -152,6 +152,8 @@ def _check_endpoint(endpoint: EndpointSpec | None) -> None:
         raise InvalidArgument(f"invalid EndpointSpec mode: {endpoint.mode}")
     for port in endpoint.ports:
         _check_port(port)
+        if port.host_ip or port.local_only:
+            raise NotSupported("HostIP and LocalOnly of a port are chosen by labels of the service: swarmlet.publish.…")
         if port.publish_mode != "host" and endpoint.mode == "dnsrr":
             raise InvalidArgument("EndpointSpec: port published with ingress mode can't be used with dnsrr mode")
     published = [(port.protocol, port.published_port) for port in endpoint.ports if port.published_port]

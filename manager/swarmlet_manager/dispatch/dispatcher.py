@@ -194,6 +194,7 @@ class Dispatcher:
                 _in_state(node, NodeState.READY, "", self._now()),
                 description=hello.description, addr=hello.addr or node.addr, port=hello.port,
                 data_addr=hello.data_addr, data_mtu=hello.data_mtu, manager_addr=hello.manager_addr,
+                others=hello.others,
             ),
         )
 
@@ -380,7 +381,7 @@ async def _hello(socket: web.WebSocketResponse) -> Hello:
 
 def _as_peer(node: Node) -> tuple[object, ...]:
     """What other nodes need to know of one."""
-    return node.data_path, node.state, node.number
+    return node.data_path, node.others, node.state, node.number
 
 
 def _concerns_networks(change: Change) -> bool:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
+from msgspec.structs import replace
+
 from swarmlet.model.cluster import DATA_PATH_PORT
 from swarmlet.model.defaults import ingress_ports
 from swarmlet.model.node import Node
@@ -35,39 +37,46 @@ def mesh_of(state: State) -> MeshInfo:
     asks for them, and lead to both as long as the old tasks last.
     """
     nodes = {node.id: node for node in state.nodes.values() if node.number and node.data_path}
-    ports: dict[tuple[str, int], MeshPort] = {}
+    ports: dict[tuple[str, int, str], MeshPort] = {}
     for service in sorted(state.services.values(), key=lambda service: (service.pending_delete, service.id)):
         published = ingress_ports(service.ports)
         places = list(_places(state, service, nodes)) if published else []
         if service.pending_delete and not places:
             continue
         for port in published:
-            known = ports.get((port.protocol, port.published_port))
-            backends = tuple(
-                MeshBackend(address=address, port=port.target_port, node=number, serving=serving)
-                for address, number, serving in places
-            )
-            ports[port.protocol, port.published_port] = MeshPort(
-                protocol=port.protocol, port=port.published_port,
-                backends=(*(known.backends if known is not None else ()), *backends),
-            )
+            key = (port.protocol, port.published_port, port.host_ip)
+            known = ports.get(key)
+            backends = tuple(replace(place, port=port.target_port) for place in places)
+            if known is not None:
+                ports[key] = replace(known, backends=known.backends + backends)
+            else:
+                ports[key] = MeshPort(
+                    protocol=port.protocol, port=port.published_port, service=service.spec.name, host_ip=port.host_ip,
+                    local_only=port.local_only, backends=backends,
+                )
     return MeshInfo(
         data_path_port=data_path_port(state), nodes=tuple(_nodes(nodes.values())), ports=tuple(ports.values())
     )
 
 
-def _places(state: State, service: Service, nodes: dict[str, Node]) -> Iterator[tuple[str, int, bool]]:
-    """(address, its node's number, whether it gets new clients) of each task that runs."""
+def _places(state: State, service: Service, nodes: dict[str, Node]) -> Iterator[MeshBackend]:
+    """Each task that runs, and whether it gets new clients; without a port."""
     if (ingress := state.ingress) is None:
         return
     for task in sorted(state.tasks_of_service(service.id), key=lambda task: task.id):
-        address = next((place.address for place in task.networks if place.network_id == ingress.id), "")
+        place = next((place for place in task.networks if place.network_id == ingress.id), None)
         node = nodes.get(task.node_id)
-        if address and node is not None and task.status.state is TaskState.RUNNING and not is_gone(task):
-            serving = not service.pending_delete and serves(task, node)
-            yield address.partition("/")[0], node.number, serving
+        if place is not None and node is not None and task.status.state is TaskState.RUNNING and not is_gone(task):
+            yield MeshBackend(
+                address=place.address.partition("/")[0], address6=place.address6.partition("/")[0], port=0,
+                node=node.number, serving=not service.pending_delete and serves(task, node),
+            )
+
+
+def _others(node: Node) -> tuple[str, ...]:
+    return tuple(address for address in dict.fromkeys((node.addr, *node.others)) if address not in ("", node.data_path))
 
 
 def _nodes(nodes: Iterable[Node]) -> Iterator[MeshNodeInfo]:
     for node in sorted(nodes, key=lambda node: node.number):
-        yield MeshNodeInfo(id=node.id, number=node.number, address=node.data_path)
+        yield MeshNodeInfo(id=node.id, number=node.number, address=node.data_path, others=_others(node))

@@ -215,11 +215,36 @@ def test_an_ingress_port_belongs_to_one_service_per_protocol() -> None:
 
     with pytest.raises(InvalidArgument) as err:
         plan_ports(state, "", publishing(PortConfig(target_port=8080, published_port=80)))
-    assert str(err.value) == "port '80' is already in use by service 'first' (abc) as an ingress port"
+    refused = "rpc error: code = InvalidArgument desc = port '80' is already in use by service 'first' (abc) as "
+    assert str(err.value) == refused + "an ingress port"
     udp = PortConfig(target_port=53, published_port=80, protocol="udp")
     host = PortConfig(target_port=8080, published_port=80, publish_mode="host")
-    assert plan_ports(state, "", publishing(udp, host)) == (udp, host)
+    assert plan_ports(state, "", publishing(udp)) == (udp,)
     assert plan_ports(state, "abc", publishing(*holder.ports)) == holder.ports
+    with pytest.raises(InvalidArgument, match="as an ingress port"):
+        plan_ports(state, "", publishing(host))
+    # Ports of the hosts may be several services': the scheduler keeps their tasks apart.
+    state.apply(Put(replace(holder, ports=(host,))))
+    assert plan_ports(state, "", publishing(host)) == (host,)
+    with pytest.raises(InvalidArgument) as err:
+        plan_ports(state, "", publishing(PortConfig(target_port=8080, published_port=80)))
+    assert str(err.value) == refused + "a host-published port"
+    # The ports of a service that is being removed are free.
+    state.apply(Put(replace(holder, pending_delete=True)))
+    assert plan_ports(state, "", publishing(PortConfig(target_port=8080, published_port=80)))
+
+
+def test_one_port_on_two_addresses_is_two_services() -> None:
+    port = PortConfig(target_port=80, published_port=80)
+    first = replace(make_service(ident="abc", name="first"), ports=(replace(port, host_ip="192.0.2.1"),))
+    state = make_state(first)
+    spec = publishing(port)
+
+    other = replace(spec, labels={"swarmlet.publish.host-ip": "192.0.2.2"})
+    assert plan_ports(state, "", other) == (replace(port, host_ip="192.0.2.2"),)
+    for taken in (spec, replace(spec, labels={"swarmlet.publish.80.host-ip": "192.0.2.1"})):
+        with pytest.raises(InvalidArgument, match="already in use by service 'first'"):
+            plan_ports(state, "", taken)
 
 
 def test_open_ports_get_the_lowest_free_number_and_keep_it() -> None:

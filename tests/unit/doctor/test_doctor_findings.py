@@ -66,7 +66,7 @@ def test_a_host_that_has_all_it_needs_is_well() -> None:
         ({"nftables_error": "cannot"}, Verdict.PROBLEM, "nftables", "modprobe nf_tables"),
         ({"links": WELL.links - {"veth"}}, Verdict.PROBLEM, "network: veth", "modprobe veth"),
         ({"links": WELL.links - {"vxlan"}}, Verdict.WARNING, "network: vxlan", "across hosts"),
-        ({"dropping_chains": ("ip filter FORWARD",)}, Verdict.WARNING, "firewall", "allow forwarding"),
+        ({"dropping_chains": ("ip filter FORWARD",)}, Verdict.WARNING, "firewall", "DOCKER-USER"),
         ({"forwarding": False}, Verdict.WARNING, "forwarding", "ip_forward"),
         ({"address": ""}, Verdict.PROBLEM, "address", "advertise_addr"),
         ({"mtu": 1280}, Verdict.WARNING, "MTU", "1350"),

@@ -10,7 +10,7 @@ from swarmlet.model.container import EndpointIPAMConfig, EndpointSettings, PortB
 from swarmlet.model.network import Subnet
 from swarmlet_agent.net import plan_attach, plan_endpoint, plan_files
 from swarmlet_agent.net.container_files import split_link
-from swarmlet_agent.net.firewall_check import dropping_chains
+from swarmlet_agent.net.firewall_check import explain, forward_chains, refuses_at_last
 from swarmlet_agent.net.plan_files import ResolvConf, parse_resolv_conf, resolv_conf
 from swarmlet_agent.net.plan_rules import add_ports, no_ruleset, ruleset, without_ipv6
 from swarmlet_agent.net.records import EndpointRecord, NetworkRecord, PortRecord
@@ -230,8 +230,27 @@ def test_a_firewall_that_drops_forwarded_packets_is_noticed_but_ours_is_not() ->
             {"metainfo": {}},
             chain("filter", "forward", "drop"),
             chain("swl", "forward", "drop"),
+            chain("swlmesh2", "forward", "drop"),
             chain("filter", "input", "drop"),
             chain("other", "forward", "accept"),
         ]
     }
-    assert dropping_chains(listing) == ["ip filter FORWARD"]
+    assert list(forward_chains(listing)) == [
+        ("ip", "filter", "FORWARD", "drop"), ("ip", "other", "FORWARD", "accept"),
+    ]  # fmt: skip
+    assert "DOCKER-USER" in explain("ip filter FORWARD") and "firewall-cmd" in explain("inet firewalld filter_FORWARD")
+
+
+@pytest.mark.parametrize(
+    ("last", "refuses"),
+    [
+        ([{"reject": {"type": "icmpx", "expr": "admin-prohibited"}}], True),
+        ([{"counter": {"packets": 0, "bytes": 0}}, {"drop": None}], True),
+        ([{"match": {"op": "==", "left": {"ct": {"key": "state"}}, "right": "invalid"}}, {"drop": None}], False),
+        ([{"accept": None}], False),
+    ],
+)
+def test_a_chain_that_ends_by_refusing_everything_drops_too(last: list[dict[str, object]], refuses: bool) -> None:
+    rules = [{"rule": {"expr": [{"accept": None}]}}, {"rule": {"expr": last}}]
+    assert refuses_at_last({"nftables": [{"chain": {}}, *rules]}) is refuses
+    assert not refuses_at_last({"nftables": [{"chain": {}}]})

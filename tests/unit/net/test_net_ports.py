@@ -20,9 +20,9 @@ from swarmlet_agent.net.plan_ports import (
     HostPort,
     PortWish,
     aim,
+    blocker,
     candidates,
     default_host_ips,
-    is_taken,
     parse_ports,
     published,
     reachable,
@@ -107,7 +107,8 @@ def test_a_port_is_taken_exactly_if_two_sockets_would_clash(taken: set[HostPort]
         and (other.host_ip == wanted.host_ip or bool({ANY, ANY6} & {other.host_ip, wanted.host_ip}))
         for other in taken
     )
-    assert is_taken(wanted, taken) is clash
+    assert (blocker(wanted, taken) is not None) is clash
+    assert not clash or blocker(wanted, taken) in taken
 
 
 def test_free_ports_are_walked_through_once_from_where_the_last_one_was() -> None:
@@ -181,6 +182,37 @@ def test_refusals_are_dockerds() -> None:
         book.take("b", [wish(81)], ("172.17.0.3", ""))
     with pytest.raises(NetworkFailure, match="cannot assign requested address"):
         book.take("b", [wish(82, ip="192.0.2.1")], ("172.17.0.3", ""))
+
+
+def test_a_refusal_names_who_has_the_port_container_or_service() -> None:
+    book = PortBook(Sockets())
+    book.take("a", [wish(80)], ("172.17.0.2", ""), name="web")
+    assert book.take_for_mesh({HostPort(ANY, "tcp", 8080): "service shop"}) == {}
+
+    with pytest.raises(PortTaken, match=r"port is already allocated \(container web\)$"):
+        book.take("b", [wish(80)], ("172.17.0.3", ""))
+    with pytest.raises(PortTaken, match=r"port is already allocated \(service shop, on every node\)$"):
+        book.take("b", [wish(8080)], ("172.17.0.3", ""))
+
+
+def test_the_mesh_leaves_a_port_to_who_has_it_and_takes_it_once_it_is_free() -> None:
+    sockets = Sockets({81})
+    book = PortBook(sockets)
+    book.take("a", [wish(80)], ("172.17.0.2", ""), name="web")
+    book.freed.clear()
+    wanted = {HostPort(ANY, "tcp", number): "service shop" for number in (80, 81, 82)}
+
+    said = "port {}/tcp of service shop is not published on this node: "
+    assert book.take_for_mesh(wanted) == {
+        HostPort(ANY, "tcp", 80): said.format(80) + "container web has it",
+        HostPort(ANY, "tcp", 81): said.format(81) + "a process of this host has it",
+    }
+    book.release("a")
+    assert book.freed.is_set()
+    assert set(book.take_for_mesh(wanted)) == {HostPort(ANY, "tcp", 81)}
+    # What it does not want any more is anybody's.
+    assert book.take_for_mesh({}) == {}
+    assert book.take("b", [wish(82)], ("172.17.0.3", ""))[0].host_port == 82
 
 
 def test_a_container_that_returns_keeps_its_free_port() -> None:

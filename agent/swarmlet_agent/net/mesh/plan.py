@@ -33,6 +33,7 @@ TABLES = 0x5357_0000
 ENTRY_AT, BEFORE_AT, BACK_AT, AFTER_AT = 1500, 1501, 1502, 1503
 #: The mesh's own addresses, never seen outside `ing0`; the node's number is added.
 PREFIX4, PREFIX6 = int(IPv4Address("100.64.0.0")), int(IPv6Address("fd53:574c:6d65::"))
+SUBNETS = ("100.64.0.0/16", "fd53:574c:6d65::/112")
 PROTOCOLS = {"tcp": 6, "udp": 17, "sctp": 132}
 
 #: address and port of a backend

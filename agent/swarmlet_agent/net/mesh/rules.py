@@ -11,7 +11,8 @@ What each chain is for:
 * post: who is hidden behind the entry node. A client that is another node itself (the backend's node would take the
   answer to its own address for its own), the host's loopback, and containers (answers would go to them directly, past
   the entry node).
-* none: a published port without backends refuses at once, whoever else listens there.
+* none: a published port without backends refuses at once, whoever else listens there; on ::1 each one, for what goes
+  there is led nowhere, and the agent holds the port by a socket that nobody serves.
 """
 
 from __future__ import annotations
@@ -20,7 +21,9 @@ from swarmlet_agent.net.mesh.plan import BACK, DEVICE, ENTRY
 from swarmlet_agent.net.slots import SIZES, slot_text
 
 #: A changed ruleset needs a new number: a table of this name is taken to be as we made it.
-TABLE = "swlmesh1"
+TABLE = "swlmesh2"
+#: What they were called before, by agents that this one may follow.
+_FORMER = ("swlmesh1",)
 
 # nft 1.0.6 refuses the word "dstnat" in the output hook: hence -100.
 _RULES = f"""
@@ -67,8 +70,8 @@ _RULES = f"""
   }}
   chain none {{ type filter hook input priority 0; policy accept;
     ct direction reply accept
-    NOT_LOOP IP daddr . meta l4proto . th dport @oneports goto refuse
-    NOT_LOOP meta l4proto . th dport @ports goto refuse; }}
+    IP daddr . meta l4proto . th dport @oneports goto refuse
+    meta l4proto . th dport @ports goto refuse; }}
 """
 # The device lets packets of 127.0.0.0/8 through, for the host's own clients of 127.0.0.1: not for other nodes'.
 _ONLY_4 = f"""
@@ -94,13 +97,13 @@ def ruleset(family: int) -> str:
         ]
     table = f"{ip} {TABLE}"
     whole = "\n".join(maps) + rules + (_ONLY_4 if family == 4 else "")
-    return f"table {table} {{}}\ndelete table {table}\ntable {table} {{\n{whole}\n}}\n"
+    return f"{no_ruleset(family)}table {table} {{\n{whole}\n}}\n"
 
 
 def no_ruleset(family: int) -> str:
     """Not there is fine."""
-    table = f"{'ip' if family == 4 else 'ip6'} {TABLE}"
-    return f"table {table} {{}}\ndelete table {table}\n"
+    ip = "ip" if family == 4 else "ip6"
+    return "".join(f"table {ip} {name} {{}}\ndelete table {ip} {name}\n" for name in (*_FORMER, TABLE))
 
 
 #: Names of all that has elements.

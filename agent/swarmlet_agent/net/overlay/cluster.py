@@ -16,7 +16,7 @@ from swarmlet.errors import SwarmletError
 from swarmlet.ipam import mac_of
 from swarmlet.log import get_logger
 from swarmlet.model.network import OPTION_MTU, Lease, Subnet, vxlan_mtu
-from swarmlet.wire.networking import EndpointInfo, MeshInfo, NetworkInfo, Networking, ServiceInfo
+from swarmlet.wire.networking import EndpointInfo, NetworkInfo, Networking, ServiceInfo
 from swarmlet_agent.journal import Write
 from swarmlet_agent.net.ground import Ground
 from swarmlet_agent.net.host_addresses import mtu_of
@@ -27,10 +27,10 @@ from swarmlet_agent.net.overlay.directory import (
     service_entry,
     service_holder,
 )
+from swarmlet_agent.net.overlay.entry import MeshEntry
 from swarmlet_agent.net.overlay.leases import ClusterLeases
 from swarmlet_agent.net.overlay.links import Remote, bridge_of
 from swarmlet_agent.net.overlay.places import Changes, Places
-from swarmlet_agent.net.overlay.published import addresses_of, mesh_state
 from swarmlet_agent.net.records import NetworkRecord
 
 log = get_logger(__name__)
@@ -65,7 +65,7 @@ class ClusterNetworks:
         self._unmake = unmake
         self._nets: dict[str, _Net] = {}
         self._leaving: set[str] = set()
-        self._mesh: MeshInfo | None = None
+        self.entry = MeshEntry(ground)
         #: This node's address for the others, and the MTU of its interface (0: none has it).
         self._underlay = ("", 0)
 
@@ -82,6 +82,7 @@ class ClusterNetworks:
                 places.put_service(msgspec.msgpack.decode(value, type=ServiceInfo))
         for network_id, net in self._nets.items():
             await self._apply(network_id, net.places.take())
+        await self.entry.start()
 
     async def update(self, news: Networking, *, node_id: str, underlay: str) -> None:
         """Returns once it is in the journal and in the kernel. underlay: this node's address for the others."""
@@ -97,7 +98,7 @@ class ClusterNetworks:
         for network_id in sorted(touched - self._leaving):
             await self._bring_up(network_id, underlay)
         await self._leave()
-        await self._publish(news, node_id, self._carried(underlay))
+        await self.entry.told(news.mesh, node_id, full=news.full, mtu=self._carried(underlay))
 
     def held(self) -> Sequence[Lease]:
         """See session.NetworkOrders."""
@@ -224,28 +225,6 @@ class ClusterNetworks:
                 names.put(network.id, network.name, service_holder(ident), entry)
             else:
                 names.drop(network.id, service_holder(ident))
-
-    async def _publish(self, news: Networking, node_id: str, mtu: int) -> None:
-        """This node's part of the routing mesh."""
-        before = self._mesh
-        if news.mesh is not None or news.full:
-            self._mesh = news.mesh
-        kernel, told = self._ground.kernel, self._mesh
-        try:
-            if told is None:
-                if news.full:  # no port is published anywhere: whatever an earlier agent made goes
-                    await self._ground.run(kernel.mesh.remove)
-                return
-            bridges = self._ground.catalog.bridges()
-            subnets = tuple(sorted(part.subnet for network in bridges for part in network.families))
-            if (state := mesh_state(told, node_id, subnets, mtu)) is None:
-                return
-            await self._ground.run(kernel.mesh.ensure, state)
-            gone = addresses_of(before) - addresses_of(told)
-            if gone:
-                await self._ground.run(kernel.mesh.cut, gone)
-        except (SwarmletError, OSError) as err:
-            log.error("ports of services are not published on this node", reason=str(err))
 
     async def _balance(self, network_id: str, net: _Net, changes: Changes, services: set[str]) -> None:
         """Every container of the network here sends new connections to those that serve now."""
