@@ -56,7 +56,7 @@ while True:
 _FOLDERS = ("/usr", "/lib", "/lib64", sys.base_prefix)
 #: Of `docker service create`, before the image.
 OPTIONS = (
-    *(word for folder in dict.fromkeys(_FOLDERS)
+    *(word for folder in sorted(set(_FOLDERS))  # in the order that `docker service update` puts them
       for word in ("--mount", f"type=bind,source={folder},target={folder},readonly")),
     "-e", f"LD_LIBRARY_PATH=/usr/lib/{sysconfig.get_config_var('MULTIARCH')}",
 )  # fmt: skip

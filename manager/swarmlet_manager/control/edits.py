@@ -11,7 +11,7 @@ from msgspec.structs import replace
 from swarmlet.errors import InvalidArgument, NotSupported, OutOfSequence
 from swarmlet.model.cluster import Cluster, RaftSpec, SwarmSpec
 from swarmlet.model.node import Node, NodeSpec
-from swarmlet.model.service import PortConfig, Service, ServiceSpec, UpdateStatus
+from swarmlet.model.service import EndpointSpec, PortConfig, Service, ServiceSpec, UpdateStatus
 from swarmlet.model.states import NodeState, Role
 from swarmlet.model.times import NS
 
@@ -142,4 +142,6 @@ def _on_hosts(ports: tuple[PortConfig, ...]) -> tuple[PortConfig, ...]:
 
 def _runs(spec: ServiceSpec) -> object:
     """What a spec makes its tasks run: two equal values mean no task needs replacing."""
-    return spec.task_template, spec.networks, spec.endpoint_spec
+    endpoint = spec.endpoint_spec or EndpointSpec()
+    # Clients send back what they were shown: the default by its name.
+    return spec.task_template, spec.networks, replace(endpoint, mode=endpoint.mode or "vip")
