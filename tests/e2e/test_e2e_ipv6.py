@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import ipaddress
+import subprocess
+import sys
 
 import pytest
 from e2e_cluster import Cluster, eventually
 from network_tools import fetch, get, serve
+
+from swarmlet.local import hosts
 
 pytestmark = pytest.mark.usefixtures("no_networks_left")
 
@@ -91,3 +95,44 @@ def test_published_ports_of_ipv6_outlive_the_agent(cluster: Cluster) -> None:
     assert eventually(lambda: fetch(cluster, 3, "http://[::1]:18193/")) == "web"
     assert eventually(lambda: "fd" in node("exec", "peer", "nslookup", "web"))
     assert get(node, "peer", "http://web/") == "web"
+
+
+TALK = """
+import socket, sys
+with socket.create_connection(("::1", int(sys.argv[1])), 20) as line:
+    for word in sys.stdin:
+        try:
+            line.sendall(word.encode())
+            got = line.recv(100).decode()
+        except ConnectionError:
+            got = ""
+        print(got or "over\\n", end="", flush=True)
+"""
+
+
+def test_a_relayed_connection_outlives_the_agent_and_ends_with_its_container(cluster: Cluster) -> None:
+    """A container without IPv6 on [::1]: the kernel cannot lead there, a process of its own does."""
+    node = cluster.node(3)
+    node("run", "-d", "--name", "echo", "-p", "18194:7", "busybox", "nc", "-ll", "-p", "7", "-e", "cat")
+    argv = hosts.enter_argv(cluster.host(3), [sys.executable, "-c", TALK, "18194"])
+    with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as client:
+        assert client.stdin is not None and client.stdout is not None
+
+        def say(word: str) -> str:
+            assert client.stdin is not None and client.stdout is not None
+            client.stdin.write(f"{word}\n")
+            client.stdin.flush()
+            return client.stdout.readline()
+
+        try:
+            assert say("one") == "one\n"
+            killed = cluster.pid(3, "swarmlet-agent")
+            cluster.exec(3, "kill", "-9", str(killed))
+            assert say("two") == "two\n"
+            eventually(lambda: node.run("ps").returncode == 0, 30)
+            assert cluster.pid(3, "swarmlet-agent") != killed and say("three") == "three\n"
+            node("rm", "-f", "echo")
+            assert say("four") == "over\n"  # as the relay has closed its end
+        finally:
+            client.stdin.close()
+            client.wait(30)

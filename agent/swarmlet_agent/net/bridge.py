@@ -79,7 +79,7 @@ class BridgeNetworks:
         self._dns = EmbeddedDns(self._ground.names, HostResolvers(host_resolv_conf), self._open_inside)
         texts = ContainerFiles(self._ground, data_dir, host_resolv_conf, host_hosts)
         self.leases = ClusterLeases(self._ground)
-        self._sandboxes = Sandboxes(self._ground, self._dns, texts, self.leases)
+        self._sandboxes = Sandboxes(self._ground, self._dns, texts, self.leases, data_dir)
         self.cluster = ClusterNetworks(self._ground, self.leases, self._make_wide, self._unmake_wide)
         self._changing = asyncio.Lock()
         self._tasks: list[asyncio.Task[None]] = []
@@ -135,7 +135,7 @@ class BridgeNetworks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self._dns.close()
-        self._sandboxes.end_service()
+        await self._sandboxes.end_service()
         await self._ground.run(self._ground.kernel.close)
         self._ground.ports.close()
         self._ground.end_thread()
@@ -146,7 +146,7 @@ class BridgeNetworks:
         The run folder stays a shared mount: the runtime's own teardown ends that.
         """
         ground = self._ground
-        self._sandboxes.end_service()
+        await self._sandboxes.end_service(for_good=True)
         for ident in list(ground.live):
             self._dns.stop(ident)
             ground.ports.release(ident)

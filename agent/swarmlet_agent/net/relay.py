@@ -1,8 +1,9 @@
-"""Published ports that the kernel's address translation cannot serve: copied by the agent, both ways.
+"""Published ports that the kernel's address translation cannot serve: copied, both ways.
 
 Two kinds: a host address of one family that leads to a container with only the other (a container without IPv6 is
 published on [::] too), and the host's own ::1, since Linux does not route packets with a loopback source for IPv6.
-Docker has its docker-proxy for the same. The container sees the bridge's address as the peer.
+Docker has its docker-proxy for the same. The container sees the bridge's address as the peer. The agent accepts TCP
+connections, which a process of their own then carries, so that they outlive the agent; datagrams it copies itself.
 """
 
 from __future__ import annotations
@@ -11,17 +12,17 @@ import asyncio
 import contextlib
 import socket
 from collections import OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from swarmlet.log import get_logger
 from swarmlet_agent.net.records import PortRecord
+from swarmlet_agent.net.relay_helper import RelayHelper
 
 log = get_logger(__name__)
 
-CONNECT_TIMEOUT_S = 10.0
-#: Connections, or UDP flows, of one published port; more are turned away, or take the place of the longest idle one.
-MAX_CONNECTIONS = 1024
+#: UDP flows of one published port; more take the place of the longest idle one.
 MAX_FLOWS = 256
 FLOW_IDLE_S = 90.0
 _CHUNK = 65536
@@ -45,8 +46,10 @@ class _Served:
 class Relays:
     """Serves ports on the running event loop. find_socket: the socket that holds a port, None if nothing does."""
 
-    def __init__(self, find_socket: Callable[[PortRecord], socket.socket | None]) -> None:
+    def __init__(self, find_socket: Callable[[PortRecord], socket.socket | None], folder: Path) -> None:
+        """folder: for the relay process's socket."""
         self._find_socket = find_socket
+        self._helper = RelayHelper(folder)
         self._served: dict[str, _Served] = {}
 
     def serve(self, container_id: str, ports: Iterable[PortRecord]) -> None:
@@ -61,18 +64,32 @@ class Relays:
         served = self._served[container_id] = _Served(wanted)
         for port in wanted:
             if (holder := self._find_socket(port)) is not None:
-                kind = _Tcp if port.protocol == "tcp" else _Udp
-                served.parts.append(kind(holder.dup(), (port.target_ip, port.port)))
+                target = port.target_ip, port.port
+                if port.protocol == "tcp":
+                    served.parts.append(_Tcp(holder.dup(), target, container_id, self._helper))
+                else:
+                    served.parts.append(_Udp(holder.dup(), target))
+
+    async def adopt(self, container_ids: Collection[str]) -> None:
+        """At start: connections that an agent before this one accepted for other containers end."""
+        await self._helper.adopt(container_ids)
 
     def stop(self, container_id: str) -> None:
         """End its connections too: there is nobody at their other end any more. Not served is fine."""
-        if (served := self._served.pop(container_id, None)) is not None:
-            for part in served.parts:
-                part.close()
+        if self._unserve(container_id):
+            self._helper.end(container_id)
 
-    def close(self) -> None:
+    async def close(self) -> None:
+        """Accept no more; TCP connections go on."""
         for container_id in list(self._served):
-            self.stop(container_id)
+            self._unserve(container_id)
+        await self._helper.close()
+
+    def _unserve(self, container_id: str) -> bool:
+        served = self._served.pop(container_id, None)
+        for part in served.parts if served is not None else ():
+            part.close()
+        return served is not None
 
 
 def _family(address: str) -> int:
@@ -82,10 +99,12 @@ def _family(address: str) -> int:
 class _Tcp:
     """One listening socket."""
 
-    def __init__(self, listener: socket.socket, target: tuple[str, int]) -> None:
+    def __init__(
+        self, listener: socket.socket, target: tuple[str, int], container_id: str, helper: RelayHelper
+    ) -> None:
         self._listener = listener
         self._target = target
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._container_id, self._helper = container_id, helper
         listener.setblocking(False)
         listener.listen(128)
         asyncio.get_running_loop().add_reader(listener.fileno(), self._accept)
@@ -93,8 +112,6 @@ class _Tcp:
     def close(self) -> None:
         asyncio.get_running_loop().remove_reader(self._listener.fileno())
         self._listener.close()
-        for task in self._tasks:
-            task.cancel()
 
     def _accept(self) -> None:
         for _ in range(_BURST):
@@ -105,37 +122,8 @@ class _Tcp:
             except OSError as err:
                 log.warning("relayed connection not accepted", reason=str(err))
                 return
-            if len(self._tasks) >= MAX_CONNECTIONS:
-                client.close()
-                continue
-            client.setblocking(False)
-            task = asyncio.get_running_loop().create_task(self._serve(client), name="port-relay")
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
-
-    async def _serve(self, client: socket.socket) -> None:
-        loop = asyncio.get_running_loop()
-        server = socket.socket(_family(self._target[0]), socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
-        with client, server:
-            for each in (client, server):
-                each.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            try:
-                async with asyncio.timeout(CONNECT_TIMEOUT_S):
-                    await loop.sock_connect(server, self._target)
-                async with asyncio.TaskGroup() as both:
-                    both.create_task(_copy(client, server), name="port-relay-in")
-                    both.create_task(_copy(server, client), name="port-relay-out")
-            except* (OSError, TimeoutError) as group:
-                log.debug("relayed connection broke", reason=str(group.exceptions[0]))
-
-
-async def _copy(source: socket.socket, sink: socket.socket) -> None:
-    """Until the source's end, which is passed on; the other direction goes on by itself."""
-    loop = asyncio.get_running_loop()
-    while data := await loop.sock_recv(source, _CHUNK):
-        await loop.sock_sendall(sink, data)
-    with contextlib.suppress(OSError):  # it is gone altogether
-        sink.shutdown(socket.SHUT_WR)
+            host, number, *_ = self._listener.getsockname()
+            self._helper.hand_over(client, self._container_id, f"{host} {number}", self._target)
 
 
 @dataclass(slots=True)

@@ -43,10 +43,12 @@ replace = msgspec.structs.replace
 class Sandboxes:
     """All containers' attachments of this node."""
 
-    def __init__(self, ground: Ground, dns: EmbeddedDns, texts: ContainerFiles, leases: ClusterLeases) -> None:
+    def __init__(
+        self, ground: Ground, dns: EmbeddedDns, texts: ContainerFiles, leases: ClusterLeases, data_dir: Path
+    ) -> None:
         self._ground = ground
         self._leases = leases
-        self._relays = Relays(ground.ports.socket)
+        self._relays = Relays(ground.ports.socket, data_dir)
         self._dns = dns
         self._files = texts
         self._leasing = Leasing(ground)
@@ -388,6 +390,7 @@ class Sandboxes:
     async def adopt(self) -> None:
         """Take over what runs: hold its ports, answer its DNS. The kernel's objects were checked before."""
         ground = self._ground
+        await self._relays.adopt(ground.live)
         for ident in sorted(ground.live):
             sandbox = ground.sandboxes[ident]
             for trouble in ground.ports.adopt(ident, sandbox.ports, sandbox.container_name):
@@ -403,9 +406,15 @@ class Sandboxes:
                 ground.names.add(endpoint)
             self._serve_dns(sandbox)
 
-    def end_service(self) -> None:
-        """Stop relaying ports; everything else of the containers' networks stays."""
-        self._relays.close()
+    async def end_service(self, *, for_good: bool = False) -> None:
+        """Accept no more connections to relay; everything else of the containers' networks stays.
+
+        for_good: end those that there are.
+        """
+        if for_good:
+            for ident in self._ground.live:
+                self._relays.stop(ident)
+        await self._relays.close()
 
     def of(self, network_id: str) -> list[tuple[SandboxRecord, EndpointRecord]]:
         """Attached containers of a network."""
