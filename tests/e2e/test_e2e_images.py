@@ -171,6 +171,17 @@ def test_a_list_of_platforms_gives_the_hosts_own(cluster: Cluster, registry: str
     assert done.returncode == 1 and b"no matching manifest for linux/" in done.stderr, done.stderr
     shown = _pulled_for(node, f"{registry}/multi:both", f"linux/{other}")
     assert shown["Architecture"] == other
+    differs = f"its platform (linux/{other}) does not match the specified platform (linux/{own})"
+    done = node.run("run", "--pull", "never", "--platform", f"linux/{own}", f"{registry}/multi:both", "true")
+    assert done.returncode == 125 and differs.encode() in done.stderr, done.stderr
+    created = node.run("create", "--platform", f"linux/{other}", f"{registry}/multi:both", "true")
+    assert created.returncode == 0, created.stderr
+    node("rm", created.stdout.decode().strip())
+    assert node("run", "--rm", "--platform", f"linux/{own}", f"{registry}/multi:both", "cat", "/which") == "mine"
+    assert node.json("image", "inspect", f"{registry}/multi:both")[0]["Architecture"] == own  # the tag has moved
+    for command in ("inspect", "history", "save", "push", "rm"):
+        done = node.run("image", command, "--platform", f"linux/{other}", f"{registry}/multi:both")
+        assert done.returncode == 1 and b"does not match the specified platform" in done.stderr, (command, done.stderr)
 
 
 def _pulled_for(node: View, name: str, platform: str) -> dict[str, str]:

@@ -19,6 +19,7 @@ from swarmlet.model.common import Driver
 from swarmlet.model.container import EndpointSettings, ImageConfig, PortBinding
 from swarmlet.model.ids import new_hex_id
 from swarmlet_agent.decide.remap import MappedIds, Remap
+from swarmlet_agent.images.machine import this_machine
 from swarmlet_agent.images.types import Image
 from swarmlet_agent.journal import Write
 from swarmlet_agent.net.types import Attachment, InterfaceCounters, NetworkWish
@@ -28,7 +29,7 @@ BUSYBOX = Image(
     id="sha256:" + "b" * 64,
     config=ImageConfig(cmd=("sh",), env=("PATH=/bin",)),
     layers=("sha256:" + "1" * 64,),
-    architecture="",
+    architecture=this_machine().architecture,
     os="linux",
     created=0,
     size_bytes=1,
@@ -462,7 +463,7 @@ def image(name: str, **config: object) -> Image:
     """Another image for `World.images`."""
     return Image(
         id="sha256:" + (name.encode().hex() * 64)[:64], config=ImageConfig(**config), layers=(),  # type: ignore[arg-type]
-        architecture="", os="linux", created=0, size_bytes=1, repo_tags=(f"{name}:latest",),
+        architecture=this_machine().architecture, os="linux", created=0, size_bytes=1, repo_tags=(f"{name}:latest",),
     )  # fmt: skip
 
 

@@ -30,9 +30,11 @@ from swarmlet_agent.decide.remap import check_remapped
 from swarmlet_agent.decide.validate import check_image_part, check_request
 from swarmlet_agent.engine.container import Container
 from swarmlet_agent.engine.core import TABLE, Core, Unit, encode
-from swarmlet_agent.engine.inside import architecture, open_in_root
+from swarmlet_agent.engine.inside import open_in_root
 from swarmlet_agent.engine.plan import mode_of
 from swarmlet_agent.engine.removal import Removal
+from swarmlet_agent.images.machine import this_machine
+from swarmlet_agent.images.platforms import matches, mismatch, parse_platform
 from swarmlet_agent.images.types import Image
 from swarmlet_agent.runtime import caps, security
 from swarmlet_agent.runtime.facts import kernel_limits
@@ -223,18 +225,12 @@ def _check_runtime_options(request: ContainerCreate) -> None:
 
 def _check_platform(image: Image, ref: str, platform: str) -> list[str]:
     """NotFound, so that clients pull, if the image is for another platform than asked for; else warnings."""
-    have = f"{image.os}/{image.architecture}" + (f"/{image.variant}" if image.variant else "")
-    if platform:
-        system, _, rest = platform.partition("/")
-        machine = rest.partition("/")[0]
-        if (system and system != image.os) or (machine and machine != image.architecture):
-            text = f"image with reference {ref} was found but does not provide the specified platform ({platform})"
-            raise NotFound("image", ref, text)
-        return []
-    host = f"linux/{architecture()}"
-    if image.architecture and image.architecture != architecture():
+    host, wanted = this_machine(), parse_platform(platform)
+    if wanted is not None and not matches(image.platform, wanted):
+        raise mismatch(ref, image.platform, wanted)
+    if wanted is None and not matches(image.platform, host):
         return [
-            f"The requested image's platform ({have}) does not match the detected host platform ({host}) "
+            f"The requested image's platform ({image.platform}) does not match the detected host platform ({host}) "
             "and no specific platform was requested"
         ]
     return []

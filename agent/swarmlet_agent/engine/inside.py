@@ -9,7 +9,6 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
-import platform
 import stat
 from pathlib import Path
 
@@ -97,9 +96,3 @@ def _read(root_fd: int, path: str) -> str:
         return b"".join(pieces).decode("utf-8", "replace")
     finally:
         os.close(descriptor)
-
-
-def architecture() -> str:
-    """The host's, in Go's words."""
-    machine = platform.machine()
-    return {"x86_64": "amd64", "aarch64": "arm64", "armv7l": "arm", "i686": "386"}.get(machine, machine)

@@ -14,8 +14,9 @@ from swarmlet_agent.images.blobs import BlobBook
 from swarmlet_agent.images.changes import apply_changes
 from swarmlet_agent.images.layers import Blob, Layer
 from swarmlet_agent.images.load import Found, FromArchive, find_images
+from swarmlet_agent.images.machine import this_machine
 from swarmlet_agent.images.manifests import parse_config
-from swarmlet_agent.images.platforms import Platform, matches
+from swarmlet_agent.images.platforms import Platform, matches, mismatch
 from swarmlet_agent.images.progress import Hub
 from swarmlet_agent.images.pull import Puller
 from swarmlet_agent.images.reference import Reference, parse_reference
@@ -32,8 +33,9 @@ Event = Callable[[str, str, str, Image], None]
 
 
 class Intake:
-    def __init__(self, shelf: Shelf, puller: Puller, book: BlobBook, host: Platform, event: Event) -> None:
-        self._shelf, self._puller, self._book, self._host, self._event = shelf, puller, book, host, event
+    def __init__(self, shelf: Shelf, puller: Puller, book: BlobBook, event: Event) -> None:
+        self._shelf, self._puller, self._book, self._event = shelf, puller, book, event
+        self._host = this_machine()
 
     async def pull(self, ref: Reference, auth: RegistryAuth | None, wanted: Platform | None, hub: Hub) -> Image:
         """One reference with a tag or digest; what happens is told to the hub in dockerd's words."""
@@ -62,7 +64,8 @@ class Intake:
         catalogue = self._shelf.catalogue
         manifest = await self._puller.manifest_for(repository, top, ref, wanted or self._host)
         config = await self._puller.configuration(repository, manifest.value.config)
-        self._puller.check_platform(config.platform, wanted, ref)
+        if config.platform.os != "linux":
+            raise InvalidArgument(f'image operating system "{config.platform.os}" cannot be used on this platform')
         hub.emit({"status": f"Pulling from {ref.path}", "id": ref.version})
         names = [ref.with_digest(top.digest)] if ref.digest else [ref, ref.with_digest(top.digest)]
         moved = catalogue.named(names[0].full) != config.id
@@ -76,6 +79,9 @@ class Intake:
         hub.emit({"status": f"Digest: {top.digest}"})
         what = "Downloaded newer image for" if moved else "Image is up to date for"
         hub.emit({"status": f"Status: {what} {ref.familiar}"})
+        if wanted is not None and not matches(image.platform, wanted):
+            # An image alone, without a list, may be for another platform than was asked for: dockerd only tells.
+            hub.emit({"status": f"WARNING: {mismatch(ref.familiar, image.platform, wanted)}"})
         self._event("pull", ref.familiar, ref.familiar_name, image)
         return image
 
@@ -133,7 +139,7 @@ class Intake:
         if image_id is None:
             return None
         image = catalogue.image(image_id)
-        return image if matches(Platform(image.architecture, image.os, image.variant), wanted) else None
+        return image if matches(image.platform, wanted) else None
 
     def _up_to_date(self, ref: Reference, digest: str, image: Image, hub: Hub) -> Image:
         hub.emit({"status": f"Pulling from {ref.path}", "id": ref.version})

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
@@ -96,12 +96,12 @@ def _name(text: str) -> Reference:
 async def _oci_images(
     archive: Archive, raw: bytes, wanted: Platform, names: Sequence[Reference], depth: int = 0
 ) -> list[Found]:
-    """Images below an index of the layout; nested indexes are lists of platforms."""
+    """Images below an index of the layout; nested indexes are lists of platforms, and so may be entries of one name."""
     index = parse_manifest(raw)
     if not isinstance(index, Index) or depth > _MAX_NESTING:
         raise InvalidArgument("invalid archive: index.json is no index")
     found: list[Found] = []
-    for entry in index.manifests if depth == 0 else (choose(index.manifests, wanted, "the archive"),):
+    for entry in _one_of_each(index.manifests, wanted) if depth == 0 else (_best(index.manifests, wanted),):
         content = await archive.read(_blob_path(entry.digest), MAX_MANIFEST_BYTES)
         if digest_of(content) != entry.digest:
             raise InvalidArgument(f"invalid archive: manifest verification failed for digest {entry.digest}")
@@ -116,6 +116,23 @@ async def _oci_images(
         blobs = tuple(archive.blob(_blob_path(layer.digest)) for layer in inner.layers)
         found.append(Found(parse_config(config), blobs, own))
     return found
+
+
+def _one_of_each(entries: Sequence[Descriptor], wanted: Platform) -> Iterator[Descriptor]:
+    """Of the entries of a layout that have the same name, or none, and say a platform: those for the best one."""
+    named: dict[tuple[Reference, ...], list[Descriptor]] = {}
+    for entry in entries:
+        if entry.platform is None:
+            yield entry
+        else:
+            named.setdefault(tuple(_annotated(entry)), []).append(entry)
+    for several in named.values():
+        platform = several[0].platform if len(several) == 1 else _best(several, wanted).platform
+        yield from (entry for entry in several if entry.platform == platform)
+
+
+def _best(entries: Sequence[Descriptor], wanted: Platform) -> Descriptor:
+    return choose(entries, wanted, "the archive")
 
 
 def _annotated(entry: Descriptor) -> list[Reference]:

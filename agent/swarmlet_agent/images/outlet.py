@@ -6,13 +6,13 @@ from collections.abc import Sequence
 
 from swarmlet.errors import InvalidArgument, NotFound
 from swarmlet_agent.images.intake import Event
-from swarmlet_agent.images.platforms import Platform, matches
+from swarmlet_agent.images.platforms import Platform, matches, mismatch
 from swarmlet_agent.images.progress import Hub
 from swarmlet_agent.images.push import Outgoing, Pusher
 from swarmlet_agent.images.pushplan import came_as
 from swarmlet_agent.images.reference import Reference
 from swarmlet_agent.images.shelf import Shelf
-from swarmlet_agent.images.types import Image, RegistryAuth
+from swarmlet_agent.images.types import RegistryAuth
 
 
 class Outlet:
@@ -28,7 +28,9 @@ class Outlet:
         named = self._tags(ref)
         for name in named:
             image_id = catalogue.find(name.full)
-            check_platform(catalogue.image(image_id), name, wanted)
+            image = catalogue.image(image_id)
+            if wanted is not None and not matches(image.platform, wanted):
+                raise mismatch(name.familiar, image.platform, wanted)
             async with self._shelf.keeping(catalogue.record(image_id).layers):
                 digest = await self._pusher.push(name, auth, self._outgoing(image_id), hub)
             await self._shelf.note_digest(image_id, name.with_digest(digest))
@@ -56,15 +58,4 @@ class Outlet:
             self._shelf.catalogue.configuration(image_id), layers,
             tuple(self._shelf.layers.path(layer.chain_id) for layer in layers),
             came_as(record.manifest, record.manifest_type),
-        )
-
-
-def check_platform(image: Image, ref: Reference, wanted: Platform | None) -> None:
-    """NotFound if a platform was asked for that this engine's image is not for."""
-    have = Platform(image.architecture, image.os, image.variant)
-    if wanted is not None and not matches(have, wanted):
-        raise NotFound(
-            "image", ref.familiar,
-            f"image with reference {ref.familiar} was found but does not match the specified platform: "
-            f"wanted {wanted}, actual: {have}",
         )

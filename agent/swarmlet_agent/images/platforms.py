@@ -6,9 +6,12 @@ runs what was made for its lesser relatives.
 
 from __future__ import annotations
 
+from collections.abc import Collection
+from itertools import takewhile
+
 import msgspec
 
-from swarmlet.errors import InvalidArgument
+from swarmlet.errors import InvalidArgument, NotFound
 
 _ARCHITECTURES = {
     "x86_64": "amd64", "x86-64": "amd64", "aarch64": "arm64", "i386": "386", "i686": "386",
@@ -17,6 +20,12 @@ _ARCHITECTURES = {
 _IMPLIED_VARIANTS = {"armel": "v6", "armv8l": "v8", "armv6l": "v6", "armv5l": "v5"}
 _ARM = ("v8", "v7", "v6", "v5")
 _AMD64 = ("v4", "v3", "v2", "")
+#: x86-64 psABI, "Micro-Architecture Levels", by the names of /proc/cpuinfo. Each needs those before.
+_AMD64_LEVELS = (
+    ("v2", frozenset(("cx16", "lahf_lm", "popcnt", "pni", "sse4_1", "sse4_2", "ssse3"))),
+    ("v3", frozenset(("avx", "avx2", "bmi1", "bmi2", "f16c", "fma", "abm", "movbe", "xsave"))),
+    ("v4", frozenset(("avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"))),
+)
 #: Those that may be named alone.
 _KNOWN = frozenset((
     "386", "amd64", "arm", "arm64", "loong64", "mips", "mips64", "mips64le", "mipsle", "ppc", "ppc64", "ppc64le",
@@ -67,6 +76,21 @@ def host_platform(machine: str) -> Platform:
     return Platform(architecture, "linux", variant)
 
 
+def best_platform(machine: str, cpu_flags: Collection[str]) -> Platform:
+    """The host's with the level of its processor, as Docker chooses by; builds are for the host's without it."""
+    host = host_platform(machine)
+    if host.architecture != "amd64":
+        return host
+    reached = list(takewhile(lambda level: level[1] <= set(cpu_flags), _AMD64_LEVELS))
+    return Platform(host.architecture, host.os, reached[-1][0] if reached else "")
+
+
+def mismatch(ref: str, have: Platform, want: Platform) -> NotFound:
+    """There is such an image, for another platform: in dockerd's words. Clients pull then."""
+    differs = f"its platform ({have}) does not match the specified platform ({want})"
+    return NotFound("image", ref, f"image with reference {ref} was found but {differs}")
+
+
 def normal(architecture: str, variant: str) -> tuple[str, str]:
     """One spelling of (architecture, variant) out of many: Go's names, and no variant where there is but one."""
     variant = f"v{variant}" if variant[:1].isdigit() else variant or _IMPLIED_VARIANTS.get(architecture, "")
@@ -91,7 +115,12 @@ def rank(have: Platform, want: Platform) -> int | None:
 
 
 def matches(have: Platform, want: Platform) -> bool:
-    """Whether an image that is made for `have` may be given to who wants `want`; one that names no variant may."""
+    """Whether an image that is made for `have` may be given to who wants `want`.
+
+    One that names no variant may; one that names no architecture may not.
+    """
+    if not have.architecture:
+        return False
     if rank(have, want) is not None:
         return True
     return not have.variant and rank(Platform(have.architecture, have.os, want.variant), want) is not None

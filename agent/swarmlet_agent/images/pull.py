@@ -12,7 +12,7 @@ from typing import Any
 
 import msgspec
 
-from swarmlet.errors import Internal, InvalidArgument, NotFound, SwarmletError
+from swarmlet.errors import Internal, InvalidArgument, SwarmletError
 from swarmlet.log import get_logger
 from swarmlet_agent.images.catalogue import Catalogue
 from swarmlet_agent.images.kept import KeptBlob, KeptBlobs
@@ -29,7 +29,7 @@ from swarmlet_agent.images.manifests import (
 )
 from swarmlet_agent.images.partial import PartialBlobs
 from swarmlet_agent.images.patience import patiently, retrying
-from swarmlet_agent.images.platforms import Platform, matches
+from swarmlet_agent.images.platforms import Platform
 from swarmlet_agent.images.progress import Hub, Throttle
 from swarmlet_agent.images.reference import Reference
 from swarmlet_agent.images.registry import Fetched, Registries, Repository
@@ -123,16 +123,6 @@ class Puller:
         if f"sha256:{hashlib.sha256(raw).hexdigest()}" != blob.digest:
             raise InvalidArgument(f"image config verification failed for digest {blob.digest}")
         return raw
-
-    def check_platform(self, have: Platform, wanted: Platform | None, ref: Reference) -> None:
-        """A single manifest may be for another platform; only a platform asked for by name must match (dockerd)."""
-        if have.os != "linux":
-            raise InvalidArgument(f'image operating system "{have.os}" cannot be used on this platform')
-        if wanted is not None and not matches(have, wanted):
-            raise NotFound(
-                "image", ref.familiar,
-                f"image with reference {ref.familiar} was found but does not provide the specified platform ({wanted})",
-            )
 
     async def install(
         self, repository: Repository, manifest: Manifest, config: Configuration, hub: Hub

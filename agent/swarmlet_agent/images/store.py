@@ -30,7 +30,7 @@ from swarmlet_agent.images.layers import Layer, LayerStore
 from swarmlet_agent.images.login import login
 from swarmlet_agent.images.outlet import Outlet
 from swarmlet_agent.images.partial import PartialBlobs
-from swarmlet_agent.images.platforms import Platform, host_platform, matches, parse_platform
+from swarmlet_agent.images.platforms import Platform, host_platform, matches, mismatch, parse_platform
 from swarmlet_agent.images.progress import Hub, Listener, SingleFlight
 from swarmlet_agent.images.pull import Puller
 from swarmlet_agent.images.push import Pusher
@@ -92,7 +92,7 @@ class ImageStore:
         self._puller = Puller(self._registries, self._layers, self._catalogue, self._partials, self._kept)
         self._book = BlobBook(journal)
         self._pusher = Pusher(self._registries, self._book, self._kept, self._layers.tmp)
-        self._intake = Intake(self._shelf, self._puller, self._book, self._host, self._event)
+        self._intake = Intake(self._shelf, self._puller, self._book, self._event)
         self._outlet = Outlet(self._shelf, self._pusher, self._event)
         self._flights: SingleFlight[Image] = SingleFlight()
         self._pushes: SingleFlight[None] = SingleFlight()
@@ -293,8 +293,9 @@ class ImageStore:
         image = await self._shelf.tag(ref, name)
         self._event("tag", image.id, name.familiar, image)
 
-    async def remove(self, ref: str, *, force: bool = False) -> Deleted:
+    async def remove(self, ref: str, *, force: bool = False, platform: str = "") -> Deleted:
         """docker rmi: [{"Untagged": …}, {"Deleted": …}]. NotFound; Conflict in dockerd's words."""
+        self._of_platform(ref, parse_platform(platform))
 
         def plan(image_id: str) -> Removal:
             named = self._named(ref, image_id)
@@ -408,11 +409,8 @@ class ImageStore:
 
     def _of_platform(self, ref: str, wanted: Platform | None) -> Image:
         image = self.get(ref)
-        if wanted is not None and not matches(_platform_of(image), wanted):
-            raise NotFound(
-                "image", ref,
-                f"image with reference {ref} was found but does not provide the specified platform ({wanted})",
-            )
+        if wanted is not None and not matches(image.platform, wanted):
+            raise mismatch(ref, image.platform, wanted)
         return image
 
     def _to_save(self, refs: Sequence[str]) -> list[Saved]:
@@ -452,7 +450,3 @@ class ImageStore:
     def _event(self, action: str, subject: str, name: str, image: Image) -> None:
         if self.on_event is not None:
             self.on_event(action, subject, {**image.config.labels, "name": name})
-
-
-def _platform_of(image: Image) -> Platform:
-    return Platform(image.architecture, image.os, image.variant)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from swarmlet.model.container import ImageConfig
+from swarmlet_agent.images.platforms import Platform
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,3 +43,7 @@ class Image:
     author: str = ""
     comment: str = ""
     docker_version: str = ""
+
+    @property
+    def platform(self) -> Platform:
+        return Platform(self.architecture, self.os, self.variant)

@@ -227,11 +227,44 @@ async def test_the_tree_of_images_shows_the_one_manifest_each_has(client: Client
 
 
 async def test_pulling_several_platforms_is_refused_clearly(client: Client) -> None:
-    for query in ("platform=linux/amd64,linux/arm64", "platform=linux/amd64&platform=linux/arm64"):
+    for query, words in (
+        ("platform=linux/amd64,linux/arm64", "platform specifier component must match"),
+        ("platform=linux/amd64&platform=linux/arm64", "multiple platform parameters not supported"),
+    ):
         status, answer = await client.call("POST", f"/images/create?fromImage=x&tag=1&{query}")
         assert status == 400
         (told,) = answer if isinstance(answer, list) else [answer]
-        assert "several platforms at once are not supported" in told["message"]
+        assert words in told["message"]
+
+
+async def test_a_platform_that_the_image_is_not_for_is_told_in_dockers_words_by_every_command(
+    client: Client, registry: FakeRegistry
+) -> None:
+    """As the engine without the containerd store has it: an image is of one platform."""
+    registry.push("team/app", "1", _IMAGE)
+    ref = f"{registry.host}/team/app:1"
+    assert (await client.cli("pull", "-q", "--platform", "linux/amd64", ref))[0] == 0
+    words = f"image with reference {ref} was found but its platform (linux/amd64) does not match the specified platform"
+    for command in ("inspect", "history", "save", "push", "rm"):
+        code, out = await client.cli("image", command, "--platform", "linux/arm64", ref)
+        assert code == 1 and f"{words} (linux/arm64)" in out, (command, out)
+    for command in ("inspect", "history", "save"):
+        code, out = await client.cli("image", command, "--platform", "linux/amd64", ref)
+        assert code == 0, (command, out)
+    code, out = await client.cli("image", "rm", "--platform", "linux/amd64,linux/arm64", ref)
+    assert code == 1 and "multiple platforms are not supported" in out, out
+    code, out = await client.cli("image", "rm", "--platform", "linux/amd64", ref)
+    assert code == 0 and f"Untagged: {ref}" in out, out
+
+
+async def test_an_image_alone_is_pulled_for_whatever_platform_with_a_warning(
+    client: Client, registry: FakeRegistry
+) -> None:
+    registry.push("team/app", "1", _IMAGE)
+    ref = f"{registry.host}/team/app:1"
+    code, out = await client.cli("pull", "--platform", "linux/s390x", ref)
+    differs = "its platform (linux/amd64) does not match the specified platform (linux/s390x)"
+    assert code == 0 and f"WARNING: image with reference {ref} was found but {differs}" in out, out
 
 
 async def test_a_search_without_a_word_is_refused(client: Client) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 import zstandard
-from fakes.images_made import OCI, MadeImage, files, folder, member, tar_of
+from fakes.images_made import OCI, OCI_INDEX, MadeImage, digest, files, folder, index_of, member, tar_of
 from fakes.images_node import Node
 from fakes.images_registry import FakeRegistry
 
@@ -246,6 +246,34 @@ async def test_a_layout_of_other_tools_is_loaded_under_the_name_it_gives(node: N
     expected = "Loaded image: from-podman:2\n" if ":" in name else f"Loaded image ID: {image.id}\n"
     assert await load(node, lzma.compress(layout)) == [expected]
     assert node.store.get(image.id).id == image.id
+
+
+@pytest.mark.parametrize("nested", [True, False])
+async def test_a_layout_with_several_platforms_gives_the_hosts_own_or_the_one_asked_for(
+    node: Node, nested: bool
+) -> None:
+    """As a list below the layout's index (buildx), or side by side in it under one name."""
+    ours, other = (MadeImage([files({name: b""})], media_type=OCI, architecture=name) for name in ("amd64", "arm64"))
+    several = index_of(other, ours)
+    blobs = {**ours.contents(), **other.contents(), ours.digest: ours.manifest, other.digest: other.manifest}
+    name = {"io.containerd.image.name": "docker.io/library/both:1"}
+    if nested:
+        entries = [{"mediaType": OCI_INDEX, "digest": digest(several), "size": len(several), "annotations": name}]
+        blobs[digest(several)] = several
+    else:
+        entries = [{**entry, "annotations": name} for entry in json.loads(several)["manifests"]]
+    layout = files({
+        **{f"blobs/{key.replace(':', '/')}": data for key, data in blobs.items()},
+        "oci-layout": b'{"imageLayoutVersion":"1.0.0"}',
+        "index.json": json.dumps({"schemaVersion": 2, "manifests": entries}).encode(),
+    })  # fmt: skip
+
+    assert await load(node, layout) == ["Loaded image: both:1\n"]
+    assert node.store.get("both:1").id == ours.id and len(node.store.all()) == 1
+    assert (await node.store.load(chunks(layout), platform="linux/arm64"))[0].id == other.id
+    assert node.store.get("both:1").id == other.id
+    with pytest.raises(NotFound, match="no matching manifest for linux/s390x"):
+        await node.store.load(chunks(layout), platform="linux/s390x")
 
 
 async def test_a_full_disk_is_an_error_and_leaves_nothing(tmp_path: Path, registry: FakeRegistry) -> None:

@@ -328,7 +328,7 @@ async def test_what_cannot_be_pushed_is_said_in_dockerds_words(node: Node) -> No
     ):
         with pytest.raises(error, match=words):
             await push(node, ref)
-    with pytest.raises(NotFound, match=r"was found but does not match the specified platform: wanted linux/arm64"):
+    with pytest.raises(NotFound, match=r"\(linux/amd64\) does not match the specified platform \(linux/arm64\)"):
         await push(node, "127.0.0.1:9/x:1", platform="linux/arm64")
 
 

@@ -19,6 +19,7 @@ from swarmlet.model.container import (
     PortBinding,
     RestartPolicy,
 )
+from swarmlet_agent.images.machine import this_machine
 from swarmlet_agent.runtime.types import StartFailed
 
 LONG = ("sleep", "1000")
@@ -94,8 +95,11 @@ async def test_an_unknown_image_is_not_found(node):
 
 
 async def test_another_platform_than_the_images_is_not_found_so_that_clients_pull(node):
-    with pytest.raises(NotFound, match="does not provide the specified platform"):
+    with pytest.raises(NotFound, match=r"\(linux/\w+\) does not match the specified platform \(linux/s390x\)"):
         await node.engine.create("", request(), platform="linux/s390x")
+    with pytest.raises(InvalidArgument, match="platform specifier component must match"):
+        await node.engine.create("", request(), platform="linux/s390x,linux/arm64")
+    await node.engine.create("", request(), platform=str(this_machine()))
 
 
 async def test_start_runs_the_program_and_journals_it(node):

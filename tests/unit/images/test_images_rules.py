@@ -22,6 +22,7 @@ from hypothesis import strategies as st
 from swarmlet.engine_api.filters import Filters
 from swarmlet.errors import Conflict, InvalidArgument, NotFound
 from swarmlet.model.container import ImageConfig
+from swarmlet_agent.images import platforms
 from swarmlet_agent.images.auth import Challenge, decode_auth, parse_challenges
 from swarmlet_agent.images.changes import apply_changes
 from swarmlet_agent.images.compression import decompressed
@@ -39,7 +40,7 @@ from swarmlet_agent.images.manifests import (
     parse_config,
     parse_manifest,
 )
-from swarmlet_agent.images.platforms import Platform, host_platform, matches, parse_platform
+from swarmlet_agent.images.platforms import Platform, best_platform, host_platform, matches, parse_platform
 from swarmlet_agent.images.proxies import choose_proxy, shown_proxies
 from swarmlet_agent.images.reference import Reference, parse_reference
 from swarmlet_agent.images.removal import User, plan_removal
@@ -428,6 +429,26 @@ def test_a_machine_gets_the_best_it_can_run(wanted: str, offered: list[str], cho
 )
 def test_the_hosts_platform_is_told_by_its_machine(machine: str, platform: str) -> None:
     assert str(host_platform(machine)) == platform
+
+
+@given(st.sets(st.sampled_from(sorted(set().union(*(flags for _, flags in platforms._AMD64_LEVELS))))))
+def test_a_processor_has_a_level_with_all_of_it_and_of_those_before(flags: set[str]) -> None:
+    best = best_platform("x86_64", flags)
+    names = [name for name, _ in platforms._AMD64_LEVELS]
+    reached = names.index(best.variant) + 1 if best.variant else 0
+    assert all(needed <= flags for _, needed in platforms._AMD64_LEVELS[:reached])
+    assert reached == len(names) or not platforms._AMD64_LEVELS[reached][1] <= flags
+    assert best_platform("aarch64", flags) == host_platform("aarch64")
+
+
+def test_a_list_gives_the_best_level_that_the_processor_has() -> None:
+    entries = [
+        Descriptor(OCI_MANIFEST, digest_of(text.encode()), 1, Platform("amd64", "linux", text))
+        for text in ("", "v2", "v3", "v4")
+    ]
+    want = best_platform("x86_64", {*platforms._AMD64_LEVELS[0][1], *platforms._AMD64_LEVELS[1][1]})
+    assert choose(entries, want, "x") is entries[2] and choose(entries[:2], want, "x") is entries[1]
+    assert choose(entries, Platform("amd64", "linux"), "x") is entries[0]
 
 
 def test_an_image_that_names_no_variant_is_taken_for_any() -> None:

@@ -14,7 +14,7 @@ from swarmlet.engine_api.connection import WhileConnected
 from swarmlet.engine_api.filters import Filters
 from swarmlet.engine_api.router import Call, Route
 from swarmlet.engine_api.streams import JsonStream
-from swarmlet.errors import InvalidArgument, NotSupported, SwarmletError
+from swarmlet.errors import InvalidArgument, SwarmletError
 from swarmlet.log import get_logger
 from swarmlet.model.times import parse_rfc3339
 from swarmlet.wire.imports import CREATED_AT
@@ -61,7 +61,7 @@ class ImageBackend(Protocol):
     def fetch_url(self, url: str) -> AsyncIterator[bytes]: ...
     def save(self, refs: Sequence[str]) -> AsyncGenerator[bytes, None]: ...
     async def tag(self, ref: str, repo: str, tag: str = "") -> None: ...
-    async def remove(self, ref: str, *, force: bool = False) -> list[dict[str, str]]: ...
+    async def remove(self, ref: str, *, force: bool = False, platform: str = "") -> list[dict[str, str]]: ...
     async def prune(self, filters: Filters) -> tuple[list[dict[str, str]], int]: ...
 
 
@@ -196,10 +196,12 @@ class ImageRoutes:
         ))
 
     async def _remove(self, call: Call) -> web.StreamResponse:
-        """ImageDelete: 200 with what was untagged and deleted; 404; 409 while it is in use."""
-        if call.texts("platforms"):
-            raise NotSupported("platforms is not supported: this engine keeps one platform of an image")
-        done = await self._images.remove(call.params["name"], force=call.flag("force"))
+        """ImageDelete: 200 with what was untagged and deleted; 404, so for another platform; 409 while it is in use."""
+        texts = call.texts("platforms")
+        if len(texts) > 1:
+            raise InvalidArgument("multiple platforms are not supported")
+        platform = _platform_text(texts[0]) if texts else ""
+        done = await self._images.remove(call.params["name"], force=call.flag("force"), platform=platform)
         return json_answer(done)
 
     async def _prune(self, call: Call) -> web.StreamResponse:
@@ -255,13 +257,17 @@ def _known_version(call: Call) -> tuple[int, int]:
 
 
 def _platform(call: Call) -> str:
-    """The `platform` parameter of image calls: a JSON object since API 1.48, else text. "" if it is not given."""
-    texts = call.texts("platform")
-    if len(texts) > 1 or any("," in text and not text.startswith("{") for text in texts):
-        raise NotSupported("several platforms at once are not supported: this engine keeps one platform of an image")
-    text = call.text("platform")
-    if not text:
-        return ""
+    """The `platform` parameter of image calls. "" if it is not given.
+
+    An image is of one platform here, as in Docker's store without containerd: several at once are refused in its words.
+    """
+    if len(call.texts("platform")) > 1:
+        raise InvalidArgument("multiple platform parameters not supported")
+    return _platform_text(call.text("platform"))
+
+
+def _platform_text(text: str) -> str:
+    """A platform as text; it is a JSON object since API 1.48."""
     if not text.startswith("{"):
         return text
     try:
