@@ -68,33 +68,40 @@ async def _measured(folder: Path) -> dict[str, tuple[float, float]]:
             )
             return lambda: networks.detach(ident)
 
-        return {
-            "bare": await _times(lambda: asyncio.to_thread(_bare, folder / "run" / "netns")),
-            "default bridge": await _times(lambda: attach("bridge", {})),
-            "the same with a published port": await _times(lambda: attach("bridge", port)),
-            "network with names": await _times(lambda: attach("app", {})),
-            "network with names, IPv6, a port": await _times(lambda: attach("six", port)),
-        }
+        return await _times({
+            "bare": lambda: asyncio.to_thread(_bare, folder / "run" / "netns"),
+            "default bridge": lambda: attach("bridge", {}),
+            "the same with a published port": lambda: attach("bridge", port),
+            "network with names": lambda: attach("app", {}),
+            "network with names, IPv6, a port": lambda: attach("six", port),
+        })
     finally:
         await networks.teardown()
         await networks.close()
         journal.close()
 
 
-async def _times(make: Callable[[], Awaitable[Callable[[], Awaitable[None]]]]) -> tuple[float, float]:
-    """Medians of making and of taking away, in milliseconds of this process: what others do meanwhile is left out."""
-    made, gone = [], []
+async def _times(
+    kinds: dict[str, Callable[[], Awaitable[Callable[[], Awaitable[None]]]]],
+) -> dict[str, tuple[float, float]]:
+    """Medians of making and of taking away, in milliseconds of this process: what others do meanwhile is left out.
+
+    The kinds take turns: what else the machine does slows all of them alike.
+    """
+    made: dict[str, list[float]] = {name: [] for name in kinds}
+    gone: dict[str, list[float]] = {name: [] for name in kinds}
     for turn in range(COUNT + 5):
-        began = time.process_time()
-        undo = await make()
-        between = time.process_time()
-        await undo()
-        ended = time.process_time()
-        if turn >= 5:
-            made.append((between - began) * 1e3)
-            gone.append((ended - between) * 1e3)
-        await asyncio.sleep(0.02)  # the kernel takes old interfaces down in its own time, as between real containers
-    return median(made), median(gone)
+        for name, make in kinds.items():
+            began = time.process_time()
+            undo = await make()
+            between = time.process_time()
+            await undo()
+            ended = time.process_time()
+            if turn >= 5:
+                made[name].append((between - began) * 1e3)
+                gone[name].append((ended - between) * 1e3)
+            await asyncio.sleep(0.02)  # the kernel takes old interfaces down in its own time, as between containers
+    return {name: (median(made[name]), median(gone[name])) for name in kinds}
 
 
 def _bare(folder: Path) -> Callable[[], Awaitable[None]]:

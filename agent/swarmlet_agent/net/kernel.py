@@ -24,10 +24,13 @@ from swarmlet_agent.net.macvlan import MacvlanLinks
 from swarmlet_agent.net.mesh.kernel import Mesh
 from swarmlet_agent.net.netlink import Link, Message, Netlink
 from swarmlet_agent.net.nft import Nft, NftError
+from swarmlet_agent.net.nftset import ElementsError, ElementSocket
 from swarmlet_agent.net.overlay.links import OverlayLinks
 from swarmlet_agent.net.plan_attach import DefaultRoutes
+from swarmlet_agent.net.plan_port_elements import port_changes
 from swarmlet_agent.net.plan_rules import TABLE, dns_ruleset, no_ruleset, without_ipv6
-from swarmlet_agent.net.records import EndpointRecord, NetworkRecord, SandboxRecord
+from swarmlet_agent.net.records import EndpointRecord, NetworkRecord, PortRecord, SandboxRecord
+from swarmlet_agent.net.slots import NFPROTO
 
 log = get_logger(__name__)
 
@@ -39,6 +42,7 @@ class KernelNet:
         self.folder = netns_folder
         self._host: Netlink | None = None
         self._nft: Nft | None = None
+        self._elements: ElementSocket | None = None
         self._drivers: dict[str, LinkDriver] = {}
         #: Virtual addresses of services, in containers' namespaces.
         self.balancers = Balancers(netns_folder)
@@ -61,6 +65,12 @@ class KernelNet:
         return self._nft
 
     @property
+    def elements(self) -> ElementSocket:
+        if self._elements is None:
+            raise Internal("the networks are not started")
+        return self._elements
+
+    @property
     def mesh(self) -> Mesh:
         if self._mesh is None:
             raise Internal("the networks are not started")
@@ -69,7 +79,7 @@ class KernelNet:
     def open(self) -> None:
         netns.ensure_folder(self.folder)
         netns.write_sysctl("net/ipv4/ip_forward", "1")
-        self._host, self._nft = Netlink(), Nft()
+        self._host, self._nft, self._elements = Netlink(), Nft(), ElementSocket()
         self.bridges = BridgeLinks(self._host)
         self.overlays = OverlayLinks(self._host)
         self._mesh = Mesh()
@@ -87,7 +97,9 @@ class KernelNet:
             self._host.close()
         if self._nft is not None:
             self._nft.close()
-        self._host = self._nft = None
+        if self._elements is not None:
+            self._elements.close()
+        self._host = self._nft = self._elements = None
 
     def path(self, container_id: str) -> Path:
         return self.folder / container_id
@@ -113,6 +125,19 @@ class KernelNet:
         try:
             self._run_rules(change)
         except NftError as err:
+            log.warning("firewall table changed by someone else; loading it again", reason=str(err))
+            self._run_rules(whole())
+
+    def change_ports(
+        self, before: Sequence[PortRecord], after: Sequence[PortRecord], whole: Callable[[], str]
+    ) -> None:
+        """Published ports, as `change_rules` for what is changed by text."""
+        changes = port_changes(before, after)
+        if not self.has_ipv6:
+            changes = tuple(change for change in changes if change.family != NFPROTO[6])
+        try:
+            self.elements.apply(changes)
+        except ElementsError as err:
             log.warning("firewall table changed by someone else; loading it again", reason=str(err))
             self._run_rules(whole())
 

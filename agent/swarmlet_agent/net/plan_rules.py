@@ -105,12 +105,8 @@ def add_ports(ports: Collection[PortRecord]) -> str:
     """"" for no ports."""
     return "\n".join(
         f"add element {_port_key(port)}" + (f" : {port.target_ip} . {port.port} }}" if port.host_port else " }")
-        for port in _direct(ports)
+        for port in direct_ports(ports)
     )
-
-
-def remove_ports(ports: Collection[PortRecord]) -> str:
-    return "\n".join(f"delete element {_port_key(port)} }}" for port in _direct(ports))
 
 
 def dns_ruleset(port: int) -> str:
@@ -142,7 +138,8 @@ def _network(verb: str, network: NetworkRecord) -> str:
     return "\n".join(lines)
 
 
-def _direct(ports: Iterable[PortRecord]) -> list[PortRecord]:
+def direct_ports(ports: Iterable[PortRecord]) -> list[PortRecord]:
+    """Those that the kernel's address translation leads to."""
     return [port for port in ports if port.direct]
 
 

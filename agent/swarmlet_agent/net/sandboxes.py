@@ -16,7 +16,7 @@ from swarmlet.log import get_logger
 from swarmlet.model.container import EndpointSettings
 from swarmlet.model.ids import new_hex_id
 from swarmlet.model.network import Lease
-from swarmlet_agent.net import files, plan_attach, plan_files, plan_rules
+from swarmlet_agent.net import files, plan_attach, plan_files
 from swarmlet_agent.net.container_files import ContainerFiles, split_link
 from swarmlet_agent.net.dns import EmbeddedDns
 from swarmlet_agent.net.dns_answers import Asker
@@ -177,7 +177,7 @@ class Sandboxes:
         ground.kernel.build(sandbox, ground.catalog.by_id, self._leasing.routes(sandbox))
         if services := ground.services_of(sandbox):
             ground.kernel.balancers.apply(sandbox.container_id, services)
-        ground.kernel.change_rules(plan_rules.add_ports(sandbox.ports), ground.rules)
+        ground.kernel.change_ports((), sandbox.ports, ground.rules)
         self._flush_udp(sandbox.ports)
 
     async def _detach(self, sandbox: SandboxRecord, *, reaped: bool = False, made: bool = True) -> None:
@@ -214,7 +214,7 @@ class Sandboxes:
         if not made and sandbox.ports:
             ground.kernel.load_rules(ground.rules())
         elif was_live:
-            ground.kernel.change_rules(plan_rules.remove_ports(sandbox.ports), ground.rules)
+            ground.kernel.change_ports(sandbox.ports, (), ground.rules)
             self._flush_udp(sandbox.ports)
 
     def _flush_udp(self, ports: Sequence[PortRecord]) -> None:
@@ -315,8 +315,7 @@ class Sandboxes:
         ground.sandboxes[ident] = after
         await ground.run(ground.kernel.balancers.apply, ident, ground.services_of(after))
         if after.ports != before.ports:
-            change = "\n".join(filter(None, (plan_rules.remove_ports(before.ports), plan_rules.add_ports(after.ports))))
-            await ground.run(ground.kernel.change_rules, change, ground.rules)
+            await ground.run(ground.kernel.change_ports, before.ports, after.ports, ground.rules)
             await ground.run(self._flush_udp, (*before.ports, *after.ports))
         self._relays.serve(ident, after.ports)
         await ground.run(files.write_files, self._files.folder(ident), self._files.texts(after))

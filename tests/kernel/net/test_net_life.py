@@ -206,15 +206,15 @@ async def test_an_address_of_ones_own_is_had_again_at_once(lab: Lab) -> None:
 @in_own_network
 async def test_a_failed_attach_is_undone(lab: Lab) -> None:
     ground = lab.networks._ground
-    real = ground.kernel.change_rules
+    real = ground.kernel.change_ports
 
     def broken(*_: object) -> None:
         raise OSError(errno.EIO, "the rules cannot be changed")
 
-    ground.kernel.change_rules = broken  # type: ignore[method-assign]
+    ground.kernel.change_ports = broken  # type: ignore[method-assign]
     with pytest.raises(OSError, match="cannot be changed"):
         await lab.attach("web", ports=PORT_8080)
-    ground.kernel.change_rules = real  # type: ignore[method-assign]
+    ground.kernel.change_ports = real  # type: ignore[method-assign]
 
     await eventually_gone(lab, *veths(lab))
     assert ground.sandboxes == {} and ground.live == set()
