@@ -154,6 +154,22 @@ def test_what_cannot_be_attached_is_refused_and_leaves_nothing(cluster: Cluster,
         cluster.view.run("network", "rm", "closed")
 
 
+def test_a_full_network_is_told_at_once(cluster: Cluster) -> None:
+    node = cluster.node(2)
+    cluster.view("network", "create", "-d", "overlay", "--attachable", "--subnet", "10.67.0.0/30", "tiny")
+    try:
+        sleeper(node, "first", "--network", "tiny")
+        for number in (1, 2):
+            full = cluster.node(number).run("run", "--rm", "--network", "tiny", "busybox", "true")
+            words = "Could not attach to network tiny: no address is free in network tiny (10.67.0.0/30, 1 in use)"
+            assert full.returncode and words.encode() in full.stderr, full.stderr
+        node("rm", "-f", "first")
+        cluster.node(1)("run", "--rm", "--network", "tiny", "busybox", "true")
+    finally:
+        node.run("rm", "-f", "first")
+        eventually(lambda: cluster.view.run("network", "rm", "tiny").returncode == 0)
+
+
 def test_a_restart_keeps_the_address_and_a_stop_frees_it(cluster: Cluster, network: str) -> None:
     node = cluster.node(3)
     sleeper(node, "plain", "--network", network)

@@ -307,6 +307,7 @@ class BridgeNetworks:
                     )
                     await self.disconnect(endpoint.network_id, NetworkDisconnect(container=ident, force=True))
         self.leases.give_back(endpoint_id)
+        await self.cluster.tidy()
 
     async def _not_here(self, ref: str) -> NetworkRecord:
         """A network that a manager may have to be asked for. NotFound."""

@@ -6,6 +6,7 @@ answers for it, and a host that comes up again makes it again, also while no man
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from ipaddress import ip_address
@@ -66,6 +67,7 @@ class ClusterNetworks:
         self._nets: dict[str, _Net] = {}
         self._leaving: set[str] = set()
         self.entry = MeshEntry(ground)
+        self._changing = asyncio.Lock()
         #: This node's address for the others, and the MTU of its interface (0: none has it).
         self._underlay = ("", 0)
 
@@ -86,6 +88,15 @@ class ClusterNetworks:
 
     async def update(self, news: Networking, *, node_id: str, underlay: str) -> None:
         """Returns once it is in the journal and in the kernel. underlay: this node's address for the others."""
+        async with self._changing:
+            await self._update(news, node_id, underlay)
+
+    async def tidy(self) -> None:
+        """A container has left a network without a manager's telling: perhaps it was the last that kept it here."""
+        async with self._changing:
+            await self._leave()
+
+    async def _update(self, news: Networking, node_id: str, underlay: str) -> None:
         before = {ident for ident, network in self._ground.catalog.by_id.items() if network.driver == "overlay"}
         gone = set(news.gone_networks)
         if news.full:
