@@ -146,3 +146,13 @@ def test_a_node_that_is_removed_or_leaves_gives_its_addresses_back(cluster: Clus
         join()
     sleeper(node, "asker", "--network", network)
     assert reaches(node, "asker", "taker")
+    # Removed while it is up, it is told so: its containers leave the network at once.
+    try:
+        for ident in members():
+            view("node", "rm", "--force", ident)
+        eventually(lambda: node("inspect", "-f", "{{len .NetworkSettings.Networks}}", "asker") == "0")
+        assert set(shown(cluster)) == {"taker"}
+        assert node("exec", "asker", "ip", "-o", "-4", "addr", "show", "scope", "global") == ""
+    finally:
+        node.run("swarm", "leave", "--force")
+        join()
