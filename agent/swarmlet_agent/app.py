@@ -140,6 +140,7 @@ async def started_parts(settings: AgentSettings, open_files: tuple[int, int] | N
         networks = BridgeNetworks(
             run_dir, data_dir, journal, bridge_name=settings.bridge_name, default_subnet=settings.bridge_subnet,
             default_subnet6=settings.bridge_subnet6, pools=parse_pools(settings.default_address_pools),
+            wireguard_program=settings.wireguard_program,
         )
         runtime = ConmonRuntime(
             run_dir, data_dir=data_dir, cgroup_parent=settings.cgroup_parent, runtime=settings.runtime,

@@ -22,8 +22,8 @@ from swarmlet.errors import Internal
 
 #: Tables, by owner. A new one is added here and is created on the next start.
 TABLES = (
-    "containers", "images", "networks", "overlay_parts", "mesh", "endpoints", "volumes", "tasks", "meta", "blobs",
-    "kept", "build",
+    "containers", "images", "networks", "overlay_parts", "mesh", "ways", "endpoints", "volumes", "tasks", "meta",
+    "blobs", "kept", "build",
 )
 
 

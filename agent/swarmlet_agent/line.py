@@ -118,6 +118,7 @@ class ClusterLine:
         self._session, self._worker = session, worker
         self._networks.leases.bind(session.leases)
         self._networks.bind_problems(session.description_changed)
+        self._networks.cluster.ways.on_change = session.wake
         await worker.start()
         self._tasks = [
             asyncio.create_task(self._run(session), name="session"),

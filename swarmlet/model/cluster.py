@@ -7,6 +7,7 @@ from msgspec import field
 from swarmlet.model.base import ApiStruct, Record
 from swarmlet.model.common import Driver
 from swarmlet.model.times import NS
+from swarmlet.model.ways import WaysPlan
 
 #: IANA's port of VXLAN, and Docker's.
 DATA_PATH_PORT = 4789
@@ -88,6 +89,8 @@ class Cluster(Record, frozen=True, kw_only=True):
     data_path_port: int = DATA_PATH_PORT
     #: The user has removed the routing mesh's network: none is made but by the user from then on.
     ingress_removed: bool = False
+    #: Keys of encrypted networks.
+    ways: WaysPlan = WaysPlan()
     created_at: int = 0
     updated_at: int = 0
     version: int = 0

@@ -9,6 +9,7 @@ from swarmlet.model.base import ApiStruct, Record
 
 #: Network option: the MTU of containers' interfaces.
 OPTION_MTU = "com.docker.network.driver.mtu"
+OPTION_ENCRYPTED = "encrypted"
 
 
 class IpamConfig(ApiStruct, frozen=True, kw_only=True):
@@ -45,6 +46,11 @@ class NetworkCreate(ApiStruct, frozen=True, kw_only=True):
     config_from: ConfigReference | None = None
     options: dict[str, str] = {}
     labels: dict[str, str] = {}
+
+    @property
+    def encrypted(self) -> bool:
+        """Packets of it are encrypted between nodes (libnetwork: the option is there, and is not false)."""
+        return self.options.get(OPTION_ENCRYPTED, "false").lower() not in ("false", "f", "0")
 
 
 class NetworkContainer(ApiStruct, frozen=True, kw_only=True, omit_defaults=False):

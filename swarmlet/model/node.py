@@ -8,6 +8,7 @@ from swarmlet.model.base import ApiStruct, Record
 from swarmlet.model.common import Platform
 from swarmlet.model.service import GenericResource
 from swarmlet.model.states import Availability, NodeState, Role
+from swarmlet.model.ways import NodeWays
 
 
 class NodeSpec(ApiStruct, frozen=True, kw_only=True):
@@ -79,6 +80,8 @@ class Node(Record, frozen=True, kw_only=True):
     data_mtu: int = 0
     #: More addresses of the host, as far as its agent has told: clients that come from them are the node itself.
     others: tuple[str, ...] = ()
+    #: Its part in encrypted networks.
+    ways: NodeWays = NodeWays()
 
     @property
     def data_path(self) -> str:

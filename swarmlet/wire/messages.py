@@ -13,6 +13,7 @@ import msgspec
 from swarmlet.model.base import Record
 from swarmlet.model.node import NodeDescription
 from swarmlet.model.task import Task, TaskStatus
+from swarmlet.model.ways import NodeWays
 from swarmlet.wire.leasing import LeaseAnswer, LeaseAsk, LeasesHeld, LeasesLost
 from swarmlet.wire.networking import Networking
 
@@ -47,6 +48,7 @@ class Hello(Record, frozen=True, kw_only=True, tag="hello"):
     data_addr: str = ""
     #: Of the interface that has that address, in bytes.
     data_mtu: int = 0
+    ways: NodeWays = NodeWays()
     #: "host:port" of the manager this host runs, "" if it runs none.
     manager_addr: str = ""
     #: More addresses of the host, that its own processes may come from when they use a published port.
@@ -55,6 +57,12 @@ class Hello(Record, frozen=True, kw_only=True, tag="hello"):
 
 class DescriptionUpdate(Record, frozen=True, kw_only=True, tag="description"):
     description: NodeDescription
+
+
+class WaysUpdate(Record, frozen=True, kw_only=True, tag="ways"):
+    """The node's part in encrypted networks is another one."""
+
+    ways: NodeWays
 
 
 class Heartbeat(Record, frozen=True, kw_only=True, tag="beat"):
@@ -118,7 +126,9 @@ class StatusAck(Record, frozen=True, kw_only=True, tag="ack"):
     seq: int
 
 
-AgentMessage = Hello | DescriptionUpdate | Heartbeat | StatusUpdate | Inventory | Applied | LeaseAsk | LeasesHeld
+AgentMessage = (
+    Hello | DescriptionUpdate | WaysUpdate | Heartbeat | StatusUpdate | Inventory | Applied | LeaseAsk | LeasesHeld
+)
 ManagerMessage = Welcome | Assignments | StatusAck | LeaseAnswer | LeasesLost
 
 #: Why a manager ended a session: WebSocket close codes (RFC 6455; 4000-4999 are the application's). With NOT_LEADER

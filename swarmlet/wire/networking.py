@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from swarmlet.model.base import Record
 from swarmlet.model.cluster import DATA_PATH_PORT
+from swarmlet.model.ways import WayKey
 
 
 class NetworkInfo(Record, frozen=True, kw_only=True):
@@ -25,6 +26,8 @@ class NetworkInfo(Record, frozen=True, kw_only=True):
     mtu: int
     #: UDP port that carries it between nodes.
     port: int = DATA_PATH_PORT
+    #: Packets of it go over the encrypted ways.
+    encrypted: bool = False
     internal: bool = False
     attachable: bool = False
     ingress: bool = False
@@ -132,6 +135,28 @@ class MeshInfo(Record, frozen=True, kw_only=True):
     ports: tuple[MeshPort, ...] = ()
 
 
+class WaysPeer(Record, frozen=True, kw_only=True):
+    """Another node in encrypted networks: its address inside, where its devices are reached, its keys."""
+
+    inner: str
+    address: str
+    keys: tuple[WayKey, ...]
+
+
+class WaysInfo(Record, frozen=True, kw_only=True):
+    """The encrypted ways, all of them; without `numbers` the node needs none.
+
+    inner: the node's own address inside. numbers: the generations of keys it is to have; active: by which packets go.
+    digest: to be said back once this is taken in, b"" = it need not.
+    """
+
+    inner: str = ""
+    numbers: tuple[int, ...] = ()
+    active: int = 0
+    digest: bytes = b""
+    peers: tuple[WaysPeer, ...] = ()
+
+
 class Networking(Record, frozen=True, kw_only=True):
     """A full set (everything else is to be forgotten) or an increment. gone_…: (network id, id)."""
 
@@ -144,10 +169,12 @@ class Networking(Record, frozen=True, kw_only=True):
     gone_services: tuple[tuple[str, str], ...] = ()
     #: None: as it was.
     mesh: MeshInfo | None = None
+    #: None: as it was.
+    ways: WaysInfo | None = None
 
     def __bool__(self) -> bool:
         """Whether it says anything."""
         return self.full or any((
             self.networks, self.endpoints, self.services, self.gone_networks, self.gone_endpoints, self.gone_services,
-            self.mesh,
+            self.mesh, self.ways,
         ))

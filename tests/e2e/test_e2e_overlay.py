@@ -227,10 +227,3 @@ def test_a_full_network_is_shown_and_cured(cluster: Cluster) -> None:
     finally:
         view("service", "rm", "many")
         eventually(lambda: view.run("network", "rm", "small").returncode == 0, 30)
-
-
-def test_what_is_not_there_yet_is_refused_by_name(cluster: Cluster, network: str) -> None:
-    view = cluster.view
-    for option in (("--opt", "encrypted"),):
-        refused = view.run("network", "create", "-d", "overlay", *option, "no")
-        assert refused.returncode and b"not supported yet" in refused.stderr

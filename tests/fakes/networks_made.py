@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from swarmlet.errors import NotFound
 from swarmlet.model.network import Lease
+from swarmlet.model.ways import NodeWays
 from swarmlet.wire.networking import Networking
 from swarmlet_agent.net.records import NetworkRecord
 
@@ -18,6 +19,7 @@ class FakeNetworks:
         self._records = {record.id: record for record in records}
         self.leases: dict[str, Lease] = {}
         self.taken_back: list[str] = []
+        self.said_ways = NodeWays()
 
     def get(self, ref: str) -> NetworkRecord:
         if ref not in self._records:

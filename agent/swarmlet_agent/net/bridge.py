@@ -31,12 +31,14 @@ from swarmlet_agent.net.kernel import KernelNet
 from swarmlet_agent.net.mesh.plan import SUBNETS as MESH_SUBNETS
 from swarmlet_agent.net.overlay.cluster import ClusterNetworks
 from swarmlet_agent.net.overlay.leases import ClusterLeases
+from swarmlet_agent.net.overlay.ways import EncryptedWays
 from swarmlet_agent.net.plan_create import default_network, plan_network
 from swarmlet_agent.net.plan_ipam import DEFAULT_POOLS, Pools
 from swarmlet_agent.net.records import BRIDGE, HOST, NONE, NetworkRecord, NotConnected, SandboxRecord
 from swarmlet_agent.net.requests import NetworkConnect, NetworkCreate, NetworkDisconnect, NetworkView
 from swarmlet_agent.net.sandboxes import Sandboxes
 from swarmlet_agent.net.types import Attachment, ContainerView, InterfaceCounters, NetworkWish
+from swarmlet_agent.net.wireguard.userspace import UserspaceDevices
 
 log = get_logger(__name__)
 
@@ -67,7 +69,7 @@ class BridgeNetworks:
     def __init__(
         self, run_dir: Path, data_dir: Path, journal: Journal, *, bridge_name: str = "swl0",
         default_subnet: str = "172.17.0.0/16", default_subnet6: str = "", default_gateway: str = "", mtu: int = 1500,
-        pools: Pools = DEFAULT_POOLS,
+        pools: Pools = DEFAULT_POOLS, wireguard_program: str = "",
         on_event: OnEvent = _ignore_event, host_resolv_conf: Path = Path("/etc/resolv.conf"),
         host_hosts: Path = Path("/etc/hosts"), clock: Callable[[], int] = time.time_ns,
     ) -> None:
@@ -75,12 +77,16 @@ class BridgeNetworks:
         self._pools = pools
         self._clock = clock
         self._containers: Containers | None = None
-        self._ground = Ground(KernelNet(run_dir / "netns"), journal, on_event)
+        program = UserspaceDevices(wireguard_program, run_dir / "wireguard") if wireguard_program else None
+        self._ground = Ground(KernelNet(run_dir / "netns", program), journal, on_event)
         self._dns = EmbeddedDns(self._ground.names, HostResolvers(host_resolv_conf), self._open_inside)
         texts = ContainerFiles(self._ground, data_dir, host_resolv_conf, host_hosts)
         self.leases = ClusterLeases(self._ground)
         self._sandboxes = Sandboxes(self._ground, self._dns, texts, self.leases, data_dir)
-        self.cluster = ClusterNetworks(self._ground, self.leases, self._make_wide, self._unmake_wide)
+        self.cluster = ClusterNetworks(
+            self._ground, self.leases, self._make_wide, self._unmake_wide,
+            EncryptedWays(self._ground, data_dir / "tls" / "ways.json"),
+        )
         self._changing = asyncio.Lock()
         self._tasks: list[asyncio.Task[None]] = []
 

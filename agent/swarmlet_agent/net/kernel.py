@@ -31,6 +31,8 @@ from swarmlet_agent.net.plan_port_elements import port_changes
 from swarmlet_agent.net.plan_rules import TABLE, dns_ruleset, no_ruleset, without_ipv6
 from swarmlet_agent.net.records import EndpointRecord, NetworkRecord, PortRecord, SandboxRecord
 from swarmlet_agent.net.slots import NFPROTO
+from swarmlet_agent.net.wireguard.kernel import Wireguard
+from swarmlet_agent.net.wireguard.userspace import UserspaceDevices
 
 log = get_logger(__name__)
 
@@ -38,7 +40,8 @@ log = get_logger(__name__)
 class KernelNet:
     """One host's (one agent namespace's) kernel objects. `open` first; for one thread."""
 
-    def __init__(self, netns_folder: Path) -> None:
+    def __init__(self, netns_folder: Path, wireguard: UserspaceDevices | None = None) -> None:
+        """wireguard: the program that encrypts where the kernel cannot."""
         self.folder = netns_folder
         self._host: Netlink | None = None
         self._nft: Nft | None = None
@@ -49,6 +52,8 @@ class KernelNet:
         #: A kernel made or started without IPv6 has no firewall for it either.
         self.has_ipv6 = Path("/proc/sys/net/ipv6").is_dir()
         self._mesh: Mesh | None = None
+        self._wireguard: Wireguard | None = None
+        self._wireguard_program = wireguard
         #: Opened by a build whose caller may have been cancelled; the caller takes them out.
         self._dns: dict[str, DnsSockets] = {}
 
@@ -76,6 +81,12 @@ class KernelNet:
             raise Internal("the networks are not started")
         return self._mesh
 
+    @property
+    def wireguard(self) -> Wireguard:
+        if self._wireguard is None:
+            raise Internal("the networks are not started")
+        return self._wireguard
+
     def open(self) -> None:
         netns.ensure_folder(self.folder)
         netns.write_sysctl("net/ipv4/ip_forward", "1")
@@ -83,6 +94,7 @@ class KernelNet:
         self.bridges = BridgeLinks(self._host)
         self.overlays = OverlayLinks(self._host)
         self._mesh = Mesh()
+        self._wireguard = Wireguard(self._wireguard_program)
         self._drivers = {"bridge": self.bridges, "macvlan": MacvlanLinks(self._host), "overlay": self.overlays}
 
     def close(self) -> None:
@@ -93,6 +105,9 @@ class KernelNet:
         if self._mesh is not None:
             self._mesh.close()
             self._mesh = None
+        if self._wireguard is not None:
+            self._wireguard.close()
+            self._wireguard = None
         if self._host is not None:
             self._host.close()
         if self._nft is not None:
@@ -286,6 +301,7 @@ class KernelNet:
         self.balancers.close()
         netns.remove_folder(self.folder)
         self.mesh.remove()
+        self.wireguard.remove()
         for link in self.host.links():
             if link.group == GROUP:
                 self.host.send([netlink.delete_link(link.index)], ignore=frozenset({errno.ENODEV}))

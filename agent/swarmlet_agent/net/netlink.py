@@ -181,6 +181,11 @@ def set_mtu(index: int, mtu: int) -> Message:
     return Message(RTM_NEWLINK, NLM_F_ACK, body, f"setting the MTU of link {index} to {mtu}")
 
 
+def set_group(index: int, group: int) -> Message:
+    body = _IFINFO.pack(0, 0, index, 0, 0) + _u32(IFLA_GROUP, group)
+    return Message(RTM_NEWLINK, NLM_F_ACK, body, f"setting the group of link {index}")
+
+
 def set_master(index: int, master: int) -> Message:
     """Put a link into a bridge."""
     body = _IFINFO.pack(0, 0, index, 0, 0) + _u32(IFLA_MASTER, master)

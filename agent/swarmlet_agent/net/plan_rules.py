@@ -10,14 +10,18 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Iterable
 
+from swarmlet.model.ways import SEALED_PORT
 from swarmlet_agent.net.plan_ports import ANY_OF_ALL
 from swarmlet_agent.net.records import NetworkRecord, PortRecord
+from swarmlet_agent.net.wireguard.plan import PREFIX
 
 TABLE, TABLE6 = "ip swl", "ip6 swl"
 TABLES = (TABLE, TABLE6)
 #: In every container's namespace with embedded DNS.
 DNS_ADDRESS = "127.0.0.11"
 
+# Packets of encrypted networks come and go by the encrypted ways alone: without one they are not sent at all, and what
+# somebody sends past them is not heard.
 # A bridged packet's input interface is not known in postrouting, so a hairpin is told by its addresses.
 # nft 1.0.6 refuses the word "dstnat" in the output hook: hence -100.
 _RULES = """
@@ -46,6 +50,10 @@ _RULES = """
     IP daddr . meta l4proto . th dport @open accept
     oifname @routed meta l4proto ECHO accept
     oifname @br drop; }
+  chain sealedin { type filter hook input priority 0; policy accept;
+    udp dport SEALED iifname != "WAYS*" drop; }
+  chain sealedout { type filter hook output priority 0; policy accept;
+    udp dport SEALED oifname != "WAYS*" drop; }
 """
 # route_localnet is on for our bridges (127.0.0.1 publishing): `guard` keeps containers off the host's loopback.
 _ONLY_4 = """
@@ -68,7 +76,8 @@ _ONLY_6 = """
 
 def _rules(family: str) -> str:
     echo = "icmp" if family == "ip" else "ipv6-icmp"
-    return _RULES.replace("FAM", f"ipv{family[2:] or 4}").replace("IP", family).replace("ECHO", echo)
+    text = _RULES.replace("SEALED", str(SEALED_PORT)).replace("WAYS", PREFIX)
+    return text.replace("FAM", f"ipv{family[2:] or 4}").replace("IP", family).replace("ECHO", echo)
 
 
 def ruleset(networks: Iterable[NetworkRecord], ports: Iterable[PortRecord]) -> str:

@@ -29,6 +29,7 @@ from swarmlet.model.network import Lease
 from swarmlet.model.node import NodeDescription
 from swarmlet.model.task import Task
 from swarmlet.model.times import NS
+from swarmlet.model.ways import NodeWays
 from swarmlet.pki import renew_at
 from swarmlet.tls import client_context
 from swarmlet.wire import messages
@@ -43,6 +44,7 @@ from swarmlet.wire.messages import (
     Hello,
     Inventory,
     StatusAck,
+    WaysUpdate,
     Welcome,
 )
 from swarmlet.wire.networking import Networking
@@ -96,6 +98,11 @@ class NetworkOrders(Protocol):
 
     async def update(self, news: Networking, *, node_id: str, underlay: str) -> None:
         """Returns once it is so. underlay: this node's address for the others."""
+        ...
+
+    @property
+    def said_ways(self) -> NodeWays:
+        """This node's part in encrypted networks."""
         ...
 
     def held(self) -> Sequence[Lease]:
@@ -155,6 +162,7 @@ class AgentSession:
         self._inventory: dict[str, ContainerRef | None] = {}
         self._inventory_lost = False
         self._described: NodeDescription | None = None
+        self._ways: NodeWays | None = None
         self._silent: set[str] = set()
         self._seq = 0
         self._applied = 0
@@ -241,13 +249,14 @@ class AgentSession:
             try:
                 description = self._describe()
                 self._described = description
+                self._ways = self._networks.said_ways
                 await self._send(
                     socket,
                     Hello(
                         node_id=self.identity.node_id, description=description, addr=self._place.addr,
                         port=self._place.port, data_addr=self._place.data_addr,
                         data_mtu=self._place.data_mtu, others=self._place.others(),
-                        manager_addr=self._place.manager_addr,
+                        manager_addr=self._place.manager_addr, ways=self._ways,
                     ),
                 )
                 await self._converse(socket, address)
@@ -378,6 +387,9 @@ class AgentSession:
                     removed=tuple(ident for ident, ref in changed.items() if ref is None),
                 ),
             )
+        if self._ways != self._networks.said_ways:
+            self._ways = self._networks.said_ways
+            await self._send(socket, WaysUpdate(ways=self._ways))
         if self._described is None:
             self._described = self._describe()
             await self._send(socket, DescriptionUpdate(description=self._described))

@@ -191,7 +191,8 @@ def _concerns(change: Change) -> bool:
         case Task() as task:
             return change.after is None or task.status.state.is_terminal or task.status.state < TaskState.ASSIGNED
         case Node() as node:
-            return not node.number
+            before = change.before
+            return not node.number or not isinstance(before, Node) or before.ways != node.ways
         case Service() | Network() | Lease():
             return True
         case _:

@@ -23,6 +23,7 @@ from swarmlet_manager.decide.fixed import fixed_in
 from swarmlet_manager.decide.networks import INGRESS, is_quiet
 from swarmlet_manager.decide.plan import Plan
 from swarmlet_manager.decide.reaper import is_gone
+from swarmlet_manager.decide.ways import plan_ways
 from swarmlet_manager.state import Change, Delete, Op, Put, State
 
 #: Of a node in the routing mesh.
@@ -174,6 +175,7 @@ class Allocator:
             if network.pending_delete and is_quiet(self._state, network)
         ]
         self._number_nodes(ops)
+        ops += plan_ways(self._state, now)
         lacking = self._plan_services(now, ops)
         for task in sorted(self._waiting.values(), key=lambda task: (task.created_at, task.id)):
             reason = lacking.get(task.service_id, "")

@@ -34,6 +34,7 @@ class Filter(IntEnum):
     PLATFORM = 4
     HOST_PORT = 5
     MAX_REPLICAS = 6
+    ENCRYPTION = 7  # ours
 
 
 _WORDS = {
@@ -46,6 +47,7 @@ _WORDS = {
     ),
     Filter.PLATFORM: ("unsupported platform on 1 node", "unsupported platform on {} nodes"),
     Filter.HOST_PORT: ("host-mode port already in use on 1 node", "host-mode port already in use on {} nodes"),
+    Filter.ENCRYPTION: ("encrypted networks not possible on 1 node", "encrypted networks not possible on {} nodes"),
     Filter.MAX_REPLICAS: ("max replicas per node limit exceed", "max replicas per node limit exceed"),
 }
 
@@ -68,9 +70,12 @@ class Wish:
     #: What the constraints look at, and whether the answer may differ between nodes that look alike.
     keys: frozenset[str]
     is_per_node: bool
+    #: It is on an encrypted network.
+    encrypted: bool = False
 
 
-def wish_of(task: Task) -> Wish:
+def wish_of(task: Task, *, encrypted: bool = False) -> Wish:
+    """encrypted: one of its networks is."""
     placement = task.spec.placement or Placement()
     try:
         parsed: tuple[Constraint, ...] | None = constraints.parse_all(placement.constraints)
@@ -88,6 +93,7 @@ def wish_of(task: Task) -> Wish:
         spread=tuple(one.spread.spread_descriptor for one in placement.preferences if one.spread is not None),
         keys=keys,
         is_per_node=not keys.isdisjoint(PER_NODE_KEYS),
+        encrypted=encrypted,
     )
 
 
@@ -99,6 +105,8 @@ def static_refusal(wish: Wish, node: Node) -> Filter | None:
         return Filter.CONSTRAINT
     if wish.platforms and not any(_platform_matches(one, node) for one in wish.platforms):
         return Filter.PLATFORM
+    if wish.encrypted and node.ways.lacking:
+        return Filter.ENCRYPTION
     return None
 
 

@@ -14,6 +14,8 @@ from swarmlet.ipam import check_ipam, config_of, plan_family, unique_local_pools
 from swarmlet.model.cluster import Cluster
 from swarmlet.model.defaults import cluster_networks, ingress_ports
 from swarmlet.model.network import OPTION_MTU, Ipam, Network, NetworkCreate, Subnet, vxlan_mtu
+from swarmlet.model.states import NodeState
+from swarmlet.model.ways import WAYS_BYTES
 from swarmlet_manager.decide.reaper import is_gone
 from swarmlet_manager.state import State
 
@@ -128,11 +130,24 @@ def _check(state: State, spec: NetworkCreate) -> None:
         raise NotSupported("config-only and config-from networks cannot span nodes")
     if spec.ipam.driver not in ("", "default"):
         raise NotSupported(f"IPAM driver {spec.ipam.driver} is not supported; use default")
+    if spec.encrypted:
+        _check_encryption(state, spec)
     for option in sorted(spec.options):
-        if option == "encrypted" and spec.options[option].lower() not in ("false", "0"):
-            raise NotSupported(f"network {name}: encrypted networks are not supported yet")
         if option.startswith("com.docker.network.") and option != OPTION_MTU:
             raise NotSupported(f"network option {option} is not supported")
+
+
+def _check_encryption(state: State, spec: NetworkCreate) -> None:
+    """Every node that is there can encrypt: else its tasks would depend on where they are placed."""
+    if spec.ingress:
+        raise NotSupported(f"network {spec.name}: packets of the routing mesh cannot be encrypted")
+    lacking = [node for node in state.nodes.values() if node.ways.lacking and node.state is NodeState.READY]
+    if lacking:
+        node, more = lacking[0], len(lacking) - 1
+        raise NotSupported(
+            f"network {spec.name}: node {node.description.hostname or node.id}"
+            f"{f' and {more} more' if more else ''} cannot encrypt: {node.ways.lacking}"
+        )
 
 
 def _check_ingress(state: State, spec: NetworkCreate) -> None:
@@ -150,6 +165,9 @@ def _check_ingress(state: State, spec: NetworkCreate) -> None:
 def _mtu(state: State, spec: NetworkCreate) -> int:
     text = spec.options.get(OPTION_MTU, "")
     if not text:
+        if spec.encrypted:  # addresses inside are IPv4's
+            underlay = min((node.data_mtu or UNDERLAY_MTU for node in state.nodes.values()), default=UNDERLAY_MTU)
+            return vxlan_mtu(underlay - WAYS_BYTES, "")
         carried = (vxlan_mtu(node.data_mtu or UNDERLAY_MTU, node.data_path) for node in state.nodes.values())
         return min(carried, default=vxlan_mtu(UNDERLAY_MTU, ""))
     least = IPV6_LEAST_MTU if spec.enable_ipv6 else 68

@@ -19,6 +19,7 @@ from swarmlet_manager.decide.filters import Wish, explain, wish_of
 from swarmlet_manager.decide.plan import Plan, earliest
 from swarmlet_manager.decide.seats import Seats
 from swarmlet_manager.decide.spread import take_spread
+from swarmlet_manager.decide.ways import is_encrypted
 from swarmlet_manager.state import Change, Put, State
 
 #: A group that finds no place is told the reason anew at most this often: it takes a look at every node.
@@ -138,7 +139,9 @@ class Scheduler:
         if wish is None:
             if len(self._wishes) > 4 * (len(self._pending) + 1024):
                 self._wishes.clear()
-            wish = self._wishes[group] = wish_of(task)
+            wish = self._wishes[group] = wish_of(
+                task, encrypted=any(is_encrypted(self._state.networks.get(place.network_id)) for place in task.networks)
+            )
         return wish
 
     def _place(self, group: _Group, now: int) -> list[Task]:

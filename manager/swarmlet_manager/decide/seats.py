@@ -249,7 +249,7 @@ class Seats:
                 self._verdicts.clear()
                 self._shared_verdicts.clear()
             # Most wishes ask the same few things: those share what was found.
-            statics = (wish.constraints, wish.platforms, wish.plugins)
+            statics = (wish.constraints, wish.platforms, wish.plugins, wish.encrypted)
             verdicts = self._verdicts[wish] = self._shared_verdicts.setdefault(statics, _Verdicts([], []))
         if len(verdicts.refusals) == len(self._samples):
             return verdicts
@@ -281,6 +281,7 @@ class Seats:
             platform.os.lower(),
             normal_architecture(platform.architecture),
             frozenset((plugin.type, plugin.name) for plugin in node.description.engine.plugins),
+            not node.ways.lacking,
             *(value_of(key, node) for key in sorted(self._keys)),
         )
         class_id = self._signatures.get(signature)

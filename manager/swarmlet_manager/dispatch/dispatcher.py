@@ -32,7 +32,7 @@ from swarmlet.tls import require_role
 from swarmlet.wire import messages
 from swarmlet.wire.joining import SESSION_PATH
 from swarmlet.wire.leasing import LeaseAnswer, LeaseAsk, LeasesHeld, LeasesLost
-from swarmlet.wire.messages import PROTOCOL_VERSION, DescriptionUpdate, Hello, Inventory, Welcome
+from swarmlet.wire.messages import PROTOCOL_VERSION, DescriptionUpdate, Hello, Inventory, WaysUpdate, Welcome
 from swarmlet_manager.ca.seal import unseal
 from swarmlet_manager.control.ports import StorePort
 from swarmlet_manager.dispatch.inventory import Inventories
@@ -194,7 +194,7 @@ class Dispatcher:
                 _in_state(node, NodeState.READY, "", self._now()),
                 description=hello.description, addr=hello.addr or node.addr, port=hello.port,
                 data_addr=hello.data_addr, data_mtu=hello.data_mtu, manager_addr=hello.manager_addr,
-                others=hello.others,
+                others=hello.others, ways=hello.ways,
             ),
         )
 
@@ -239,6 +239,9 @@ class Dispatcher:
 
     async def described(self, session: Session, update: DescriptionUpdate) -> None:
         await self._update_node(session.node_id, lambda node: replace(node, description=update.description))
+
+    async def ways_changed(self, session: Session, update: WaysUpdate) -> None:
+        await self._update_node(session.node_id, lambda node: replace(node, ways=update.ways))
 
     def auth_for(self, tasks: list[Task]) -> dict[str, str]:
         """Registry credentials of the services of these tasks, opened for their agent."""
@@ -337,8 +340,12 @@ class Dispatcher:
                         session.note(task.id)
             elif isinstance(change.record, Node):
                 self._node_changed(before, after)
-            elif isinstance(before, Cluster) and isinstance(after, Cluster) and _period_of(before) != _period_of(after):
-                self._welcome_all()
+            elif isinstance(before, Cluster) and isinstance(after, Cluster):
+                if _period_of(before) != _period_of(after):
+                    self._welcome_all()
+                if before.ways != after.ways:
+                    for session in self._sessions.values():
+                        session.note_ways()
 
     def _node_changed(self, before: object, after: object) -> None:
         if isinstance(before, Node) and after is None:
@@ -381,7 +388,7 @@ async def _hello(socket: web.WebSocketResponse) -> Hello:
 
 def _as_peer(node: Node) -> tuple[object, ...]:
     """What other nodes need to know of one."""
-    return node.data_path, node.others, node.state, node.number
+    return node.data_path, node.others, node.state, node.number, node.ways.keys
 
 
 def _concerns_networks(change: Change) -> bool:

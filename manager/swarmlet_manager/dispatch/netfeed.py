@@ -16,10 +16,13 @@ from swarmlet.model.service import Service
 from swarmlet.model.states import TaskState
 from swarmlet.model.task import Task
 from swarmlet.model.template import NodeFacts, own_hostname
-from swarmlet.wire.networking import EndpointInfo, MeshInfo, NetworkInfo, Networking, ServiceInfo, ServicePort
+from swarmlet.model.ways import SEALED_PORT, inner_address
+from swarmlet.wire.networking import EndpointInfo, MeshInfo, NetworkInfo, Networking, ServiceInfo, ServicePort, WaysInfo
 from swarmlet_manager.decide.fixed import fixed_in
 from swarmlet_manager.decide.reaper import is_gone
+from swarmlet_manager.decide.ways import is_encrypted
 from swarmlet_manager.dispatch.meshfeed import data_path_port, mesh_of, serves
+from swarmlet_manager.dispatch.wayfeed import ways_of
 from swarmlet_manager.state import Change, State
 
 #: (network id, id of a task, lease or service)
@@ -40,10 +43,12 @@ class NetworkFeed:
         self._full = True
         self._mesh: MeshInfo | None = None
         self._mesh_dirty = True
+        self._ways: WaysInfo | None = None
+        self._ways_dirty = False
 
     @property
     def pending(self) -> bool:
-        return self._full or self._mesh_dirty or bool(self._dirty or self._dirty_services)
+        return self._full or self._mesh_dirty or self._ways_dirty or bool(self._dirty or self._dirty_services)
 
     def note(self, change: Change) -> bool:
         """Remember what a change may make news; False if it certainly makes none for this node."""
@@ -79,6 +84,7 @@ class NetworkFeed:
         places = [place for place, known in self._endpoints.items() if known.node_id == node_id]
         self._dirty.update(places)
         self._mesh_dirty = True
+        self.ways_changed()
         return True
 
     def leads_to(self, task: Task) -> bool:
@@ -90,7 +96,23 @@ class NetworkFeed:
 
     def take(self, state: State) -> Networking:
         """What was taken counts as told. An empty answer if nothing is news."""
-        return replace(self._take_networks(state), mesh=self._take_mesh(state))
+        news = self._take_networks(state)
+        return replace(news, mesh=self._take_mesh(state), ways=self._take_ways(state))
+
+    def ways_changed(self) -> bool:
+        """Whether that may be news for this node."""
+        self._ways_dirty |= self._ways is not None
+        return self._ways_dirty
+
+    def _take_ways(self, state: State) -> WaysInfo | None:
+        """Behind the networks: which of them the node is in is known then."""
+        self._ways_dirty = False
+        encrypted = any(info.encrypted for info in self._told.values())
+        now = ways_of(state, self.node_id) if encrypted else WaysInfo()
+        if now == (self._ways or WaysInfo()):
+            return None
+        self._ways = now
+        return now
 
     def _take_mesh(self, state: State) -> MeshInfo | None:
         if not self._mesh_dirty:
@@ -105,6 +127,7 @@ class NetworkFeed:
     def _take_networks(self, state: State) -> Networking:
         if self._full:
             self._full = False
+            self._ways = None
             self._members, self._told, self._endpoints, self._services = {}, {}, {}, {}
             self._dirty = {
                 (place.network_id, task.id) for task in state.tasks_on_node(self.node_id) for place in task.networks
@@ -121,7 +144,13 @@ class NetworkFeed:
         dirty_services, self._dirty_services = self._dirty_services, set()
         for place in dirty:
             self._count(state, place)
-        joined = [ident for ident in self._members if ident not in self._told and ident in state.networks]
+        own = state.nodes.get(self.node_id)
+        joined = [
+            ident for ident in self._members
+            # Without a number the node has no address inside the encrypted ways yet.
+            if ident not in self._told and ident in state.networks
+            and (not is_encrypted(state.networks[ident]) or (own is not None and own.number))
+        ]
         left = [ident for ident in self._told if ident not in self._members]
         networks = tuple(_network(state, state.networks[ident]) for ident in joined)
         for info in networks:
@@ -193,8 +222,9 @@ def _network(state: State, network: Network) -> NetworkInfo:
     return NetworkInfo(
         id=network.id, name=network.name, subnet=network.subnet, gateway=network.gateway, ip_range=network.ip_range,
         subnet6=network.v6.subnet, gateway6=network.v6.gateway, ip_range6=network.v6.ip_range,
-        vni=network.vni, mtu=network.mtu, port=data_path_port(state), internal=spec.internal,
-        attachable=spec.attachable, ingress=spec.ingress,
+        vni=network.vni, mtu=network.mtu, encrypted=is_encrypted(network),
+        port=SEALED_PORT if is_encrypted(network) else data_path_port(state),
+        internal=spec.internal, attachable=spec.attachable, ingress=spec.ingress,
         options=spec.options,
         labels=spec.labels, created_at=network.created_at,
     )
@@ -207,7 +237,7 @@ def _endpoint(state: State, place: Place) -> EndpointInfo | None:
         node = state.nodes.get(lease.node_id)
         return EndpointInfo(
             network_id=network_id, id=ident, address=_plain(lease.address), address6=_plain(lease.address6),
-            node_id=lease.node_id, node_addr=node.data_path if node is not None else "", names=lease.names,
+            node_id=lease.node_id, node_addr=_way_to(state, node, network_id), names=lease.names,
             mac=lease.mac,
         )
     task = state.tasks.get(ident)
@@ -219,7 +249,7 @@ def _endpoint(state: State, place: Place) -> EndpointInfo | None:
         return None
     return EndpointInfo(
         network_id=network_id, id=task.id, address=_plain(held.address), address6=_plain(held.address6),
-        node_id=task.node_id, node_addr=node.data_path,
+        node_id=task.node_id, node_addr=_way_to(state, node, network_id),
         names=_names(task, node), service_id=task.service_id, slot=task.slot, serving=serves(task, node), mac=held.mac,
     )
 
@@ -269,3 +299,12 @@ def _service(state: State, place: Place) -> ServiceInfo | None:
 
 def _plain(address: str) -> str:
     return address.partition("/")[0]
+
+
+def _way_to(state: State, node: Node | None, network_id: str) -> str:
+    """The address that packets of a network for a node go to: where they are encrypted, the one inside."""
+    if node is None:
+        return ""
+    if not is_encrypted(state.networks.get(network_id)):
+        return node.data_path
+    return inner_address(node.number) if node.number else ""

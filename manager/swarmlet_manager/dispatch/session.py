@@ -28,6 +28,7 @@ from swarmlet.wire.messages import (
     Inventory,
     StatusAck,
     StatusUpdate,
+    WaysUpdate,
     Welcome,
 )
 from swarmlet_manager.dispatch.feed import Feed
@@ -72,6 +73,8 @@ class SessionOwner(Protocol):
     ) -> asyncio.Future[LeaseAnswer | LeasesLost | None]: ...
 
     async def described(self, session: Session, update: DescriptionUpdate) -> None: ...
+
+    async def ways_changed(self, session: Session, update: WaysUpdate) -> None: ...
 
     def auth_for(self, tasks: list[Task]) -> dict[str, str]: ...
 
@@ -139,6 +142,11 @@ class Session:
         if self._networks.node_changed(node_id):
             self._pulse.beat()
 
+    def note_ways(self) -> None:
+        """The keys of encrypted networks are others."""
+        if self._networks.ways_changed():
+            self._pulse.beat()
+
     def leads_to(self, task: Task) -> bool:
         """Whether the node was told to send clients to a task."""
         return self._networks.leads_to(task)
@@ -176,6 +184,8 @@ class Session:
                     self._lease(message)
                 case DescriptionUpdate():
                     await self._owner.described(self, message)
+                case WaysUpdate():
+                    await self._owner.ways_changed(self, message)
                 case Applied():
                     for seq in [seq for seq in self._confirming if seq <= message.seq]:
                         self._owner.left(self, self._confirming.pop(seq))

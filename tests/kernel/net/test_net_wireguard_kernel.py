@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import socket
 from contextlib import AsyncExitStack
 
@@ -13,6 +14,7 @@ from swarmlet.errors import NotSupported
 from swarmlet_agent.net import netns
 from swarmlet_agent.net.wireguard.kernel import Wireguard
 from swarmlet_agent.net.wireguard.plan import Generation, Peer, WireguardState, new_private_key, public_key
+from swarmlet_agent.net.wireguard.userspace import UserspaceDevices
 
 pytestmark = pytest.mark.kernel
 
@@ -20,7 +22,7 @@ pytestmark = pytest.mark.kernel
 def has_wireguard() -> bool:
     ways = Wireguard()
     try:
-        return ways.supported()
+        return not ways.lacking()
     finally:
         ways.close()
 
@@ -40,7 +42,7 @@ def state(own: int, keys: dict[int, dict[int, bytes]], active: int) -> Wireguard
 @in_own_network
 async def test_a_kernel_without_wireguard_is_told(lab: Lab) -> None:
     ways = Wireguard()
-    assert not ways.supported()
+    assert "no WireGuard" in ways.lacking()
     with pytest.raises(NotSupported, match="no WireGuard"):
         ways.ensure(state(1, {1: {1: new_private_key(), 2: new_private_key()}}, 1))
     ways.ensure(WireguardState("100.65.0.1", 0))  # nothing wanted: nothing missing
@@ -48,34 +50,68 @@ async def test_a_kernel_without_wireguard_is_told(lab: Lab) -> None:
     ways.close()
 
 
-@pytest.mark.skipif(not has_wireguard(), reason="this kernel has no WireGuard (module wireguard)")
+def listen(spaces: Spaces, where: str) -> socket.socket:
+    """Every frame on a bridge."""
+    channel = spaces.inside(where, lambda: socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(3)))
+    channel.bind(("lan", 3))
+    channel.setblocking(False)
+    return channel
+
+
+def heard(channel: socket.socket) -> bytes:
+    frames = b""
+    while True:
+        try:
+            frames += channel.recv(65536)
+        except BlockingIOError:
+            return frames
+
+
+@pytest.mark.skipif(
+    not has_wireguard() and shutil.which("wireguard-go") is None,
+    reason="this kernel has no WireGuard (module wireguard), and there is no program wireguard-go",
+)
 @in_own_network
-async def test_keys_are_rotated_without_losing_a_packet_and_removal_leaves_nothing(lab: Lab) -> None:
+async def test_packets_are_encrypted_keys_change_without_losing_one_and_removal_leaves_nothing(lab: Lab) -> None:
     async with AsyncExitStack() as stack:
         spaces = Spaces(lab.root / "spaces")
         stack.callback(netns.remove_folder, spaces.folder)
         spaces.add("lan")
         spaces.ip("lan", "link add lan type bridge", "link set lan up")
         ways: dict[int, Wireguard] = {}
+
+        def start(own: int) -> Wireguard:
+            program = UserspaceDevices("wireguard-go", lab.root / f"wg{own}")
+            return spaces.inside(f"n{own}", lambda: Wireguard(program))
+
         for own in (1, 2):
             spaces.host_on_bridge("lan", "lan", f"n{own}", f"192.0.2.{own}/24")
-            ways[own] = spaces.inside(f"n{own}", Wireguard)
-            stack.callback(ways[own].close)
-        await stack.enter_async_context(spaces.serve("n2", 80, "n2"))
+            ways[own] = start(own)
+            assert ways[own].lacking() == ""
+            stack.callback(lambda own=own: (spaces.inside(f"n{own}", ways[own].remove), ways[own].close()))
+        await stack.enter_async_context(spaces.serve("n2", 80, "a-secret-word"))
         old, new = ({own: new_private_key() for own in (1, 2)} for _ in range(2))
 
         def ensure(own: int, keys: dict[int, dict[int, bytes]], active: int) -> None:
             for _ in range(2):
                 spaces.inside(f"n{own}", lambda: ways[own].ensure(state(own, keys, active)))
 
+        sniffer = stack.enter_context(listen(spaces, "lan"))
         ensure(1, {1: old}, 1)
         ensure(2, {1: old}, 1)
         line = stack.enter_context(await spaces.connect("n1", "100.65.0.2", 80, socket.SOCK_DGRAM))
-        assert await line.ask() == "n2 100.65.0.1"
+        assert await line.ask() == "a-secret-word 100.65.0.1"
         for keys, active in (({1: old, 2: new}, 1), ({1: old, 2: new}, 2), ({2: new}, 2)):
             for own in (1, 2):
                 ensure(own, keys, active)
-                assert await line.ask() == "n2 100.65.0.1"
+                assert await line.ask() == "a-secret-word 100.65.0.1"
+        # An agent that comes back finds all of it, and changes nothing.
+        ways[1].close()
+        ways[1] = start(1)
+        ensure(1, {2: new}, 2)
+        assert await line.ask() == "a-secret-word 100.65.0.1"
+        frames = heard(sniffer)
+        assert frames and b"secret" not in frames
         for own in (1, 2):
             spaces.inside(f"n{own}", ways[own].remove)
             assert not [link for link in spaces.ask_ip(f"n{own}", "link") if link["ifname"].startswith("swlwg")]

@@ -10,7 +10,9 @@ from msgspec.structs import replace
 from swarmlet.errors import Conflict, Forbidden, InvalidArgument, NotSupported, SwarmletError
 from swarmlet.model.cluster import Cluster
 from swarmlet.model.network import Ipam, IpamConfig, Network, NetworkCreate
-from swarmlet.model.node import Node
+from swarmlet.model.node import Node, NodeDescription
+from swarmlet.model.states import NodeState
+from swarmlet.model.ways import NodeWays
 from swarmlet_manager.decide.networks import FIRST_VNI, next_vni, plan_network
 from swarmlet_manager.state import Put, State
 
@@ -62,6 +64,19 @@ def test_a_network_carries_what_every_node_can(nodes: tuple[Node, ...], mtu: int
     assert plan_network(state_with(*nodes), chosen, "id", 1).mtu == 1400
 
 
+def test_a_network_is_encrypted_only_where_every_node_that_is_there_can() -> None:
+    can = Node(id="a", addr="192.0.2.1", state=NodeState.READY, ways=NodeWays(lacking=""))
+    cannot = Node(
+        id="b", addr="192.0.2.2", state=NodeState.READY, ways=NodeWays(lacking="no WireGuard"),
+        description=NodeDescription(hostname="old"),
+    )
+    wanted = spec(options={"encrypted": ""})
+    assert plan_network(state_with(can), wanted, "id", 1).mtu == 1370
+    with pytest.raises(NotSupported, match="network web: node old cannot encrypt: no WireGuard"):
+        plan_network(state_with(can, cannot), wanted, "id", 1)
+    assert plan_network(state_with(can, replace(cannot, state=NodeState.DOWN)), wanted, "id", 1).spec.encrypted
+
+
 def test_what_was_asked_for_is_kept() -> None:
     wanted = spec(
         subnet="10.9.0.0/24", gateway="10.9.0.254", ip_range="10.9.0.128/25", internal=True,
@@ -92,7 +107,7 @@ def test_what_was_asked_for_is_kept() -> None:
         (spec(ingress=True, attachable=True), InvalidArgument, "ingress network cannot be attachable"),
         (spec(ingress=True, internal=True), InvalidArgument, "ingress network cannot be internal"),
         (spec("ingress"), Conflict, "network with name ingress already exists"),
-        (spec(options={"encrypted": ""}), NotSupported, "encrypted"),
+        (spec(options={"encrypted": ""}, ingress=True), NotSupported, "packets of the routing mesh"),
         (spec(options={"com.docker.network.x": "1"}), NotSupported, "com.docker.network.x"),
         (spec(options={"com.docker.network.driver.mtu": "9"}), InvalidArgument, "expected 68 to"),
         (spec(enable_ipv6=True, options={"com.docker.network.driver.mtu": "1279"}), InvalidArgument, "1280 to 65485"),

@@ -17,7 +17,8 @@ from swarmlet.errors import SwarmletError
 from swarmlet.ipam import mac_of
 from swarmlet.log import get_logger
 from swarmlet.model.network import OPTION_MTU, Lease, Subnet, vxlan_mtu
-from swarmlet.wire.networking import EndpointInfo, NetworkInfo, Networking, ServiceInfo
+from swarmlet.model.ways import WAYS_BYTES, NodeWays
+from swarmlet.wire.networking import EndpointInfo, NetworkInfo, Networking, ServiceInfo, WaysInfo
 from swarmlet_agent.journal import Write
 from swarmlet_agent.net.ground import Ground
 from swarmlet_agent.net.host_addresses import mtu_of
@@ -32,6 +33,7 @@ from swarmlet_agent.net.overlay.entry import MeshEntry
 from swarmlet_agent.net.overlay.leases import ClusterLeases
 from swarmlet_agent.net.overlay.links import Remote, bridge_of
 from swarmlet_agent.net.overlay.places import Changes, Places
+from swarmlet_agent.net.overlay.ways import EncryptedWays
 from swarmlet_agent.net.records import NetworkRecord
 
 log = get_logger(__name__)
@@ -58,9 +60,10 @@ class ClusterNetworks:
 
     def __init__(
         self, ground: Ground, leases: ClusterLeases, make: Callable[[NetworkRecord], Awaitable[None]],
-        unmake: Callable[[NetworkRecord], Awaitable[None]],
+        unmake: Callable[[NetworkRecord], Awaitable[None]], ways: EncryptedWays,
     ) -> None:
         self._ground = ground
+        self.ways = ways
         self._leases = leases
         self._make = make
         self._unmake = unmake
@@ -73,6 +76,7 @@ class ClusterNetworks:
 
     async def start(self) -> None:
         """After the networks' own recovery: names from the journal, and the kernel's entries, whatever it has."""
+        await self.ways.start()
         for key, value in self._ground.journal.items(TOLD):
             network_id, kind, _ = key.split("/", 2)
             if network_id not in self._ground.catalog.by_id:
@@ -101,15 +105,22 @@ class ClusterNetworks:
         gone = set(news.gone_networks)
         if news.full:
             gone |= before - {info.id for info in news.networks}
+        if news.ways is not None or news.full:  # first, since encrypted networks are on them
+            await self.ways.update(news.ways or WaysInfo(), self._mtu_of(underlay))
         for info in news.networks:
             await self._join(info, underlay)
             self._nets.setdefault(info.id, _Net()).places.clear()
         touched = {info.id for info in news.networks} | self._take_in(news)
         self._leaving |= gone
         for network_id in sorted(touched - self._leaving):
-            await self._bring_up(network_id, underlay)
+            await self._bring_up(network_id)
         await self._leave()
         await self.entry.told(news.mesh, node_id, full=news.full, mtu=self._carried(underlay))
+
+    @property
+    def said_ways(self) -> NodeWays:
+        """See session.NetworkOrders."""
+        return self.ways.said
 
     def held(self) -> Sequence[Lease]:
         """See session.NetworkOrders."""
@@ -147,7 +158,11 @@ class ClusterNetworks:
 
     async def _join(self, info: NetworkInfo, underlay: str) -> None:
         self._leaving.discard(info.id)
-        wanted, known = record_of(info, underlay, self._carried(underlay)), self._ground.catalog.by_id.get(info.id)
+        carried = self._carried(underlay)
+        if info.encrypted:
+            mtu = self._mtu_of(underlay)
+            underlay, carried = self.ways.inner, vxlan_mtu(mtu - WAYS_BYTES, self.ways.inner) if mtu else 0
+        wanted, known = record_of(info, underlay, carried), self._ground.catalog.by_id.get(info.id)
         if known == wanted:
             return
         if known is not None and (known.underlay, known.vni) != (wanted.underlay, wanted.vni):
@@ -166,26 +181,31 @@ class ClusterNetworks:
 
     def _carried(self, underlay: str) -> int:
         """Bytes that a network of the cluster carries here; 0 = not known."""
-        if underlay != self._underlay[0]:
-            self._underlay = underlay, mtu_of(underlay)
-        return vxlan_mtu(self._underlay[1], underlay) if self._underlay[1] else 0
+        mtu = self._mtu_of(underlay)
+        return vxlan_mtu(mtu, underlay) if mtu else 0
 
-    async def _bring_up(self, network_id: str, underlay: str) -> None:
+    def _mtu_of(self, underlay: str) -> int:
+        """Of the interface that has this node's address for the others; 0 = none has it."""
+        if underlay != self._underlay[0]:
+            self._underlay = underlay, mtu_of(underlay) if underlay else 0
+        return self._underlay[1]
+
+    async def _bring_up(self, network_id: str) -> None:
         """What was told and not applied yet. If it is cancelled, as when the session ends, all of it is to be done."""
         places = self._nets[network_id].places
         changes = places.take()
         try:
-            await self._apply(network_id, changes, underlay)
+            await self._apply(network_id, changes)
             if writes := self._writes(network_id, places, changes):
                 await self._ground.journal.write(*writes)
         except BaseException:
             places.put_back(changes)
             raise
 
-    async def _apply(self, network_id: str, changes: Changes, underlay: str = "") -> None:
+    async def _apply(self, network_id: str, changes: Changes) -> None:
         """Costs as much as what has changed, however large the network is."""
         network, net = self._ground.catalog.by_id[network_id], self._nets[network_id]
-        await self._program(network, net, changes, underlay or network.underlay)
+        await self._program(network, net, changes)
         services = net.places.services_of(changes)
         await self._balance(network_id, net, changes, services)
         if not network.ingress:
@@ -193,8 +213,9 @@ class ClusterNetworks:
             self._name(network, net.places, changes, services)
         await self._cut(network, net.places, changes)
 
-    async def _program(self, network: NetworkRecord, net: _Net, changes: Changes, here: str) -> None:
-        """Where the endpoints are. here: this node's address for the others."""
+    async def _program(self, network: NetworkRecord, net: _Net, changes: Changes) -> None:
+        """Where the endpoints are."""
+        here = network.underlay
         wanted: dict[str, Remote] = {}
         changed = net.places.addresses(changes) | net.unsure
         for address in changed:
