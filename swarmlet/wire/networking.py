@@ -40,7 +40,7 @@ class EndpointInfo(Record, frozen=True, kw_only=True):
     """A container's place in a network, on this node or another. id: the task's, or the lease's.
 
     node_addr: where packets for it go. names: its own, not its service's. serving: it may be sent clients (a task
-    that runs, is healthy and is meant to go on).
+    that runs, is healthy and is meant to go on). lost: it answers nobody any more, though it has not ended.
     """
 
     network_id: str
@@ -53,6 +53,7 @@ class EndpointInfo(Record, frozen=True, kw_only=True):
     service_id: str = ""
     slot: int = 0
     serving: bool = False
+    lost: bool = False
     #: "" = the one that follows from the address.
     mac: str = ""
 
@@ -98,12 +99,13 @@ class MeshNodeInfo(Record, frozen=True, kw_only=True):
 
 
 class MeshBackend(Record, frozen=True, kw_only=True):
-    """A task that a published port leads to. node: the number of the node it is on."""
+    """A task that a published port leads to. node: the number of the node it is on. serving, lost: as an endpoint's."""
 
     address: str
     port: int
     node: int
     serving: bool = True
+    lost: bool = False
     address6: str = ""
 
     @property

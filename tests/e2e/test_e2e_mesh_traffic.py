@@ -310,3 +310,38 @@ def test_an_unhealthy_task_gets_no_clients_long_before_it_has_ended(cluster: Clu
     # Its end is far away: it ignores its stop signal.
     assert cluster.node(number)("inspect", "-f", "{{.State.Running}}", ident) == "true"
     cluster.node(number)("kill", ident)
+
+
+def test_udp_flows_to_a_node_that_is_lost_begin_anew_elsewhere(cluster: Cluster) -> None:
+    """Those from one port, that never end by themselves: a resolver's, a logger's."""
+    cluster.view("service", "create", "-d", "--name", "peer", "--mode", "global", "-p", "18097:80/udp", *OPTIONS, *PEER)
+    cluster.wait_running("peer", 3)
+    node = cluster.node(2)
+    ident = node("ps", "-q", "--filter", "label=com.docker.swarm.service.name=peer")
+    there = node("inspect", "-f", "{{.Config.Hostname}}", ident)
+    host = cluster.host(3).address
+
+    def flow_there() -> socket.socket | None:
+        flow = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        flow.settimeout(0.5)
+        flow.connect((host, 18097))
+        flow.send(b"?")
+        if flow.recv(4096).decode().split()[0] == there:
+            return flow
+        flow.close()
+        return None
+
+    flow = eventually(flow_there)
+    assert flow is not None
+    with flow:
+        cluster.command("cut", 2)
+        try:
+
+            def elsewhere() -> str:
+                flow.send(b"?")
+                return flow.recv(4096).decode().split()[0]
+
+            assert eventually(elsewhere, 30) != there
+        finally:
+            cluster.command("heal", 2)
+    eventually(lambda: len(cluster.ready()) == 3, 40)

@@ -30,6 +30,11 @@ def serves(task: Task, node: Node) -> bool:
     )
 
 
+def is_lost(task: Task, node: Node) -> bool:
+    """Whether it answers nobody any more, as far as is known: what is open to it may as well be closed."""
+    return task.status.unhealthy or node.state is NodeState.DOWN
+
+
 def mesh_of(state: State) -> MeshInfo:
     """Ports of services with their tasks, from the moment those run until they are gone.
 
@@ -70,6 +75,7 @@ def _places(state: State, service: Service, nodes: dict[str, Node]) -> Iterator[
             yield MeshBackend(
                 address=place.address.partition("/")[0], address6=place.address6.partition("/")[0], port=0,
                 node=node.number, serving=not service.pending_delete and serves(task, node),
+                lost=is_lost(task, node),
             )
 
 

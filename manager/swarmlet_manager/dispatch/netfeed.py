@@ -21,7 +21,7 @@ from swarmlet.wire.networking import EndpointInfo, MeshInfo, NetworkInfo, Networ
 from swarmlet_manager.decide.fixed import fixed_in
 from swarmlet_manager.decide.reaper import is_gone
 from swarmlet_manager.decide.ways import is_encrypted
-from swarmlet_manager.dispatch.meshfeed import data_path_port, mesh_of, serves
+from swarmlet_manager.dispatch.meshfeed import data_path_port, is_lost, mesh_of, serves
 from swarmlet_manager.dispatch.wayfeed import ways_of
 from swarmlet_manager.state import Change, State
 
@@ -251,6 +251,7 @@ def _endpoint(state: State, place: Place) -> EndpointInfo | None:
         network_id=network_id, id=task.id, address=_plain(held.address), address6=_plain(held.address6),
         node_id=task.node_id, node_addr=_way_to(state, node, network_id),
         names=_names(task, node), service_id=task.service_id, slot=task.slot, serving=serves(task, node), mac=held.mac,
+        lost=is_lost(task, node),
     )
 
 

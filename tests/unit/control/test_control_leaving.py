@@ -131,6 +131,22 @@ def test_a_task_is_in_the_mesh_from_running_to_its_end_and_serves_while_it_is_he
     }  # fmt: skip
 
 
+def test_what_is_open_to_a_task_is_given_up_where_nobody_answers() -> None:
+    def lost(state: State) -> list[bool]:
+        (mesh,) = mesh_of(state).ports
+        feed = NetworkFeed("n1")
+        told = [endpoint.lost for endpoint in feed.take(state).endpoints]
+        assert told == [one.lost for one in mesh.backends]
+        return told
+
+    assert lost(make_state(service(), task())) == [False]
+    assert lost(make_state(service(), task(desired=TaskState.SHUTDOWN))) == [False]  # it drains
+    assert lost(make_state(service(), task(unhealthy=True))) == [True]
+    state = make_state(service(), task())
+    state.apply(Put(replace(state.nodes["n1"], state=NodeState.DOWN)))
+    assert lost(state) == [True]
+
+
 def test_a_removed_services_port_is_refused_and_drained_and_may_be_anothers_at_once() -> None:
     state = make_state(service(going=True), task())
     assert serving(state) == {"tcp 8080": [False]}

@@ -162,7 +162,8 @@ class ClusterNetworks:
         if info.encrypted:
             mtu = self._mtu_of(underlay)
             underlay, carried = self.ways.inner, vxlan_mtu(mtu - WAYS_BYTES, self.ways.inner) if mtu else 0
-        wanted, known = record_of(info, underlay, carried), self._ground.catalog.by_id.get(info.id)
+        wanted = record_of(info, underlay, carried, ipv6=self._ground.kernel.has_ipv6)
+        known = self._ground.catalog.by_id.get(info.id)
         if known == wanted:
             return
         if known is not None and (known.underlay, known.vni) != (wanted.underlay, wanted.vni):
@@ -217,7 +218,8 @@ class ClusterNetworks:
         """Where the endpoints are."""
         here = network.underlay
         wanted: dict[str, Remote] = {}
-        changed = net.places.addresses(changes) | net.unsure
+        ipv6 = self._ground.kernel.has_ipv6
+        changed = {address for address in net.places.addresses(changes) | net.unsure if ipv6 or ":" not in address}
         for address in changed:
             endpoint = net.places.at(address)
             if endpoint is not None and endpoint.node_addr == here:
@@ -273,8 +275,9 @@ class ClusterNetworks:
             await ground.run(self._balance_one, ident, changed)
 
     async def _cut(self, network: NetworkRecord, places: Places, changes: Changes) -> None:
-        """UDP flows to tasks that have ended begin anew elsewhere."""
-        gone = {address for address in places.addresses(changes) if places.at(address) is None}
+        """UDP flows to tasks that have ended, or answer no more, begin anew elsewhere."""
+        held = {address: places.at(address) for address in places.addresses(changes)}
+        gone = {address for address, endpoint in held.items() if endpoint is None or endpoint.lost}
         here = self._here(network.id)
         if here and gone:
             try:
@@ -332,8 +335,9 @@ class ClusterNetworks:
         return [Write(TOLD, key, None if told is None else msgspec.msgpack.encode(told)) for key, told in rows]
 
 
-def record_of(info: NetworkInfo, underlay: str, carried: int = 0) -> NetworkRecord:
+def record_of(info: NetworkInfo, underlay: str, carried: int = 0, *, ipv6: bool = True) -> NetworkRecord:
     """The network as this node's engine has it. carried: bytes that the way to other nodes takes, 0 = not known.
+    ipv6: whether this host has it; one without takes part in a network's IPv4.
 
     A host that came later than the network may have a narrower way; the user's word is not questioned.
     """
@@ -342,7 +346,7 @@ def record_of(info: NetworkInfo, underlay: str, carried: int = 0) -> NetworkReco
         id=info.id, name=info.name, driver="overlay", created_at=info.created_at, bridge=bridge_of(info.id),
         subnet=info.subnet, gateway=info.gateway, ip_range=info.ip_range, chosen_subnet=True,
         v6=Subnet(subnet=info.subnet6, gateway=info.gateway6, ip_range=info.ip_range6, chosen=True)
-        if info.subnet6 else Subnet(),
+        if info.subnet6 and ipv6 else Subnet(chosen=bool(info.subnet6)),
         vni=info.vni, port=info.port, underlay=underlay, mtu=mtu, internal=info.internal,
         attachable=info.attachable, ingress=info.ingress, options=dict(info.options), labels=dict(info.labels),
     )

@@ -40,10 +40,10 @@ def mesh_state(told: MeshInfo, node_id: str, containers: tuple[str, ...], mtu: i
 
 
 def addresses_of(told: MeshInfo | None) -> set[str]:
-    """Of every task that a port leads to."""
+    """Of every task that a port leads to and that answers."""
     if told is None:
         return set()
-    return {address for port in told.ports for one in port.backends for address in one.addresses}
+    return {address for port in told.ports for one in port.backends if not one.lost for address in one.addresses}
 
 
 def places_of(told: MeshInfo, *, ipv6: bool) -> dict[HostPort, str]:
