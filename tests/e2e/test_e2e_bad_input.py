@@ -207,7 +207,7 @@ BOTH: dict[str, list[Case]] = {
     ],
     "container options that contradict or do not exist": [
         create(400, "Invalid container name (-bad)", query="?name=-bad"),
-        create(400, "Invalid signal: SIGNOPE", StopSignal="SIGNOPE"),
+        create(400, "invalid signal: SIGNOPE", StopSignal="SIGNOPE"),
         create(400, "needs to be an absolute path", WorkingDir="rel"),
         create(400, 'invalid port specification: "99999/tcp"', ExposedPorts={"99999/tcp": {}}),
         host(400, 'invalid port specification: "99999"', PortBindings={"80/tcp": [{"HostPort": "99999"}]}),

@@ -262,6 +262,25 @@ def test_what_is_written_to_a_writable_mount_is_lost_and_a_cache_is_kept(node: V
     assert node("run", "--rm", "writing", "cat", "/said").split()[4:5] == ["3"]
 
 
+def test_a_cache_may_begin_with_what_a_stage_has(node: View, tmp_path: Path) -> None:
+    def dockerfile(seed: str) -> dict[str, str]:
+        return {"Dockerfile": (
+            f"FROM busybox AS base\nRUN mkdir -p /d/in && echo {seed} > /d/in/seed\nFROM busybox\nARG N=0\n"
+            "RUN --mount=type=cache,target=/c,from=base,source=/d/in echo $N >> /c/seed && cat /c/seed > /said\n"
+            "CMD cat /said\n"
+        )}
+
+    write(tmp_path, dockerfile("first"))
+    for number, said in (("1", "first 1"), ("2", "first 1 2")):
+        build(node, tmp_path, "-t", "seeded", "--build-arg", f"N={number}")
+        assert node("run", "--rm", "seeded").split() == said.split()
+    write(tmp_path, dockerfile("second"))  # another base, another cache
+    build(node, tmp_path, "-t", "seeded", "--build-arg", "N=2")
+    assert node("run", "--rm", "seeded").split() == ["second", "2"]
+    write(tmp_path, {"Dockerfile": "FROM busybox\nRUN --mount=type=cache,target=/c,from=busybox,source=/gone true\n"})
+    assert "RUN --mount failed: stat gone: file does not exist" in refused(node, tmp_path)
+
+
 def test_pruning_the_cache_is_an_event(node: View, tmp_path: Path) -> None:
     write(tmp_path, {"Dockerfile": "FROM busybox\nRUN head -c 5000 /dev/zero > /f\n"})
     before = time.time()

@@ -83,7 +83,7 @@ def test_a_restart_that_fails_says_that_it_was_one(view: View) -> None:
     view("create", "--name", "box", "busybox", "not-there")
     said = refused(view, "restart", "box")
     assert said.startswith("Error response from daemon: Cannot restart container box: ") and "not-there" in said
-    assert refused(view, "restart", "--signal", "ODD", "box").lower().endswith("daemon: invalid signal: odd\n")
+    assert refused(view, "restart", "--signal", "ODD", "box") == "Error response from daemon: invalid signal: ODD\n"
 
 
 def test_a_program_that_cannot_be_started_says_why_in_the_state(view: View) -> None:

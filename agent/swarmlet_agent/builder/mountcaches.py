@@ -12,8 +12,9 @@ import os
 import secrets
 import time
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from contextlib import AsyncExitStack
+from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
@@ -37,6 +38,14 @@ class About(Record, frozen=True, kw_only=True):
     uses: int = 0
 
 
+@dataclass(frozen=True, slots=True)
+class Base:
+    """What a new cache begins with. name: it has the same content whenever it has the same name."""
+
+    name: str
+    fill: Callable[[Path], Awaitable[None]]
+
+
 class MountCaches:
     """One per builder. All calls on the loop; files are touched in threads."""
 
@@ -49,17 +58,20 @@ class MountCaches:
         """At start: finish removals."""
         await asyncio.to_thread(self._recover)
 
-    async def take(self, wish: RunMount, stack: AsyncExitStack) -> Path:
-        """A cache's folder, for as long as the stack; it is made if it is missing.
+    async def take(self, wish: RunMount, stack: AsyncExitStack, base: Base | None = None) -> Path:
+        """A cache's folder, for as long as the stack; it is made if it is missing, with what `base` has.
+
+        Caches of one id with different bases are different ones.
 
         "locked" waits for other steps that use it so; "private" takes another one then.
         """
-        ident = wish.id
+        own = wish.id if base is None else f"{wish.id}\0{base.name}"
+        ident = own
         if wish.sharing == "private":
             count = 0
             while (taken := self._locks.get(ident)) is not None and taken.locked():
                 count += 1
-                ident = f"{wish.id}\0{count}"
+                ident = f"{own}\0{count}"
         name = digest_of(ident.encode()).removeprefix("sha256:")[:32]
         self._users[name] += 1
         stack.callback(self._leave, ident, name)
@@ -67,6 +79,8 @@ class MountCaches:
             lock = self._locks.setdefault(ident, asyncio.Lock())
             await lock.acquire()
             stack.callback(lock.release)
+        if base is not None and not (self._folder / name).exists():
+            await self._fill(name, base)
         description = f"cached mount {wish.target} from RUN --mount=type=cache,id={wish.id}"
         await asyncio.to_thread(self._make, name, wish, description)
         return self._folder / name
@@ -91,6 +105,18 @@ class MountCaches:
             del self._users[name]
             self._locks.pop(ident, None)
 
+    async def _fill(self, name: str, base: Base) -> None:
+        """All of it or nothing: a draft has the name of something that is to be removed."""
+        draft = self._folder / f"{_DOOMED}{secrets.token_hex(8)}"
+        await asyncio.to_thread(draft.mkdir, parents=True)
+        try:
+            await base.fill(draft)
+            with contextlib.suppress(OSError):  # another step was faster
+                os.rename(draft, self._folder / name)
+        finally:
+            if draft.exists():
+                await asyncio.to_thread(remove_tree, draft)
+
     # in threads
 
     def _about(self, name: str) -> Path:
@@ -110,12 +136,12 @@ class MountCaches:
 
     def _make(self, name: str, wish: RunMount, description: str) -> None:
         folder, now = self._folder / name, time.time_ns()
-        if not folder.exists():
+        before = self._read(name)
+        if not before.created_at or not folder.exists():
             self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
             folder.mkdir(exist_ok=True)
             os.chown(folder, wish.uid, wish.gid)
             folder.chmod(wish.mode)
-        before = self._read(name)
         about = About(
             description=description, created_at=before.created_at or now, used_at=now, uses=before.uses + 1
         )

@@ -15,7 +15,7 @@ _ALIASES = {
 }
 _KEYS = {
     "bind": {"from", "source", "target", "readonly", "readwrite"},
-    "cache": {"target", "readonly", "readwrite", "id", "sharing", "mode", "uid", "gid"},
+    "cache": {"from", "source", "target", "readonly", "readwrite", "id", "sharing", "mode", "uid", "gid"},
     "tmpfs": {"target", "size"},
     "secret": {"source", "target", "id", "required", "mode", "uid", "gid", "env", "readonly", "readwrite"},
     "ssh": {"target", "id", "required", "mode", "uid", "gid"},
@@ -27,7 +27,8 @@ _UNITS = {"": 1, "b": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30}
 
 @dataclass(frozen=True, slots=True)
 class RunMount:
-    """source: a path in the stage or image `stage`, "" = the build context. size in bytes, 0 = no limit of its own."""
+    """source: a path in the stage or image `stage`; "" = the build context, or of a cache nothing. size in bytes, 0 =
+    no limit of its own."""
 
     type: str
     target: str = ""
@@ -96,6 +97,8 @@ def parse_mount(text: str, expand: Callable[[str], str] = str) -> RunMount:
         return RunMount(kind, target, id=ident or "default", required=required, mode=mode, uid=uid, gid=gid)
     if not target:
         raise ValueError(f"invalid mount config for type {kind!r}: a target is missing")
+    if kind == "cache" and source and not values.get("from"):
+        raise ValueError("invalid cache mount: source is a folder of what from names, and there is no from")
     read_only = kind == "bind"
     if "readonly" in values:
         read_only = _flag(values["readonly"], "readonly")

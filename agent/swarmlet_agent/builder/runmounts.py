@@ -15,6 +15,7 @@ from swarmlet.model.common import Mount, TmpfsOptions
 from swarmlet_agent.builder import instructions as kinds
 from swarmlet_agent.builder.copying import How, copy_sources
 from swarmlet_agent.builder.filing import source_state
+from swarmlet_agent.builder.mountcaches import Base
 from swarmlet_agent.builder.mounts import RunMount, parse_mount, unprovided
 from swarmlet_agent.builder.rooted import Root
 from swarmlet_agent.builder.sources import Found, digest_of_sources, find_sources
@@ -32,6 +33,8 @@ async def mounts_of(run: StageRun, step: kinds.Run, stack: AsyncExitStack) -> tu
             mount, digest = await _bind(run, wish, stack)
             mounts.append(mount)
             mark += digest
+        elif wish.type == "cache" and wish.stage:
+            mark += (await source_state(run, wish.stage)).id
         marks.append(mark)
     return mounts, marks
 
@@ -42,7 +45,8 @@ async def private_mounts(run: StageRun, step: kinds.Run, stack: AsyncExitStack) 
     folders: dict[RunMount, Path] = {}
     # Always in the same order: steps that wait for each other's caches would wait for ever.
     for wish in sorted({wish for wish in wishes if wish.type == "cache"}, key=lambda wish: (wish.id, wish.target)):
-        folders[wish] = await run.build.mount_caches.take(wish, stack)
+        base = await _base(run, wish) if wish.stage else None
+        folders[wish] = await run.build.mount_caches.take(wish, stack, base)
     mounts = []
     for wish in wishes:
         if wish.type == "tmpfs":
@@ -52,6 +56,22 @@ async def private_mounts(run: StageRun, step: kinds.Run, stack: AsyncExitStack) 
                 Mount(type="bind", source=str(folders[wish]), target=wish.target, read_only=wish.read_only)
             )
     return mounts
+
+
+async def _base(run: StageRun, wish: RunMount) -> Base:
+    """What a new cache has of a stage or an image. InvalidArgument if it has no such folder."""
+    state = await source_state(run, wish.stage)
+
+    async def fill(place: Path) -> None:
+        async with run.build.workshop.bench(state.chains) as bench:
+            with Root(bench.path) as root:
+                source = wish.source.replace("*", "\\*") or "."
+                [found] = await asyncio.to_thread(find_sources, root, [source], what="RUN --mount", of_context=False)
+                if not found.is_folder:
+                    raise InvalidArgument(f"RUN --mount=type=cache: {wish.source} is no folder of {wish.stage}")
+                await stoppable(lambda stopped: _copy_into(found, place, stopped))
+
+    return Base(f"{state.id} {wish.source}", fill)
 
 
 async def script_mount(run: StageRun, target: str, content: str) -> Mount:
@@ -107,6 +127,11 @@ async def _bind(run: StageRun, wish: RunMount, stack: AsyncExitStack) -> tuple[M
         await stoppable(lambda stopped: _copy(found[0], place, stopped))
         source = place if found[0].is_folder else place / found[0].name
     return Mount(type="bind", source=str(source), target=wish.target, read_only=wish.read_only), digest
+
+
+def _copy_into(found: Found, place: Path, stopped: Callable[[], bool]) -> None:
+    with Root(place) as root:
+        copy_sources([found], root, "/", False, How(owner=None), stopped)
 
 
 def _copy(found: Found, place: Path, stopped: Callable[[], bool]) -> None:

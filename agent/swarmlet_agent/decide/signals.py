@@ -31,7 +31,7 @@ def parse_signal(text: str) -> int:
             return number
     elif (name := text.upper().removeprefix("SIG")) in _NUMBERS:
         return _NUMBERS[name]
-    raise InvalidArgument(f"Invalid signal: {text}")
+    raise InvalidArgument(f"invalid signal: {text}")
 
 
 def catches(status: str, number: int) -> bool:

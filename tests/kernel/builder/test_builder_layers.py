@@ -20,6 +20,7 @@ from swarmlet.engine_api.filters import Filters
 from swarmlet.model.container import ContainerCreate
 from swarmlet_agent.builder.builder import Builder
 from swarmlet_agent.builder.options import BuildOptions
+from swarmlet_agent.builder.pruning import Budget
 from swarmlet_agent.engine.container import Container, WaitResult
 from swarmlet_agent.images.layers import Layer, LayerStore
 from swarmlet_agent.images.reference import parse_reference
@@ -157,7 +158,7 @@ async def test_a_layer_made_again_while_it_goes_is_there_after_a_restart(
         return gone
 
     monkeypatch.setattr(LayerStore, "sweep", slow)
-    pruning = asyncio.create_task(builder.prune(Filters({}), everything=True, keep_bytes=0))
+    pruning = asyncio.create_task(builder.prune(Filters({}), everything=True, budget=Budget()))
     await removed.wait()
     await build(node, builder, "FROM base:1\nCOPY f /f\n", "second", f=b"f")
     go_on.set()

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from swarmlet_agent.builder.mountcaches import MountCaches
+from swarmlet.errors import InvalidArgument
+from swarmlet_agent.builder.mountcaches import Base, MountCaches
 from swarmlet_agent.builder.mounts import parse_mount
 from swarmlet_agent.builder.pruning import CACHE_MOUNT
 
@@ -35,6 +36,30 @@ async def test_a_cache_is_kept_counted_and_shown(tmp_path: Path) -> None:
     assert "/pip" in item.description and 0 < item.created_at < item.used_at
     await caches.remove([item.key])
     assert await caches.items() == [] and list((tmp_path / "caches").iterdir()) == []
+
+
+async def test_a_new_cache_begins_with_its_base_or_not_at_all(tmp_path: Path) -> None:
+    caches = MountCaches(tmp_path / "caches")
+    wish = parse_mount("type=cache,target=/c,from=base,mode=0711")
+
+    async def seed(place: Path) -> None:
+        (place / "seed").write_text("s")
+
+    async def fail(place: Path) -> None:
+        (place / "half").write_text("h")
+        raise InvalidArgument("no such folder")
+
+    async with AsyncExitStack() as stack:
+        with pytest.raises(InvalidArgument):
+            await caches.take(wish, stack, Base("x", fail))
+        assert list((tmp_path / "caches").iterdir()) == []
+        folder = await caches.take(wish, stack, Base("x", seed))
+        assert [each.name for each in folder.iterdir()] == ["seed"] and folder.stat().st_mode & 0o777 == 0o711
+        (folder / "more").touch()
+        assert await caches.take(wish, stack, Base("x", fail)) == folder  # it is there
+        other = await caches.take(wish, stack, Base("y", seed))
+        assert other != folder and await caches.take(wish, stack) not in (folder, other)
+    assert len(await caches.items()) == 3
 
 
 async def test_a_locked_cache_has_one_user_and_a_private_one_a_folder_for_each(tmp_path: Path) -> None:

@@ -92,6 +92,7 @@ def test_commands_have_a_shell_form_and_a_json_form() -> None:
     ("RUN --mount=type=secret,id=a,mode=9 x", "for mode"), ("RUN --mount=type=ssh,env=A x", "unexpected key"),
     ("RUN --mount=type=ssh,required=maybe x", "invalid value for required"),
     ("RUN --mount=type=bind,from=$a,target=/x y", "doesn't support variable expansion"),
+    ("RUN --mount=type=cache,target=/x,source=/y x", "there is no from"),
     ("RUN --mount=type=cache x", "target is missing"), ("COPY --keep-git-dir a b", "unknown flag"),
     ("USER", "exactly one argument"), ("STOPSIGNAL a b", "exactly one"),
 ])

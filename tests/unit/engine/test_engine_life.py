@@ -245,7 +245,7 @@ async def test_killing_what_does_not_run_is_a_conflict(node):
 
 async def test_an_unknown_signal_is_refused(node):
     ident = await node.run(*LONG)
-    with pytest.raises(InvalidArgument, match="Invalid signal: NOPE"):
+    with pytest.raises(InvalidArgument, match="invalid signal: NOPE"):
         await node.engine.kill(ident, "NOPE")
 
 

@@ -111,7 +111,7 @@ def test_impossible_host_options_are_refused_in_dockers_words(host, words):
     [
         ({"working_dir": "rel"}, "the working directory 'rel' is invalid, it needs to be an absolute path"),
         ({"env": ("=x",)}, "invalid environment variable: =x"),
-        ({"stop_signal": "SIGNOPE"}, "Invalid signal: SIGNOPE"),
+        ({"stop_signal": "SIGNOPE"}, "invalid signal: SIGNOPE"),
         ({"healthcheck": HealthConfig(interval=5)}, "Interval in Healthcheck cannot be less than 1ms"),
         ({"healthcheck": HealthConfig(test=("RUN", "x"))}, "Unknown healthcheck type"),
         ({"hostname": "h" * 65}, "invalid hostname format"),
@@ -210,7 +210,7 @@ def test_signals(text, number):
 
 @pytest.mark.parametrize("text", ["", "0", "65", "-1", "SIGFOO", "9.5"])
 def test_what_is_no_signal_is_refused(text):
-    with pytest.raises(InvalidArgument, match="Invalid signal"):
+    with pytest.raises(InvalidArgument, match="invalid signal"):
         parse_signal(text)
 
 

@@ -23,7 +23,7 @@ def test_names_and_numbers_mean_signals(text: str, number: int) -> None:
 
 @pytest.mark.parametrize("text", ["", "0", "65", "-1", "SIGNOTHING", "TERM KILL"])
 def test_what_is_no_signal_is_refused_by_name(text: str) -> None:
-    with pytest.raises(InvalidArgument, match="Invalid signal: "):
+    with pytest.raises(InvalidArgument, match="invalid signal: "):
         parse_signal(text)
 
 
