@@ -53,6 +53,9 @@ def test_containers_and_services_reach_each_other(cluster: Cluster, network: str
     assert len(names_of(node, "plain", "web")) == 1
     heard = eventually(lambda: len(found := {get(node, "plain", "http://web/") for _ in range(12)}) == 3 and found)
     assert len(heard) == 3
+    sleeper(node, "later")
+    node("network", "connect", network, "later")
+    assert get(node, "later", "http://web/").strip() in {each.strip() for each in heard}
     for task in cluster.tasks("web"):
         home = cluster.node(int(task["Node"][-1]))
         ident = home("ps", "-q", "--filter", f"label=com.docker.swarm.task.id={task['ID']}")
@@ -211,6 +214,20 @@ def test_running_containers_are_connected_and_disconnected(cluster: Cluster, vie
     view("network", "disconnect", network, "plain")
     view("start", "plain")
     assert set(shown(cluster)) == {"asker"}
+
+
+def test_a_container_that_left_its_first_network_starts_without_it(cluster: Cluster, network: str) -> None:
+    node = cluster.node(2)
+    sleeper(node, "mover", "--network", network)
+    node("network", "connect", "bridge", "mover")
+    node("network", "disconnect", network, "mover")
+    node("restart", "-t", "0", "mover")
+    assert list(node.json("inspect", "mover")[0]["NetworkSettings"]["Networks"]) == ["bridge"]
+    eventually(lambda: shown(cluster) == {})
+    # Without any it is back on the one of its mode, as on Docker.
+    node("network", "disconnect", "bridge", "mover")
+    node("restart", "-t", "0", "mover")
+    assert set(shown(cluster)) == {"mover"}
 
 
 def test_ports_and_the_way_out_work_without_a_bridge(cluster: Cluster, network: str) -> None:

@@ -50,6 +50,27 @@ def test_a_killed_agent_keeps_what_its_containers_hold_and_gives_back_the_rest(c
     assert reaches(node, "next", "asker") and reaches(other, "asker", "next")
 
 
+def test_an_agent_killed_again_and_again_leaks_nothing(cluster: Cluster, network: str) -> None:
+    """Whatever becomes of each start, who runs has an address of its own, and nobody else has one."""
+    node = cluster.node(2)
+    starting = [
+        node.popen("run", "-d", "--init", "--label", "test=attachable", "--network", network, "busybox", "sleep",
+                   "600", stdout=-1, stderr=-1)
+        for _ in range(12)
+    ]  # fmt: skip
+    for _ in range(3):
+        with without_agent(cluster, 2):
+            pass
+    for process in starting:
+        process.communicate(timeout=60)
+
+    def held() -> dict[str, str]:
+        return {name: address(node, name, network) for name in node("ps", "--format", "{{.Names}}").split()}
+
+    eventually(lambda: "node-2" in cluster.ready())
+    eventually(lambda: shown(cluster) == held() and len(set(held().values())) == len(held()), 30)
+
+
 def test_a_killed_manager_finds_all_again_and_answers_who_has_asked_meanwhile(cluster: Cluster, network: str) -> None:
     node = cluster.node(2)
     sleeper(node, "before", "--network", network)
