@@ -197,6 +197,29 @@ def test_nothing_of_an_encrypted_network_is_on_the_wire_in_clear(two_hosts: Clus
         eventually(lambda number=number: not (two_hosts.host(number).data_dir / "data" / "tls" / "ways.json").exists())
 
 
+def test_a_host_that_comes_up_again_has_its_ways_again(two_hosts: Cluster) -> None:
+    with_program(two_hosts, 1, 2)
+    view = two_hosts.view
+    view("swarm", "update", "--dispatcher-heartbeat", "1s")
+    eventually(lambda: view("network", "create", "-d", "overlay", "--opt", "encrypted", "sealed"))
+    try:
+        view("service", "create", "-d", "--name", "all", "--mode", "global", "--network", "sealed", *AT_ONCE,
+             "busybox", "sleep", "600")  # fmt: skip
+        two_hosts.wait_running("all", 2)
+        two_hosts.command("kill", 2)
+        eventually(lambda: two_hosts.ready() == {"node-1"}, 30)
+        two_hosts.command("start", 2)
+        eventually(lambda: two_hosts.ready() == {"node-1", "node-2"}, 30)
+        two_hosts.wait_running("all", 2)
+        one, two = inside(two_hosts, 1, "all"), inside(two_hosts, 2, "all")
+        for (node, ident, _), (_, _, target) in ((one, two), (two, one)):
+            ping = ("exec", ident, "ping", "-c", "1", "-W", "1", target)
+            eventually(lambda node=node, ping=ping: node.run(*ping).returncode == 0)
+    finally:
+        view("service", "rm", "all")
+        eventually(lambda: view.run("network", "rm", "sealed").returncode == 0, 30)
+
+
 def test_a_task_of_an_encrypted_network_waits_for_a_host_that_can(two_hosts: Cluster) -> None:
     with_program(two_hosts, 1, 2)
     view = two_hosts.view

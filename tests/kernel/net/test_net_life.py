@@ -15,9 +15,11 @@ from net_lab import HOST, OUTSIDE, PATIENCE_S, Lab, in_own_network
 from swarmlet.errors import Conflict, Forbidden, InvalidArgument, NotFound
 from swarmlet.ipam import PoolExhausted
 from swarmlet.model.container import EndpointIPAMConfig, EndpointSettings, PortBinding
+from swarmlet_agent.net.mesh.plan import Backend, MeshNode, MeshState, Published
 from swarmlet_agent.net.records import AddressTaken, PortTaken
 from swarmlet_agent.net.requests import Ipam, IpamConfig, NetworkConnect, NetworkCreate, NetworkDisconnect
 from swarmlet_agent.net.types import ContainerView, NetworkWish
+from swarmlet_agent.net.wireguard.kernel import GROUP as WAYS
 
 pytestmark = pytest.mark.kernel
 PORT_8080 = {"80/tcp": (PortBinding(host_port="8080"),)}
@@ -71,6 +73,25 @@ async def test_teardown_removes_everything_and_a_new_start_makes_it_again(lab: L
     await lab.restart()
     assert "swl0" in lab.links()
     assert lab.networks.get("app").bridge in lab.links()
+
+
+@in_own_network
+async def test_teardown_takes_the_mesh_and_the_encrypted_ways_along(lab: Lab) -> None:
+    before, rules = lab.links(), await command("ip", "rule")
+    await command("ip", "link", "add", "swlwg1", "group", str(WAYS), "type", "bridge")
+    await command("ip", "link", "add", "swlwg9", "type", "bridge")  # by name alone it is not ours
+    own, other = MeshNode(1, HOST), MeshNode(2, OUTSIDE)
+    port = Published("tcp", 8080, (Backend("10.9.0.2", 80, 2),))
+    ground = lab.networks._ground
+    await ground.run(ground.kernel.mesh.ensure, MeshState(own, 1450, (other,), (port,)))
+    assert "ing0" in lab.links() and await command("ip", "rule") != rules
+
+    await lab.networks.teardown()
+
+    assert lab.links() == (before - {"swl0"}) | {"swlwg9"}
+    assert await command("ip", "rule") == rules
+    assert await command("nft", "list", "tables") == ""
+    await lab.restart()
 
 
 @in_own_network

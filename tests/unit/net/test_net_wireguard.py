@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from swarmlet_agent.net.netlink import attr, attributes, nested
-from swarmlet_agent.net.wireguard import messages
+from swarmlet_agent.net.wireguard import messages, userspace
 from swarmlet_agent.net.wireguard.plan import (
     DeviceChange,
     DeviceNow,
@@ -112,3 +112,42 @@ def test_devices_of_generations_that_are_over_are_left_over() -> None:
 def test_the_family_is_asked_for_by_name() -> None:
     assert messages.family_query() == b"\x03\x01\x00\x00" + attr(2, b"wireguard\0")
     assert messages.parse_family(b"\x01\x02\x00\x00" + attr(2, b"wireguard\0") + attr(1, b"\x1d\x00")) == 29
+
+
+def told(lines: list[str], now: DeviceNow) -> DeviceNow:
+    """What a program makes of a `set` operation (wireguard.com/xplatform)."""
+    key, port, peers, at = now.public_key, now.port, {peer.public_key: peer for peer in now.peers}, b""
+    for line in lines:
+        name, _, value = line.partition("=")
+        if name == "private_key":
+            key = public_key(bytes.fromhex(value))
+        elif name == "listen_port":
+            port = int(value)
+        elif name == "public_key":
+            at = bytes.fromhex(value)
+            peers.setdefault(at, Peer(at, "", 0, ""))
+        elif name == "remove":
+            del peers[at]
+        elif name == "endpoint":
+            host, _, number = value.rpartition(":")
+            peers[at] = Peer(at, host.strip("[]"), int(number), peers[at].inner)
+        elif name == "allowed_ip":
+            peers[at] = Peer(at, peers[at].address, peers[at].port, value.partition("/")[0])
+    return DeviceNow(key, port, tuple(peers.values()))
+
+
+@given(_PEERS, _PEERS)
+def test_a_program_is_told_the_same_as_the_kernel(before: tuple[Peer, ...], after: tuple[Peer, ...]) -> None:
+    now = DeviceNow(public_key(KEY), 51820, before)
+    change = difference(now, Generation(1, bytes(32), 51821, after))
+    text = userspace.text_of(change)
+    assert text.startswith("set=1\n") and text.endswith("\n\n")
+    made = told(text.split(), now)
+    assert made == apply(now, change)
+    # And reads back as it was set.
+    lines = [f"private_key={bytes(32).hex()}", f"listen_port={made.port}"]
+    for peer in made.peers:
+        host = f"[{peer.address}]" if ":" in peer.address else peer.address
+        lines += [f"public_key={peer.public_key.hex()}", f"endpoint={host}:{peer.port}", "last_handshake_time_sec=0",
+                  f"allowed_ip={peer.inner}/{128 if ':' in peer.inner else 32}"]  # fmt: skip
+    assert userspace.parse([*lines, "errno=0"]) == made
