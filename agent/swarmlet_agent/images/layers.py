@@ -148,7 +148,7 @@ class LayerStore:
                     await self._add(number, chain_id, diff_ids[number], parent, parts, below)
             done[number].set()
 
-        async with self._pool.in_use():
+        async with self._pool.in_use(sum(chain_id not in self._layers for chain_id in chains)):
             await together(one(number) for number in range(len(chains)))
         return [self._layers[chain_id] for chain_id in chains]
 

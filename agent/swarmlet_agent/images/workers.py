@@ -67,20 +67,35 @@ class UnpackPool:
         limits = limits or Limits()
         self._limits = (limits.tar_bytes, limits.entries, limits.reserve_bytes)
         self._free = asyncio.Semaphore(size)
+        self._size = size
         self._idle: list[_Worker] = []
         self._users = 0
+        self._starting: asyncio.Task[None] | None = None
 
     @contextlib.asynccontextmanager
-    async def in_use(self) -> AsyncIterator[None]:
+    async def in_use(self, layers: int = 1) -> AsyncIterator[None]:
+        """layers: about how many will come. Processes for them start now: the layers have yet to be fetched."""
         self._users += 1
+        if layers and self._users == 1:
+            self._starting = asyncio.create_task(self._start(min(layers, self._size)), name="start unpackers")
         try:
             yield
         finally:
             self._users -= 1
             if not self._users:
-                idle, self._idle = self._idle, []
-                for worker in idle:
-                    await _finish(worker.end(kill=False))
+                await _finish(self._end())
+
+    async def _start(self, count: int) -> None:
+        for _ in range(count):
+            self._idle.append(await _start())
+
+    async def _end(self) -> None:
+        starting, self._starting = self._starting, None
+        if starting is not None:
+            await asyncio.wait([starting])
+            starting.exception()  # whoever needed the process has tried again, and told
+        while self._idle and not self._users:
+            await self._idle.pop().end(kill=False)
 
     async def unpack(
         self, source: Path, offset: int, length: int, folder: Path, *, label: str, expected: str | None,
@@ -89,6 +104,8 @@ class UnpackPool:
         """Into the empty `folder`. BadLayer, or Internal for the disk's troubles. Cancelling kills the process."""
         job = Job(str(source), offset, length, str(folder), label, expected, self._limits)
         async with self._free:
+            if self._starting is not None and not self._idle:
+                await asyncio.wait([self._starting])
             worker = self._idle.pop() if self._idle else await _start()
             try:
                 report = await worker.run(job, progress)
