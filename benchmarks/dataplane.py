@@ -8,11 +8,9 @@ from __future__ import annotations
 import asyncio
 import ctypes
 import json
-import socket
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Callable
 from contextlib import AsyncExitStack
@@ -21,9 +19,10 @@ from types import SimpleNamespace
 from typing import Any
 
 from benchmarks.figures import Figure, median
+from benchmarks.traffic import connects, stream
 
 SERVICES, ENDPOINTS, CONNECTS, CHANGES = 1000, 10, 600, 100
-STREAMS, STREAM_BYTES = 3, 512 << 20
+STREAMS = 3
 _LAB = Path(__file__).parent.parent / "tests/kernel/net"
 
 
@@ -83,19 +82,21 @@ async def _all(folder: Path) -> dict[str, float]:
         found["load"] = (time.perf_counter() - began) * 1e3
         found["change many"] = _changes(balancers)
         connect = await asyncio.to_thread(
-            _connects, spaces, "near", {"connect direct": (backend_ip(1), TARGET), "connect vip": (_vip(500), TARGET)}
+            connects, spaces, "near", {"connect direct": (backend_ip(1), TARGET), "connect vip": (_vip(500), TARGET)},
+            CONNECTS,
         )
         # The client far away: by a route to the backend's node, and by another node's mesh.
         spaces.ip("lan", f"route add {backend_ip(2)} via {node_ip(2)}")
         spaces.command("n2", "nft", "insert", "rule", "ip", "swl", "f", "accept")  # else nobody gets in by that route
         connect |= await asyncio.to_thread(
-            _connects, spaces, "x", {"connect routed": (backend_ip(2), TARGET), "connect hop": (node_ip(1), PORT)}
+            connects, spaces, "x", {"connect routed": (backend_ip(2), TARGET), "connect hop": (node_ip(1), PORT)},
+            CONNECTS,
         )
         streams: dict[str, list[float]] = {"stream direct": [], "stream hop": []}
         lab.ensure(*published(2), Published("tcp", 5001, (Backend(backend_ip(2), 5001, 2),)))
         for _ in range(STREAMS):
             for name, host in (("stream direct", backend_ip(2)), ("stream hop", node_ip(1))):
-                streams[name].append(await asyncio.to_thread(_stream, spaces, host))
+                streams[name].append(await asyncio.to_thread(stream, spaces, "x", "c2", host))
         found |= connect | {name: median(values) for name, values in streams.items()}
         ports = [
             Published("tcp", 10000 + n, tuple(Backend(f"10.8.{n % 250}.{place}", 80, 2) for place in range(ENDPOINTS)))
@@ -131,53 +132,6 @@ def _changes(balancers: Any) -> float:
         balancers.change("near", {_vip(0): backends})
         times.append((time.perf_counter() - began) * 1e3)
     return median(times)
-
-
-def _connects(spaces: Any, where: str, targets: dict[str, tuple[str, int]]) -> dict[str, float]:
-    """Median microseconds to connect to each, in turns."""
-    times: dict[str, list[float]] = {name: [] for name in targets}
-    for _ in range(CONNECTS):
-        for name, target in targets.items():
-            channel = spaces.open(where, socket.AF_INET, socket.SOCK_STREAM)
-            channel.setblocking(True)
-            began = time.perf_counter()
-            channel.connect(target)
-            times[name].append((time.perf_counter() - began) * 1e6)
-            channel.close()
-    return {name: median(values) for name, values in times.items()}
-
-
-def _stream(spaces: Any, host: str) -> float:
-    """Seconds that STREAM_BYTES take from the client to a sink in container c2."""
-    listener = spaces.open("c2", socket.AF_INET, socket.SOCK_STREAM)
-    listener.setblocking(True)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    listener.bind(("0.0.0.0", 5001))
-    listener.listen(1)
-
-    def sink() -> None:
-        channel, _ = listener.accept()
-        room, left = bytearray(1 << 20), STREAM_BYTES
-        while left:
-            left -= channel.recv_into(room)
-        channel.sendall(b"!")
-        channel.close()
-
-    thread = threading.Thread(target=sink)
-    thread.start()
-    source = spaces.open("x", socket.AF_INET, socket.SOCK_STREAM)
-    source.setblocking(True)
-    source.connect((host, 5001))
-    piece = bytes(1 << 20)
-    began = time.perf_counter()
-    for _ in range(STREAM_BYTES // len(piece)):
-        source.sendall(piece)
-    source.recv(1)
-    took = time.perf_counter() - began
-    source.close()
-    thread.join()
-    listener.close()
-    return took
 
 
 if __name__ == "__main__":
