@@ -38,6 +38,7 @@ from swarmlet_manager.control.ports import StorePort
 from swarmlet_manager.dispatch.inventory import Inventories
 from swarmlet_manager.dispatch.leaving import Leaving
 from swarmlet_manager.dispatch.liveness import Liveness
+from swarmlet_manager.dispatch.netfacts import Facts
 from swarmlet_manager.dispatch.session import Ended, Session
 from swarmlet_manager.dispatch.status import StatusCollector
 from swarmlet_manager.state import Change, Put, State
@@ -84,6 +85,7 @@ class Dispatcher:
         self._liveness = Liveness()
         self._inventories = Inventories()
         self._leaving = Leaving()
+        self._facts = Facts()
         self._collector = StatusCollector(store, now)
         self._group: Group | None = None
         self._unsubscribe: Callable[[], None] | None = None
@@ -94,6 +96,7 @@ class Dispatcher:
         """Serve sessions, now that this manager leads."""
         self._collector = StatusCollector(self._store, self._now)
         self._leaving = Leaving()
+        self._facts = Facts()
         # SwarmKit's rule: twice the usual grace, since agents have to notice first and then dial.
         self._liveness.grant(self.state.nodes, asyncio.get_running_loop().time() + self._grace())
         self._unsubscribe = self._store.subscribe(self._changed)
@@ -118,6 +121,10 @@ class Dispatcher:
         await self._group.wait()
 
     # For the API
+
+    @property
+    def facts(self) -> Facts:
+        return self._facts
 
     @property
     def state(self) -> State:
@@ -338,6 +345,8 @@ class Dispatcher:
                 for task in (before, after):
                     if isinstance(task, Task) and (session := self._sessions.get(task.node_id)) is not None:
                         session.note(task.id)
+                if after is None:
+                    self._facts.forget(change.record)
             elif isinstance(change.record, Node):
                 self._node_changed(before, after)
             elif isinstance(before, Cluster) and isinstance(after, Cluster):

@@ -8,32 +8,24 @@ from __future__ import annotations
 
 from msgspec.structs import replace
 
-from swarmlet.model.defaults import cluster_networks, has_vip, ingress_ports
-from swarmlet.model.ids import short_id
-from swarmlet.model.network import Lease, Network, NetworkAttachment
-from swarmlet.model.node import Node
+from swarmlet.model.defaults import ingress_ports
+from swarmlet.model.network import Lease
 from swarmlet.model.service import Service
-from swarmlet.model.states import TaskState
 from swarmlet.model.task import Task
-from swarmlet.model.template import NodeFacts, own_hostname
-from swarmlet.model.ways import SEALED_PORT, inner_address
-from swarmlet.wire.networking import EndpointInfo, MeshInfo, NetworkInfo, Networking, ServiceInfo, ServicePort, WaysInfo
-from swarmlet_manager.decide.fixed import fixed_in
-from swarmlet_manager.decide.reaper import is_gone
+from swarmlet.wire.networking import EndpointInfo, MeshInfo, NetworkInfo, Networking, ServiceInfo, WaysInfo
 from swarmlet_manager.decide.ways import is_encrypted
-from swarmlet_manager.dispatch.meshfeed import data_path_port, is_lost, mesh_of, serves
+from swarmlet_manager.dispatch.meshfeed import mesh_of
+from swarmlet_manager.dispatch.netfacts import Facts, Place, network_info, service_info, wanted_networks
 from swarmlet_manager.dispatch.wayfeed import ways_of
 from swarmlet_manager.state import Change, State
 
-#: (network id, id of a task, lease or service)
-Place = tuple[str, str]
-
 
 class NetworkFeed:
-    """One session's view. `note` each change, then `take` what to send."""
+    """One session's view. `note` each change, then `take` what to send. facts: those of all sessions."""
 
-    def __init__(self, node_id: str) -> None:
+    def __init__(self, node_id: str, facts: Facts | None = None) -> None:
         self.node_id = node_id
+        self._facts = facts or Facts()
         self._members: dict[str, set[str]] = {}  # network -> this node's tasks and leases there
         self._told: dict[str, NetworkInfo] = {}
         self._endpoints: dict[Place, EndpointInfo] = {}
@@ -71,7 +63,7 @@ class NetworkFeed:
                 case Service():
                     if ingress_ports(record.ports):
                         self._mesh_dirty = noted = True
-                    for network_id in {*(vip.network_id for vip in record.vips), *_wanted(record)}:
+                    for network_id in {*(vip.network_id for vip in record.vips), *wanted_networks(record)}:
                         if network_id in self._told:
                             self._dirty_services.add((network_id, record.id))
                             noted = True
@@ -152,13 +144,13 @@ class NetworkFeed:
             and (not is_encrypted(state.networks[ident]) or (own is not None and own.number))
         ]
         left = [ident for ident in self._told if ident not in self._members]
-        networks = tuple(_network(state, state.networks[ident]) for ident in joined)
+        networks = tuple(network_info(state, state.networks[ident]) for ident in joined)
         for info in networks:
             self._told[info.id] = info
             dirty |= {(info.id, task.id) for task in state.tasks_on_network(info.id)}
             dirty |= {(info.id, lease.id) for lease in state.leases_on_network(info.id)}
             dirty_services |= {
-                (info.id, service.id) for service in state.services.values() if info.id in _wanted(service)
+                (info.id, service.id) for service in state.services.values() if info.id in wanted_networks(service)
             }
         for ident in left:
             del self._told[ident]
@@ -174,7 +166,7 @@ class NetworkFeed:
     def _count(self, state: State, place: Place) -> None:
         """Keep up whether this node takes part in a network because of this task or lease."""
         network_id, ident = place
-        here = _endpoint(state, place)
+        here = self._facts.endpoint(state, place)
         if here is not None and here.node_id == self.node_id:
             self._members.setdefault(network_id, set()).add(ident)
         elif (members := self._members.get(network_id)) is not None:
@@ -188,7 +180,7 @@ class NetworkFeed:
         for place in dirty:
             if place[0] not in self._told:
                 continue
-            now = _endpoint(state, place)
+            now = self._facts.endpoint(state, place)
             if now is None:
                 if self._endpoints.pop(place, None) is not None:
                     gone.append(place)
@@ -203,7 +195,7 @@ class NetworkFeed:
         for place in dirty:
             if place[0] not in self._told:
                 continue
-            now = _service(state, place)
+            now = service_info(state, place)
             if now is None:
                 if self._services.pop(place, None) is not None:
                     gone.append(place)
@@ -211,101 +203,3 @@ class NetworkFeed:
                 self._services[place] = now
                 changed.append(now)
         return changed, gone
-
-
-def _wanted(service: Service) -> tuple[str, ...]:
-    return cluster_networks(service.spec.task_template)
-
-
-def _network(state: State, network: Network) -> NetworkInfo:
-    spec = network.spec
-    return NetworkInfo(
-        id=network.id, name=network.name, subnet=network.subnet, gateway=network.gateway, ip_range=network.ip_range,
-        subnet6=network.v6.subnet, gateway6=network.v6.gateway, ip_range6=network.v6.ip_range,
-        vni=network.vni, mtu=network.mtu, encrypted=is_encrypted(network),
-        port=SEALED_PORT if is_encrypted(network) else data_path_port(state),
-        internal=spec.internal, attachable=spec.attachable, ingress=spec.ingress,
-        options=spec.options,
-        labels=spec.labels, created_at=network.created_at,
-    )
-
-
-def _endpoint(state: State, place: Place) -> EndpointInfo | None:
-    """None for a task that has ended, or was not given to a node yet."""
-    network_id, ident = place
-    if (lease := state.leases.get(ident)) is not None:
-        node = state.nodes.get(lease.node_id)
-        return EndpointInfo(
-            network_id=network_id, id=ident, address=_plain(lease.address), address6=_plain(lease.address6),
-            node_id=lease.node_id, node_addr=_way_to(state, node, network_id), names=lease.names,
-            mac=lease.mac,
-        )
-    task = state.tasks.get(ident)
-    if task is None or is_gone(task) or task.status.state < TaskState.ASSIGNED:
-        return None
-    held = next((held for held in task.networks if held.network_id == network_id), None)
-    node = state.nodes.get(task.node_id)
-    if held is None or node is None or _is_replaced(state, task, held):
-        return None
-    return EndpointInfo(
-        network_id=network_id, id=task.id, address=_plain(held.address), address6=_plain(held.address6),
-        node_id=task.node_id, node_addr=_way_to(state, node, network_id),
-        names=_names(task, node), service_id=task.service_id, slot=task.slot, serving=serves(task, node), mac=held.mac,
-        lost=is_lost(task, node),
-    )
-
-
-def _names(task: Task, node: Node) -> tuple[str, ...]:
-    """What a task is called by itself: its name, its container's host name and short id, as Docker has it."""
-    facts = NodeFacts(node.id, node.description.hostname, *_platform(node))
-    names = (task.name, own_hostname(task, facts), short_id(task.status.container_id))
-    return tuple(dict.fromkeys(name for name in names if name))
-
-
-def _platform(node: Node) -> tuple[str, str]:
-    platform = node.description.platform
-    return platform.os, platform.architecture
-
-
-def _is_replaced(state: State, task: Task, held: NetworkAttachment) -> bool:
-    """Its address was chosen, and is another task's by now: this one's node was lost, and has come back with it."""
-    if task.desired_state <= TaskState.RUNNING or held.network_id not in fixed_in(task.spec):
-        return False
-    return any(
-        other.id != task.id and other.is_active
-        and any((place.network_id, place.address) == (held.network_id, held.address) for place in other.networks)
-        for other in state.tasks_of_service(task.service_id)
-    )
-
-
-def _service(state: State, place: Place) -> ServiceInfo | None:
-    network_id, ident = place
-    service = state.services.get(ident)
-    if service is None or service.pending_delete or network_id not in _wanted(service):
-        return None
-    vip = next((vip for vip in service.vips if vip.network_id == network_id), None)
-    if vip is None and has_vip(service.spec):
-        return None  # the allocator is about to give it one
-    aliases = next(
-        network.aliases for network in service.spec.task_template.networks if network.target == network_id
-    )
-    ports = tuple(
-        ServicePort(name=port.name, protocol=port.protocol, port=port.target_port) for port in service.ports
-    )
-    return ServiceInfo(
-        network_id=network_id, id=ident, name=service.spec.name, aliases=aliases, ports=ports,
-        vip="" if vip is None else _plain(vip.address), vip6="" if vip is None else _plain(vip.address6),
-    )
-
-
-def _plain(address: str) -> str:
-    return address.partition("/")[0]
-
-
-def _way_to(state: State, node: Node | None, network_id: str) -> str:
-    """The address that packets of a network for a node go to: where they are encrypted, the one inside."""
-    if node is None:
-        return ""
-    if not is_encrypted(state.networks.get(network_id)):
-        return node.data_path
-    return inner_address(node.number) if node.number else ""

@@ -32,6 +32,7 @@ from swarmlet.wire.messages import (
     Welcome,
 )
 from swarmlet_manager.dispatch.feed import Feed
+from swarmlet_manager.dispatch.netfacts import Facts
 from swarmlet_manager.dispatch.netfeed import NetworkFeed
 from swarmlet_manager.state import Change, State
 
@@ -59,6 +60,9 @@ class SessionOwner(Protocol):
 
     @property
     def state(self) -> State: ...
+
+    @property
+    def facts(self) -> Facts: ...
 
     def welcome(self) -> Welcome: ...
 
@@ -95,7 +99,7 @@ class Session:
         self._acknowledged = 0
         self._sent_ack = 0
         self._feed = Feed(node_id)
-        self._networks = NetworkFeed(node_id)
+        self._networks = NetworkFeed(node_id, owner.facts)
         self._confirming: dict[int, tuple[int, ...]] = {}  # sequence -> groups of tasks that wait for its effect
         self._pulse = Pulse(SPACING_S)
         self._welcome_due = True

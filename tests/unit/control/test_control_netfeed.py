@@ -11,6 +11,7 @@ from swarmlet.model.service import EndpointSpec, NetworkAttachmentConfig, Servic
 from swarmlet.model.states import NodeState, TaskState
 from swarmlet.model.task import Task, TaskStatus
 from swarmlet.wire.networking import Networking
+from swarmlet_manager.dispatch.netfacts import Facts
 from swarmlet_manager.dispatch.netfeed import NetworkFeed
 from swarmlet_manager.state import Delete, Put, State
 
@@ -73,7 +74,8 @@ steps = st.lists(
 def test_increments_add_up_to_what_a_new_session_would_be_told(
     plan: list[tuple[str, str, str, TaskState | None, TaskState, bool]],
 ) -> None:
-    state, feed, agent = make_state(), NetworkFeed("here"), Agent()
+    facts = Facts()
+    state, feed, agent = make_state(), NetworkFeed("here", facts), Agent()
     spec = TaskSpec(networks=tuple(NetworkAttachmentConfig(target=network, aliases=("w",)) for network in NETWORKS))
     mode = EndpointSpec(mode="dnsrr")
     state.apply(Put(Service(id="s", spec=ServiceSpec(name="web", task_template=spec, endpoint_spec=mode))))
@@ -81,6 +83,7 @@ def test_increments_add_up_to_what_a_new_session_would_be_told(
         if observed is None:
             if ident not in state.tasks:
                 continue
+            facts.forget(state.tasks[ident])
             change = state.apply(Delete(state.tasks[ident]))
         else:
             change = state.apply(Put(task(ident, network, node, observed, desired)))
@@ -93,6 +96,11 @@ def test_increments_add_up_to_what_a_new_session_would_be_told(
     fresh.hear(NetworkFeed("here").take(state))
     assert (agent.networks, agent.endpoints, agent.services) == (fresh.networks, fresh.endpoints, fresh.services)
     assert not feed.take(state)
+    # What is kept for other sessions says the same, and is of tasks that are there.
+    another = Agent()
+    another.hear(NetworkFeed("here", facts).take(state))
+    assert another.endpoints == fresh.endpoints
+    assert {ident for _, ident in facts._known} <= set(state.tasks)
 
 
 def test_a_node_without_a_task_in_a_network_hears_nothing_of_it() -> None:
