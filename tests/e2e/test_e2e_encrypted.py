@@ -171,6 +171,9 @@ def test_nothing_of_an_encrypted_network_is_on_the_wire_in_clear(two_hosts: Clus
                 eventually(lambda node=node, ident=ident: SECRET.encode() in node.run("exec", ident, *ask).stdout)
             direct = ("sh", "-c", f"nc -w 2 {one[2]} 8080 </dev/null")
             eventually(lambda: two[0].run("exec", two[1], *direct).stdout == f"{SECRET}\n".encode())
+            # A plain container, as well as a task.
+            plain = ("run", "--rm", "--network", "sealed", "busybox", *direct)
+            eventually(lambda: two[0].run(*plain).stdout == f"{SECRET}\n".encode())
         finally:
             said = sniffer.communicate(b"", timeout=20)[0].split()
         ports = {int(port) for port in said[1:]}

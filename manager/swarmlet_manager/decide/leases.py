@@ -12,10 +12,11 @@ from dataclasses import dataclass
 
 from msgspec.structs import replace
 
-from swarmlet.errors import Conflict, Forbidden, InvalidArgument, NotFound, SwarmletError, Unavailable
+from swarmlet.errors import Conflict, Forbidden, InvalidArgument, NotFound, NotSupported, SwarmletError, Unavailable
 from swarmlet.model.network import Lease, Network
 from swarmlet_manager.decide.addresses import AddressInUse, Allocator
 from swarmlet_manager.decide.fixed import check_mac
+from swarmlet_manager.decide.ways import is_encrypted
 from swarmlet_manager.state import Delete, Op, Put, State
 
 _MAC = re.compile(r"(?:[0-9a-fA-F]{2}:){5}[0-9a-fA-F]{2}")
@@ -56,8 +57,10 @@ def plan_ask(
         return Granted(network, replace(wanted, address="", address6=""))
     if not _is_sound(wanted):
         raise InvalidArgument("invalid endpoint: its ids or names are malformed or too long")
-    if wanted.node_id not in state.nodes:
+    if (node := state.nodes.get(wanted.node_id)) is None:
         raise Unavailable(f"node {wanted.node_id} is not a member of this cluster any more")
+    if is_encrypted(network) and node.ways.lacking:
+        raise NotSupported(f"network {network.name} is encrypted, and this node cannot encrypt: {node.ways.lacking}")
     if (known := state.leases.get(wanted.id)) is not None:
         if _place(known) != _place(wanted):
             raise Conflict(f"endpoint {wanted.id} is another container's")

@@ -11,10 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from swarmlet.errors import Conflict, Forbidden, InvalidArgument, NotFound, SwarmletError, Unavailable
+from swarmlet.errors import Conflict, Forbidden, InvalidArgument, NotFound, NotSupported, SwarmletError, Unavailable
 from swarmlet.model.defaults import NODE_DOWN_ORPHAN_NS
 from swarmlet.model.network import Ipam, IpamConfig, Lease, Network, NetworkCreate, Subnet
 from swarmlet.model.states import NodeState
+from swarmlet.model.ways import NodeWays
 from swarmlet_manager.decide.addresses import AddressInUse, Allocator, Exhausted
 from swarmlet_manager.decide.leases import Granted, Stated, plan_ask, plan_held
 from swarmlet_manager.decide.networks import users_of
@@ -22,6 +23,8 @@ from swarmlet_manager.decide.nodes import plan_node
 from swarmlet_manager.state import Delete, Op, Put, State
 
 NODES = ("a", "b")
+#: Of a node that can encrypt.
+OPEN = NodeWays(lacking="")
 
 
 def network(ident: str = "n1", subnet: str = "10.1.0.0/29", *, attachable: bool = True) -> Network:
@@ -251,6 +254,16 @@ def test_no_address_is_given_twice_and_none_leaks(steps: list[tuple[str, str, in
             case "again":
                 books.books = Allocator(books.state)
         books.check()
+
+
+def test_a_node_that_cannot_encrypt_has_no_place_in_an_encrypted_network() -> None:
+    sealed = network("sealed", "10.3.0.0/29")
+    books = Books(replace(sealed, spec=replace(sealed.spec, options={"encrypted": ""})))
+    ways = NodeWays(lacking="no module wireguard")
+    books.write((Put(replace(books.state.nodes["a"], ways=ways)), Put(replace(books.state.nodes["b"], ways=OPEN))))
+    with pytest.raises(NotSupported, match="is encrypted, and this node cannot encrypt: no module wireguard"):
+        books.ask("1", "a", "sealed")
+    assert books.ask("2", "b", "sealed").address == "10.3.0.2/29"
 
 
 def test_what_an_agent_makes_up_is_neither_stored_nor_told_to_others() -> None:
