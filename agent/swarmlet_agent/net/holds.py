@@ -9,6 +9,7 @@ import asyncio
 import errno
 import os
 import socket
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from itertools import chain
 
@@ -20,7 +21,8 @@ _KINDS = {
     "udp": (socket.SOCK_DGRAM, socket.IPPROTO_UDP),
     "sctp": (socket.SOCK_STREAM, socket.IPPROTO_SCTP),
 }
-Holder = Callable[[HostPort], socket.socket | None]
+_Held = socket.socket | None
+Holder = Callable[[HostPort], _Held]
 
 
 def hold(port: HostPort) -> socket.socket | None:
@@ -62,6 +64,7 @@ class PortBook:
     def __init__(self, holder: Holder = hold) -> None:
         self._hold = holder
         self._sockets: dict[HostPort, socket.socket | None] = {}
+        self._numbers: defaultdict[tuple[str, int], set[HostPort]] = defaultdict(set)  # of _sockets, by number
         self._owners: dict[str, list[HostPort]] = {}
         self._names: dict[HostPort, str] = {}
         self._mesh: set[HostPort] = set()
@@ -108,7 +111,7 @@ class PortBook:
                 self._names[port] = f"{name}, on every node"
                 continue
             where = f"port {port.port}/{port.protocol} of {name} is not published on this node: "
-            if (other := blocker(port, self._sockets)) is not None and other not in self._mesh:
+            if (other := self._blocker(port)) is not None and other not in self._mesh:
                 troubles[port] = where + f"{self._names.get(other) or 'a container'} has it"
                 continue
             try:
@@ -118,7 +121,7 @@ class PortBook:
                     troubles[port] = where + "a process of this host has it"
                     continue
                 holder = None  # another node's address, or no more sockets: nobody is kept off, but it is served
-            self._sockets[port] = holder
+            self._keep(port, holder)
             self._names[port] = f"{name}, on every node"
             self._mesh.add(port)
         return troubles
@@ -142,7 +145,7 @@ class PortBook:
                 holder = self._hold(port)
             except OSError as err:
                 troubles.append(err)
-            self._sockets[port] = holder
+            self._keep(port, holder)
             self._owners.setdefault(container_id, []).append(port)
         self._call(container_id, name)
         return troubles
@@ -165,8 +168,19 @@ class PortBook:
             for port in self._owners.get(container_id, ()):
                 self._names[port] = f"container {name}"
 
+    def _blocker(self, port: HostPort) -> HostPort | None:
+        return blocker(port, self._numbers.get((port.protocol, port.port), ()))
+
+    def _keep(self, port: HostPort, holder: _Held) -> None:
+        self._sockets[port] = holder
+        self._numbers[port.protocol, port.port].add(port)
+
     def _let_go(self, port: HostPort) -> None:
         self._names.pop(port, None)
+        number = port.protocol, port.port
+        self._numbers[number].discard(port)
+        if not self._numbers[number]:
+            del self._numbers[number]
         if (holder := self._sockets.pop(port, None)) is not None:
             holder.close()
 
@@ -180,7 +194,7 @@ class PortBook:
         reason: Exception | None = None
         for number in chain(previous, candidates(wish, self._next)):
             ports = [HostPort(host_ip, wish.protocol, number) for host_ip in wish.host_ips]
-            others = ((port, other) for port in ports if (other := blocker(port, self._sockets)) is not None)
+            others = ((port, other) for port in ports if (other := self._blocker(port)) is not None)
             if (taken := next(others, None)) is not None:
                 port, other = taken
                 whose = f" ({self._names[other]})" if other in self._names else ""
@@ -205,11 +219,10 @@ class PortBook:
         held: list[HostPort] = []
         for port in ports:
             try:
-                self._sockets[port] = self._hold(port)
+                self._keep(port, self._hold(port))
             except OSError as err:
                 for other in held:
-                    if (holder := self._sockets.pop(other)) is not None:
-                        holder.close()
+                    self._let_go(other)
                 return port, err
             held.append(port)
         return None

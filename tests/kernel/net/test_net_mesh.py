@@ -119,6 +119,18 @@ async def test_a_port_without_backends_refuses_at_once_whoever_else_listens_ther
 
 
 @in_own_network
+async def test_a_port_on_ipv6_localhost_refuses_at_once_though_a_socket_holds_it(lab: Lab) -> None:
+    async with AsyncExitStack() as stack:
+        mesh = MeshLab(lab, stack)
+        await mesh.build(*published(1, 2, 3))
+        await stack.enter_async_context(mesh.spaces.serve("n1", PORT, "holder"))
+
+        for kind in (TCP, UDP):
+            with pytest.raises(ConnectionRefusedError):
+                await mesh.spaces.ask("n1", "::1", PORT, kind)
+
+
+@in_own_network
 async def test_open_connections_go_on_and_none_fails_while_backends_change(lab: Lab) -> None:
     async with AsyncExitStack() as stack:
         mesh = MeshLab(lab, stack)

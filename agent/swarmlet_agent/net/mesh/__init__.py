@@ -12,8 +12,9 @@ How to wire it (for the net thread, in the agent's own network namespace):
 * From the manager: each node's number (allocated once, 1 to 65,534, never given to another node while any node still
   knows the old one) and address, and for each published port its backends with their node's number. This must reach
   every node, not only those on the services' networks. A task that is about to stop becomes `serving=False` before it
-  is stopped (its open connections keep their way) and leaves the state when it is gone; then `cut(addresses)` ends its
-  UDP flows. A node that is down stays in `peers` until it leaves the cluster.
+  is stopped (its open connections keep their way) and leaves the state when it is gone; then, or once it is
+  lost (it answers no more), `cut(addresses)` ends its UDP flows. A node that is down stays in `peers` until it leaves
+  the cluster.
 * From the node: `containers`, the subnets of its local and cluster networks, and the MTU.
 * A bridge of containers must let in what comes over `ing0` (`net/plan_rules.py` does). A host firewall that drops
   forwarded packets is told by `net/firewall_check.py`.
