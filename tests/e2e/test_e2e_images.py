@@ -176,6 +176,9 @@ def test_a_list_of_platforms_gives_the_hosts_own(cluster: Cluster, registry: str
     assert done.returncode == 125 and differs.encode() in done.stderr, done.stderr
     created = node.run("create", "--platform", f"linux/{other}", f"{registry}/multi:both", "true")
     assert created.returncode == 0, created.stderr
+    folders = node.json("inspect", created.stdout.decode().strip())[0]["GraphDriver"]["Data"]
+    image = node.json("image", "inspect", f"{registry}/multi:both")[0]["GraphDriver"]["Data"]
+    assert folders["LowerDir"] == image["UpperDir"] and Path(image["UpperDir"]).is_dir()  # told before the first start
     node("rm", created.stdout.decode().strip())
     assert node("run", "--rm", "--platform", f"linux/{own}", f"{registry}/multi:both", "cat", "/which") == "mine"
     assert node.json("image", "inspect", f"{registry}/multi:both")[0]["Architecture"] == own  # the tag has moved

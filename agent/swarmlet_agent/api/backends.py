@@ -125,6 +125,9 @@ class ImageLookup(Protocol):
 
     def get(self, ref: str) -> Image: ...
 
-    def root_folders(self, container_id: str) -> tuple[Path, tuple[Path, ...]]:
-        """The folder of a container's own changes, and those of the layers below, highest first. NotFound."""
+    def root_folders(self, container_id: str, image_id: str = "") -> tuple[Path, tuple[Path, ...]]:
+        """The folder of a container's own changes, and those of the layers below, highest first. NotFound.
+
+        With its image, also of one that was never started.
+        """
         ...

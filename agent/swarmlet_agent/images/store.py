@@ -348,9 +348,15 @@ class ImageStore:
         """Bytes in the container's own writable layer."""
         return await self._roots.size(container_id)
 
-    def root_folders(self, container_id: str) -> tuple[Path, tuple[Path, ...]]:
-        """The folder of a container's own changes, and those of the layers below, highest first. NotFound."""
-        chains = self._roots.lower(container_id)
+    def root_folders(self, container_id: str, image_id: str = "") -> tuple[Path, tuple[Path, ...]]:
+        """The folder of a container's own changes, and those of the layers below, highest first. NotFound.
+
+        With an image, also of one that was never mounted: where they are going to be.
+        """
+        if image_id and not self._roots.knows(container_id):
+            chains = tuple(reversed(self.get(image_id).layers))
+        else:
+            chains = self._roots.lower(container_id)
         return self._roots.upper(container_id), tuple(self._layers.diff(chain) for chain in chains)
 
     def spool_layer(self, pieces: Iterator[bytes]) -> AbstractAsyncContextManager[Spooled]:

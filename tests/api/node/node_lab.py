@@ -54,7 +54,7 @@ class FakeImages:
     def size(self, image_id: str) -> int:
         return 1000
 
-    def root_folders(self, container_id: str) -> tuple[Path, tuple[Path, ...]]:
+    def root_folders(self, container_id: str, image_id: str = "") -> tuple[Path, tuple[Path, ...]]:
         return self._root / container_id / "upper", (self._root / "two", self._root / "one")
 
     async def ensure_rootfs(self, container_id: str, image_id: str, ids: object = None) -> Path:

@@ -170,8 +170,8 @@ class ContainerRoutes:
 
     def _folders(self, container: Container) -> tuple[Path, Sequence[Path]] | None:
         try:
-            return self._images.root_folders(container.id)
-        except NotFound:
+            return self._images.root_folders(container.id, container.image_id)
+        except NotFound:  # its image was removed by force
             return None
 
     async def _sizes(self, containers: list[Container]) -> dict[str, tuple[int, int]]:
