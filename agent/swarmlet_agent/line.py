@@ -35,6 +35,7 @@ from swarmlet_agent.images.store import ImageStore
 from swarmlet_agent.journal import Journal
 from swarmlet_agent.net.bridge import BridgeNetworks
 from swarmlet_agent.net.host_addresses import mtu_of, other_addresses
+from swarmlet_agent.plugins import PLUGINS
 from swarmlet_agent.session.buffer import StatusBuffer
 from swarmlet_agent.session.identity import NodeIdentity
 from swarmlet_agent.session.inventory import follow_containers
@@ -48,11 +49,6 @@ log = get_logger(__name__)
 LEAVE_S = 60.0
 #: Pause after a part of the line has failed in a way nobody thought of.
 AGAIN_S = 2.0
-
-_PLUGINS = (
-    ("Log", "json-file"), ("Log", "local"), ("Log", "none"),
-    ("Network", "bridge"), ("Network", "host"), ("Network", "null"), ("Network", "overlay"), ("Volume", "local"),
-)
 
 
 class ClusterLine:
@@ -196,7 +192,7 @@ def describe(
         resources=NodeResources(nano_cpus=len(os.sched_getaffinity(0)) * 1_000_000_000, memory_bytes=memory_total()),
         engine=EngineDescription(
             engine_version=release, labels=dict(settings.labels),
-            plugins=tuple(EnginePlugin(type=kind, name=name) for kind, name in _PLUGINS),
+            plugins=tuple(EnginePlugin(type=kind, name=name) for kind, names in PLUGINS.items() for name in names),
         ),
         tls_info=TLSInfo(
             trust_root=identity.tls.ca_pem, cert_issuer_subject=_base64(subject), cert_issuer_public_key=_base64(key)

@@ -15,6 +15,7 @@ from swarmlet.model.times import rfc3339
 from swarmlet_agent.engine.container import Container
 from swarmlet_agent.images.endpoints import registry_config
 from swarmlet_agent.images.proxies import shown_proxies
+from swarmlet_agent.plugins import PLUGINS
 from swarmlet_agent.runtime.cdi import FOLDERS as CDI_FOLDERS
 
 
@@ -184,8 +185,7 @@ def system_info(
         ],
         "DockerRootDir": str(node.data_dir),
         "Plugins": {
-            "Volume": ["local"], "Network": ["bridge", "host", "null"], "Authorization": None,
-            "Log": ["journald", "json-file", "local", "syslog"],
+            "Volume": PLUGINS["Volume"], "Network": PLUGINS["Network"], "Authorization": None, "Log": PLUGINS["Log"],
         },
         "MemoryLimit": runtime.memory_limit,
         "SwapLimit": runtime.swap_limit,
