@@ -163,7 +163,7 @@ class BridgeNetworks:
         """Drop what is kept for containers that no longer exist (all others, by full id)."""
         for ident in list(self._ground.sandboxes):
             if ident not in container_ids:
-                await self._sandboxes.detach(ident)
+                await self.detach(ident)
 
     # engine.ports.Networks
 
@@ -172,6 +172,7 @@ class BridgeNetworks:
 
     async def detach(self, container_id: str) -> None:
         await self._sandboxes.detach(container_id)
+        await self.cluster.tidy()
 
     async def counters(self, container_id: str) -> Sequence[InterfaceCounters]:
         return await self._sandboxes.counters(container_id)
@@ -273,6 +274,7 @@ class BridgeNetworks:
             if not request.force:
                 raise
             await self._sandboxes.disconnect(self._sandboxes.find(request.container).container_id, self.get(ref))
+            await self.cluster.tidy()
             return
         if network is None and ref in container.endpoints:
             name = ref  # perhaps one of the cluster's, here only while a container on it runs
@@ -283,6 +285,7 @@ class BridgeNetworks:
                 plan_attach.check_disconnect(network)
                 if name not in container.endpoints:
                     raise NotConnected(f"container {container.id} is not connected to the network {name}")
+            await self.cluster.tidy()
         await containers.endpoint_changed(container.id, name, None)
 
     async def leave_cluster(self) -> None:

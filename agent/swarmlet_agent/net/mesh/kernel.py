@@ -28,6 +28,7 @@ from swarmlet_agent.net.mesh.plan import (
 from swarmlet_agent.net.mesh.rules import SETS, TABLE, no_ruleset, ruleset
 from swarmlet_agent.net.netlink import Link, Message, Netlink, NetlinkError
 from swarmlet_agent.net.nftset import Change, ElementsError, ElementSocket, Verb
+from swarmlet_agent.net.overlay.messages import RTM_GETNEIGH, neighbours_query
 from swarmlet_agent.net.slots import NFPROTO
 
 log = get_logger(__name__)
@@ -155,7 +156,7 @@ class Mesh:
         """What the kernel has of ours, but for elements."""
         neighbours, routes, rules = set(), set(), set()
         for family in messages.NEIGHBOUR_FAMILIES if index else ():
-            for body in self._dump(messages.RTM_GETNEIGH, messages.neighbours_query(family, index)):
+            for body in self._dump(RTM_GETNEIGH, neighbours_query(family, index)):
                 if (neighbour := messages.parse_neighbour(body)) is not None:
                     neighbours.add(neighbour)
         for family in self._families():

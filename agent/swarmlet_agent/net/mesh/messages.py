@@ -39,14 +39,12 @@ from swarmlet_agent.net.netlink import (
     family_of,
     mac_bytes,
 )
-from swarmlet_agent.net.overlay.messages import RTM_DELNEIGH, RTM_NEWNEIGH, new_vxlan
+from swarmlet_agent.net.overlay.messages import AF_BRIDGE, RTM_DELNEIGH, RTM_NEWNEIGH, new_vxlan
 
-RTM_GETNEIGH = 30
 RTM_NEWRULE, RTM_DELRULE, RTM_GETRULE = 32, 33, 34
-_NDA_DST, _NDA_LLADDR, _NDA_IFINDEX = 1, 2, 8
+_NDA_DST, _NDA_LLADDR = 1, 2
 _NTF_SELF = 2
 _NUD_PERMANENT, _NUD_NOARP = 0x80, 0x40
-_AF_BRIDGE = 7
 _FRA_GOTO, _FRA_PRIORITY, _FRA_FWMARK, _FRA_TABLE, _FRA_FWMASK, _FRA_PROTOCOL = 4, 6, 10, 15, 16, 21
 _TO_TABLE, _GOTO, _NOP = 1, 2, 3
 _ONLINK = 4
@@ -76,17 +74,13 @@ def remove_neighbour(index: int, neighbour: Neighbour) -> Message:
 
 def _neighbour(index: int, neighbour: Neighbour) -> bytes:
     if neighbour.underlay:
-        body = _NDMSG.pack(_AF_BRIDGE, index, _NUD_PERMANENT | _NUD_NOARP, _NTF_SELF, 0)
+        body = _NDMSG.pack(AF_BRIDGE, index, _NUD_PERMANENT | _NUD_NOARP, _NTF_SELF, 0)
     else:
         body = _NDMSG.pack(family_of(neighbour.address), index, _NUD_PERMANENT, 0, 0)
     return body + attr(_NDA_DST, neighbour.address.packed) + attr(_NDA_LLADDR, mac_bytes(neighbour.mac))
 
 
-def neighbours_query(family: int, index: int) -> bytes:
-    return _NDMSG.pack(family, 0, 0, 0, 0) + attr(_NDA_IFINDEX, struct.pack("=I", index))
-
-
-NEIGHBOUR_FAMILIES = (_AF_BRIDGE, AF_INET, AF_INET6)
+NEIGHBOUR_FAMILIES = (AF_BRIDGE, AF_INET, AF_INET6)
 
 
 def parse_neighbour(body: bytes) -> Neighbour | None:
@@ -95,7 +89,7 @@ def parse_neighbour(body: bytes) -> Neighbour | None:
     found = dict(attributes(body, _NDMSG.size))
     if not state & _NUD_PERMANENT or _NDA_DST not in found or len(found.get(_NDA_LLADDR, b"")) != 6:
         return None
-    return Neighbour(found[_NDA_LLADDR].hex(":"), ip_address(found[_NDA_DST]), underlay=family == _AF_BRIDGE)
+    return Neighbour(found[_NDA_LLADDR].hex(":"), ip_address(found[_NDA_DST]), underlay=family == AF_BRIDGE)
 
 
 def add_route(index: int, route: Route) -> Message:

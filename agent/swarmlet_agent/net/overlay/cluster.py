@@ -44,16 +44,18 @@ TOLD = "overlay_parts"
 
 @dataclass(slots=True)
 class _Net:
-    """One network in memory. programmed: what the kernel has been told, by address; unsure: where it may not be so."""
+    """One network in memory. programmed: what the kernel has been told, by address; unsure: where it may not be so;
+    looked: what an agent before told it, and perhaps died before it wrote it down, is gone."""
 
     places: Places = field(default_factory=Places)
     programmed: dict[str, Remote] = field(default_factory=dict)
     unsure: set[str] = field(default_factory=set)
+    looked: bool = False
     granted: set[str] = field(default_factory=set)
 
 
 class ClusterNetworks:
-    """One per agent. `update` calls come one after another.
+    """One per agent.
 
     make and unmake add and remove a network's links and rules (they are those of local networks).
     """
@@ -69,6 +71,8 @@ class ClusterNetworks:
         self._unmake = unmake
         self._nets: dict[str, _Net] = {}
         self._leaving: set[str] = set()
+        #: Networks whose links could not be made: tried again when they are told again.
+        self._broken: set[str] = set()
         self.entry = MeshEntry(ground)
         self._changing = asyncio.Lock()
         #: This node's address for the others, and the MTU of its interface (0: none has it).
@@ -97,8 +101,9 @@ class ClusterNetworks:
 
     async def tidy(self) -> None:
         """A container has left a network without a manager's telling: perhaps it was the last that kept it here."""
-        async with self._changing:
-            await self._leave()
+        if self._leaving:
+            async with self._changing:
+                await self._leave()
 
     async def _update(self, news: Networking, node_id: str, underlay: str) -> None:
         before = {ident for ident, network in self._ground.catalog.by_id.items() if network.driver == "overlay"}
@@ -164,7 +169,7 @@ class ClusterNetworks:
             underlay, carried = self.ways.inner, vxlan_mtu(mtu - WAYS_BYTES, self.ways.inner) if mtu else 0
         wanted = record_of(info, underlay, carried, ipv6=self._ground.kernel.has_ipv6)
         known = self._ground.catalog.by_id.get(info.id)
-        if known == wanted:
+        if known == wanted and info.id not in self._broken:
             return
         if known is not None and (known.underlay, known.vni) != (wanted.underlay, wanted.vni):
             await self._unmake(known)  # the node has another address now: the old device would send from nowhere
@@ -175,7 +180,9 @@ class ClusterNetworks:
         self._ground.catalog.put(wanted)
         try:
             await self._make(wanted)
+            self._broken.discard(info.id)
         except SwarmletError as err:
+            self._broken.add(info.id)
             # Its containers cannot start, and say why; everything else goes on.
             log.error("network cannot be made", network=info.name, reason=str(err))
         self._ground.on_event("create", wanted, {"name": wanted.name, "type": wanted.driver})
@@ -236,14 +243,16 @@ class ClusterNetworks:
                 del before[address]  # it may not be there
         net.unsure = changed
         try:
-            if before != wanted:
-                await self._ground.run(self._ground.kernel.overlays.program, network, before, wanted)
+            if before != wanted or not net.looked:
+                known = before if net.looked else None
+                await self._ground.run(self._ground.kernel.overlays.program, network, known, wanted)
         except SwarmletError as err:
             log.error("endpoints of a network cannot be reached", network=network.name, reason=str(err))
             return
         for address in changed:
             net.programmed.pop(address, None)
         net.programmed |= wanted
+        net.looked = True
         net.unsure = set()
 
     def _name(self, network: NetworkRecord, places: Places, changes: Changes, services: set[str]) -> None:
@@ -314,9 +323,14 @@ class ClusterNetworks:
                 if self._here(network_id):
                     continue
                 self._ground.catalog.drop(network_id)
-                await self._unmake(network)
+                try:
+                    await self._unmake(network)
+                except BaseException:
+                    self._ground.catalog.put(network)  # it is left the next time
+                    raise
                 self._ground.on_event("destroy", network, {"name": network.name, "type": network.driver})
             self._leaving.discard(network_id)
+            self._broken.discard(network_id)
             net = self._nets.pop(network_id, _Net())
             net.places.take()
             net.places.clear()

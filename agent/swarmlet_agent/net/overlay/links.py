@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import socket
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from ipaddress import ip_address
@@ -66,10 +67,16 @@ class OverlayLinks(BridgeLinks):
     def links_of(self, network: NetworkRecord) -> Iterable[str]:
         return (network.bridge, vxlan_of(network))
 
-    def program(self, network: NetworkRecord, before: Mapping[str, Remote], after: Mapping[str, Remote]) -> None:
-        """Make the kernel know the remote endpoints of `after`, given that it knows those of `before` (by address)."""
+    def program(
+        self, network: NetworkRecord, before: Mapping[str, Remote] | None, after: Mapping[str, Remote]
+    ) -> None:
+        """Make the kernel know the remote endpoints of `after`, given that it knows those of `before` (by address).
+
+        before None: an agent that is gone may have told it anything; what is not in `after` goes.
+        """
         vxlan, bridge = self._link(vxlan_of(network)).index, self._link(network.bridge).index
-        removing: list[Message] = []
+        removing = self._strangers(vxlan, bridge, after) if before is None else []
+        before = before or {}
         adding: list[Message] = []
         kept = {remote.mac for remote in after.values()}
         for address, known in before.items():
@@ -86,6 +93,24 @@ class OverlayLinks(BridgeLinks):
             self._host.send(removing[first : first + BATCH], ignore=_GONE)
         for first in range(0, len(adding), BATCH):
             self._host.send(adding[first : first + BATCH])
+
+    def _strangers(self, vxlan: int, bridge: int, after: Mapping[str, Remote]) -> list[Message]:
+        """What removes entries that are nobody's in `after`."""
+        # An entry is in two tables, and listed twice.
+        listed = {messages.parse_forward(body) for body in self._dump(messages.AF_BRIDGE, vxlan)}
+        strange = listed - {remote.mac for remote in after.values()}
+        known = {ip_address(address) for address in after}
+        removing = [messages.remove_forward(vxlan, mac) for mac in strange if mac is not None]
+        for family in (socket.AF_INET, socket.AF_INET6):
+            for body in self._dump(family, bridge):
+                address = messages.parse_neighbour(body)
+                if address is not None and address not in known:
+                    removing.append(messages.remove_neighbour(bridge, address))
+        return removing
+
+    def _dump(self, family: int, index: int) -> list[bytes]:
+        body = messages.neighbours_query(family, index)
+        return self._host.dump(messages.RTM_GETNEIGH, body, f"listing the neighbours of link {index}")
 
     def _link(self, name: str) -> Link:
         link = self._host.link(name)

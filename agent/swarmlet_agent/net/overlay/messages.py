@@ -7,7 +7,7 @@ flooded: an address leads exactly where the cluster's state says.
 from __future__ import annotations
 
 import struct
-from ipaddress import IPv4Address, IPv6Address
+from ipaddress import IPv4Address, IPv6Address, ip_address
 
 from swarmlet.model.cluster import DATA_PATH_PORT
 from swarmlet_agent.net.netlink import (
@@ -22,21 +22,22 @@ from swarmlet_agent.net.netlink import (
     RTM_NEWLINK,
     Message,
     attr,
+    attributes,
     family_of,
     mac_bytes,
     nested,
     new_link,
 )
 
-RTM_NEWNEIGH, RTM_DELNEIGH = 28, 29
+RTM_NEWNEIGH, RTM_DELNEIGH, RTM_GETNEIGH = 28, 29, 30
 _IFLA_VXLAN_ID, _IFLA_VXLAN_LOCAL, _IFLA_VXLAN_LEARNING, _IFLA_VXLAN_PORT, _IFLA_VXLAN_LOCAL6 = 1, 4, 7, 15, 17
 _BRPORT_LEARNING, _BRPORT_UNICAST_FLOOD, _BRPORT_MCAST_FLOOD, _BRPORT_BCAST_FLOOD, _BRPORT_NEIGH_SUPPRESS = (
     8, 9, 27, 30, 32,
 )  # fmt: skip
-_NDA_DST, _NDA_LLADDR = 1, 2
+_NDA_DST, _NDA_LLADDR, _NDA_IFINDEX = 1, 2, 8
 _NTF_SELF, _NTF_MASTER = 2, 4
 _NUD_REACHABLE, _NUD_NOARP, _NUD_PERMANENT = 0x02, 0x40, 0x80
-_AF_BRIDGE = 7
+AF_BRIDGE = 7
 _NDMSG = struct.Struct("=BxxxiHBB")  # family, index, state, flags, type
 _IFINFO = struct.Struct("=BxHiII")
 
@@ -73,7 +74,7 @@ def add_remote(vxlan: int, bridge: int, *, address: Address, mac: str, node: Add
     # Both tables at once: the VXLAN device's (SELF) and its bridge's (MASTER). Not PERMANENT: to a bridge that means
     # an address of its own. NOARP keeps both from ageing.
     state = _NUD_REACHABLE | _NUD_NOARP
-    forward = _NDMSG.pack(_AF_BRIDGE, vxlan, state, _NTF_SELF | _NTF_MASTER, 0)
+    forward = _NDMSG.pack(AF_BRIDGE, vxlan, state, _NTF_SELF | _NTF_MASTER, 0)
     forward += attr(_NDA_LLADDR, mac_bytes(mac)) + attr(_NDA_DST, node.packed)
     neighbour = _NDMSG.pack(family_of(address), bridge, _NUD_PERMANENT, 0, 0)
     neighbour += attr(_NDA_DST, address.packed) + attr(_NDA_LLADDR, mac_bytes(mac))
@@ -83,10 +84,35 @@ def add_remote(vxlan: int, bridge: int, *, address: Address, mac: str, node: Add
     )
 
 
+def neighbours_query(family: int, index: int) -> bytes:
+    """Body of a listing (RTM_GETNEIGH) of one link's neighbours, or with AF_BRIDGE its forwarding entries."""
+    return _NDMSG.pack(family, 0, 0, 0, 0) + attr(_NDA_IFINDEX, struct.pack("=I", index))
+
+
+def parse_forward(body: bytes) -> str | None:
+    """The MAC of a forwarding entry as `add_remote` writes it; None for others, such as the device's own."""
+    _, _, state, _, _ = _NDMSG.unpack_from(body)
+    mac = dict(attributes(body, _NDMSG.size)).get(_NDA_LLADDR, b"")
+    return mac.hex(":") if state & _NUD_NOARP and not state & _NUD_PERMANENT else None
+
+
+def parse_neighbour(body: bytes) -> Address | None:
+    """The address of a neighbour as `add_remote` writes it; None for those that the kernel has found by itself."""
+    _, _, state, _, _ = _NDMSG.unpack_from(body)
+    address = dict(attributes(body, _NDMSG.size)).get(_NDA_DST, b"")
+    return ip_address(address) if state & _NUD_PERMANENT and address else None
+
+
 def remove_remote(vxlan: int, bridge: int, *, address: Address, mac: str) -> tuple[Message, Message]:
-    forward = _NDMSG.pack(_AF_BRIDGE, vxlan, 0, _NTF_SELF | _NTF_MASTER, 0) + attr(_NDA_LLADDR, mac_bytes(mac))
-    neighbour = _NDMSG.pack(family_of(address), bridge, 0, 0, 0) + attr(_NDA_DST, address.packed)
-    return (
-        Message(RTM_DELNEIGH, NLM_F_ACK, forward, f"forgetting where {mac} is"),
-        Message(RTM_DELNEIGH, NLM_F_ACK, neighbour, f"forgetting the neighbour {address}"),
-    )
+    return remove_forward(vxlan, mac), remove_neighbour(bridge, address)
+
+
+def remove_forward(vxlan: int, mac: str) -> Message:
+    """From both tables."""
+    body = _NDMSG.pack(AF_BRIDGE, vxlan, 0, _NTF_SELF | _NTF_MASTER, 0) + attr(_NDA_LLADDR, mac_bytes(mac))
+    return Message(RTM_DELNEIGH, NLM_F_ACK, body, f"forgetting where {mac} is")
+
+
+def remove_neighbour(bridge: int, address: Address) -> Message:
+    body = _NDMSG.pack(family_of(address), bridge, 0, 0, 0) + attr(_NDA_DST, address.packed)
+    return Message(RTM_DELNEIGH, NLM_F_ACK, body, f"forgetting the neighbour {address}")
