@@ -7,7 +7,7 @@ from swarmlet.model.ids import short_id
 from swarmlet.model.network import Network, NetworkAttachment
 from swarmlet.model.node import Node
 from swarmlet.model.service import Service
-from swarmlet.model.states import TaskState
+from swarmlet.model.states import NodeState, TaskState
 from swarmlet.model.task import Task
 from swarmlet.model.template import NodeFacts, own_hostname
 from swarmlet.model.ways import SEALED_PORT, inner_address
@@ -73,8 +73,8 @@ def endpoint_info(state: State, place: Place) -> EndpointInfo | None:
         node = state.nodes.get(lease.node_id)
         return EndpointInfo(
             network_id=network_id, id=ident, address=_plain(lease.address), address6=_plain(lease.address6),
-            node_id=lease.node_id, node_addr=_way_to(state, node, network_id), names=lease.names,
-            mac=lease.mac,
+            node_id=lease.node_id, node_addr=_way_to(state, node, network_id), mac=lease.mac,
+            names=() if node is None or node.state is NodeState.DOWN else lease.names,
         )
     task = state.tasks.get(ident)
     if task is None or is_gone(task) or task.status.state < TaskState.ASSIGNED:
@@ -86,7 +86,9 @@ def endpoint_info(state: State, place: Place) -> EndpointInfo | None:
     return EndpointInfo(
         network_id=network_id, id=task.id, address=_plain(held.address), address6=_plain(held.address6),
         node_id=task.node_id, node_addr=_way_to(state, node, network_id),
-        names=_names(task, node), service_id=task.service_id, slot=task.slot, serving=serves(task, node), mac=held.mac,
+        # Nobody is sent to a lost node. The way there stays: perhaps only we do not hear it, and connections go on.
+        names=() if node.state is NodeState.DOWN else _names(task, node),
+        service_id=task.service_id, slot=task.slot, serving=serves(task, node), mac=held.mac,
         lost=is_lost(task, node),
     )
 

@@ -127,7 +127,14 @@ def test_a_task_serves_while_it_runs_is_wanted_and_its_node_is_not_down() -> Non
 
     state.apply(Put(Node(id="there", addr="192.0.2.5", state=NodeState.DOWN)))
     assert feed.node_changed("there")
-    assert [(info.id, info.serving) for info in feed.take(state).endpoints] == [("b", False)]
+    # Its own names go with the node, the way to its address stays.
+    [lost] = feed.take(state).endpoints
+    assert (lost.id, lost.serving, lost.names, lost.node_addr) == ("b", False, (), "192.0.2.5")
+
+    state.apply(Put(Node(id="there", addr="192.0.2.5")))
+    assert feed.node_changed("there")
+    [back] = feed.take(state).endpoints
+    assert (back.id, back.serving) == ("b", True) and back.names
 
 
 def test_a_service_is_told_once_it_has_its_virtual_address() -> None:
