@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from urllib.request import urlopen
 
 import pytest
 from e2e_cluster import NAME, Cluster, View, eventually, swarmlet
+from e2e_netstate import settled
 
 from swarmlet.local import cluster as clusters
 from swarmlet.local import hosts
@@ -76,6 +77,26 @@ def no_networks_left(whole_cluster: Cluster) -> Iterator[None]:
         eventually(lambda number=number: "veth" not in whole_cluster.exec(number, "ip", "-o", "link"))
         bridges = whole_cluster.exec(number, "ip", "-o", "link", "show", "type", "bridge").splitlines()
         assert len(bridges) <= 1, bridges
+
+
+@pytest.fixture
+def overlay(cluster: Cluster) -> Iterator[Callable[..., str]]:
+    """Makes networks of the cluster: overlay(name, *options) answers the name. They are removed, and with the services
+    everything of them on every node."""
+    made: list[str] = []
+
+    def make(name: str, *options: str) -> str:
+        cluster.view("network", "create", "-d", "overlay", *options, name)
+        made.append(name)
+        return name
+
+    yield make
+    services = cluster.view("service", "ls", "-q").split()
+    if services:
+        cluster.view("service", "rm", *services)
+    for name in made:
+        eventually(lambda name=name: cluster.view.run("network", "rm", name).returncode == 0, 30)
+    settled(cluster)
 
 
 @pytest.fixture(params=["node", "cluster"])

@@ -1,0 +1,259 @@
+"""What every node's kernel must have of the cluster's networks, told by the API, and what it has, told by stock tools.
+
+Both are sets of lines, so that a difference reads as what is missing and what is left over. What other tests of the
+cluster make (local networks, published ports of single containers) must be gone.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass
+from ipaddress import ip_address
+from typing import Any
+
+import docker
+from e2e_cluster import Cluster, eventually
+
+TERMINAL = frozenset({"complete", "shutdown", "failed", "rejected", "remove", "orphaned"})
+UNPLACED = frozenset({"new", "pending"})
+_NODES = (1, 2, 3)
+
+
+def settled(cluster: Cluster, timeout_s: float = 30) -> World:
+    """Wait until every node has exactly what the cluster's state asks for; that state."""
+
+    def same() -> World:
+        world = World.read(cluster)
+        wanted = world.lines()
+        there = frozenset(line for number in _NODES for line in actual(cluster, number))
+        differences = [*(f"missing: {line}" for line in sorted(wanted - there)),
+                       *(f"left over: {line}" for line in sorted(there - wanted))]  # fmt: skip
+        assert not differences, "\n".join(["nodes differ from the cluster's state:", *differences])
+        return world
+
+    return eventually(same, timeout_s, 0.2)
+
+
+@dataclass(frozen=True)
+class Task:
+    """A task that is on a node. addresses: network id -> address."""
+
+    id: str
+    service: str
+    node: int
+    container: str
+    addresses: dict[str, str]
+    serving: bool
+
+
+@dataclass(frozen=True)
+class World:
+    """The cluster's state as its API tells it. nodes: number -> address; vips: (network id, service id) -> address;
+    ports: (protocol, port) -> (service id, target port)."""
+
+    nodes: dict[int, str]
+    networks: dict[str, dict[str, Any]]
+    tasks: list[Task]
+    vips: dict[tuple[str, str], str]
+    ports: dict[tuple[str, int], tuple[str, int]]
+
+    @classmethod
+    def read(cls, cluster: Cluster) -> World:
+        client = docker.APIClient(cluster.view.url, version="1.50")
+        try:
+            nodes = {node["ID"]: node for node in client.nodes()}
+            networks = {net["Id"]: net for net in client.networks() if net["Driver"] == "overlay"}
+            services, rows = client.services(), client.tasks()
+        finally:
+            client.close()
+        numbers = {ident: int(node["Description"]["Hostname"][-1]) for ident, node in nodes.items()}
+        up = {ident for ident, node in nodes.items() if node["Status"]["State"] != "down"}
+        ingress = {ident for ident, net in networks.items() if net["Ingress"]}
+        tasks = [
+            Task(
+                row["ID"], row["ServiceID"], numbers[row["NodeID"]],
+                row["Status"].get("ContainerStatus", {}).get("ContainerID", ""),
+                {
+                    place["Network"]["ID"]: place["Addresses"][0].partition("/")[0]
+                    for place in row.get("NetworksAttachments") or []
+                },
+                row["Status"]["State"] == "running" and row["DesiredState"] == "running" and row["NodeID"] in up,
+            )
+            for row in rows if row["Status"]["State"] not in TERMINAL | UNPLACED
+        ]
+        return cls(
+            {numbers[ident]: node["Status"]["Addr"] for ident, node in nodes.items()}, networks, tasks,
+            {
+                (vip["NetworkID"], service["ID"]): vip["Addr"].partition("/")[0]
+                for service in services for vip in service["Endpoint"].get("VirtualIPs") or []
+                if vip["NetworkID"] not in ingress
+            },
+            {
+                (port["Protocol"], port["PublishedPort"]): (service["ID"], port["TargetPort"])
+                for service in services for port in service["Endpoint"].get("Ports") or []
+                if port["PublishMode"] == "ingress"
+            },
+        )
+
+    @property
+    def ingress(self) -> str:
+        return next((ident for ident, net in self.networks.items() if net["Ingress"]), "")
+
+    def lines(self) -> frozenset[str]:
+        return frozenset(line for number in self.nodes for line in self._node(number))
+
+    def _node(self, number: int) -> Iterator[str]:
+        on = f"node-{number}"
+        here = [task for task in self.tasks if task.node == number]
+        for network_id in {network_id for task in here for network_id in task.addresses}:
+            yield from self._network(number, network_id)
+        for task in here:
+            yield f"{on} namespace {task.container}"
+            for network_id, address in task.addresses.items():
+                yield f"{on} endpoint {task.container[:12]} {self.networks[network_id]['Name']} {address}"
+            for (network_id, service_id), vip in self.vips.items():
+                if network_id in task.addresses:
+                    backends = sorted(
+                        one.addresses[network_id] for one in self.tasks if one.service == service_id and one.serving
+                    )
+                    yield f"{on} container {task.container[:12]} vip {vip} -> {' '.join(backends) or 'refused'}"
+        for (protocol, port), (service_id, target) in self.ports.items():
+            tasks = [one for one in self.tasks if one.service == service_id and self.ingress in one.addresses]
+            backends = sorted(f"{one.addresses[self.ingress]}:{target}" for one in tasks if one.serving)
+            yield f"{on} port {protocol}/{port} -> {' '.join(backends) or 'refused'}"
+            for one in tasks:
+                if one.node != number and (one.serving or one.container):
+                    yield f"{on} way {one.addresses[self.ingress]} -> node-{one.node}"
+
+    def _network(self, number: int, network_id: str) -> Iterator[str]:
+        on, bridge, vxlan = f"node-{number}", f"ov-{network_id[:12]}", f"vx-{network_id[:12]}"
+        network = self.networks[network_id]
+        subnet = network["IPAM"]["Config"][0]["Subnet"]
+        tasks = [task for task in self.tasks if network_id in task.addresses]
+        yield f"{on} link {bridge}"
+        yield f"{on} link {vxlan} in {bridge}"
+        yield f"{on} {bridge} has {sum(task.node == number for task in tasks)} containers"
+        yield f"{on} rule br {bridge}"
+        yield f"{on} rule same {bridge} {bridge}"
+        yield f"{on} rule hair {subnet} {subnet}"
+        yield f"{on} rule {'internal ' + bridge if network['Internal'] else 'masq ' + subnet}"
+        for task in tasks:
+            if task.node != number:
+                address = task.addresses[network_id]
+                yield f"{on} forward {vxlan} {mac_of(address)} -> {self.nodes[task.node]}"
+                yield f"{on} forward {bridge} {mac_of(address)} by {vxlan}"
+                yield f"{on} neighbour {bridge} {address} {mac_of(address)}"
+
+
+def mac_of(address: str) -> str:
+    return "02:42:" + ip_address(address).packed.hex(":")
+
+
+def actual(cluster: Cluster, number: int) -> Iterator[str]:
+    """One node's lines."""
+    on = f"node-{number}"
+    yield from (f"{on} {line}" for line in _links(cluster, number))
+    yield from (f"{on} {line}" for line in _rules(cluster, number))
+    folder = cluster.host(number).run_dir / "netns"
+    names = sorted(file.name for file in folder.iterdir())
+    for name in names:
+        yield f"{on} namespace {name}"
+        for line in _balanced(cluster, number, name):
+            yield f"{on} container {name[:12]} {line}"
+    client = docker.APIClient(cluster.node(number).url, version="1.50")
+    try:
+        for network in client.networks(filters={"driver": "overlay"}):
+            for container, place in client.inspect_network(network["Id"])["Containers"].items():
+                yield f"{on} endpoint {container[:12]} {network['Name']} {place['IPv4Address'].partition('/')[0]}"
+    finally:
+        client.close()
+
+
+def _links(cluster: Cluster, number: int) -> Iterator[str]:
+    """Interfaces, forwarding entries and neighbours."""
+    links = {link["ifname"]: link for link in json.loads(cluster.exec(number, "ip", "-j", "link"))}
+    ports: defaultdict[str, int] = defaultdict(int)
+    for name, link in links.items():
+        if name.startswith("veth"):
+            ports[link.get("master", "nothing")] += 1
+        elif name.startswith("ov-"):
+            yield f"link {name}"
+        elif name not in ("lo", "eth0", "swl0", "ing0"):
+            yield f"link {name} in {link.get('master', 'nothing')}"
+    yield from (f"{bridge} has {count} containers" for bridge, count in ports.items())
+    for entry in json.loads(cluster.exec(number, "bridge", "-j", "fdb", "show")):
+        name, mac = entry["ifname"], entry["mac"]
+        if not name.startswith("vx-") or mac == links[name]["address"]:
+            continue
+        yield f"forward {name} {mac} -> {entry['dst']}" if "dst" in entry else (
+            f"forward {entry.get('master')} {mac} by {name}"
+        )
+    for entry in json.loads(cluster.exec(number, "ip", "-j", "neigh", "show", "nud", "permanent") or "[]"):
+        if entry["dev"].startswith("ov-"):
+            yield f"neighbour {entry['dev']} {entry['dst']} {entry['lladdr']}"
+
+
+def _rules(cluster: Cluster, number: int) -> Iterator[str]:
+    """Elements of the node's own tables, and the ways to remote backends of published ports."""
+    sets = _sets(cluster.exec(number, "nft", "-j", "list", "ruleset"))
+    for name in ("br", "same", "hair", "masq", "internal"):
+        for element in sets.pop(("ip", "swl", name), []):
+            words = [_text(word) for word in _parts(element)]
+            if "swl0" not in words and "172.17.0.0/16" not in words:
+                yield f"rule {name} {' '.join(words)}"
+    for (family, table, name), elements in sets.items():
+        if (family, table) == ("ip", "swl"):
+            yield from (f"rule {name} {element}" for element in elements)
+    ports = {tuple(_parts(element)) for element in sets.get(("ip", "swlmesh1", "ports"), [])}
+    shares = _shares(sets, "swlmesh1", "any", 2)
+    for protocol, port in ports | shares.keys():
+        backends = sorted(":".join(map(str, _parts(value))) for value in shares.get((protocol, port), []))
+        yield f"port {protocol}/{port} -> {' '.join(backends) or 'refused'}"
+    for route in json.loads(cluster.exec(number, "ip", "-j", "route", "show", "table", "all", "proto", "83") or "[]"):
+        if route["dst"] != "default":
+            yield f"way {route['dst']} -> node-{route['gateway'].rpartition('.')[2]}"
+
+
+def _balanced(cluster: Cluster, number: int, name: str) -> Iterator[str]:
+    """Virtual addresses in a container's namespace."""
+    path = cluster.host(number).run_dir / "netns" / name
+    sets = _sets(cluster.exec(number, "nsenter", f"--net={path}", "nft", "-j", "list", "ruleset"))
+    shares = _shares(sets, "swlbalance1", "s", 1)
+    vips = set(sets.get(("ip", "swlbalance1", "vips"), [])) | {key[0] for key in shares}
+    for vip in vips:
+        yield f"vip {vip} -> {' '.join(sorted(map(str, shares.get((vip,), [])))) or 'refused'}"
+
+
+def _sets(listed: str) -> dict[tuple[str, str, str], list[Any]]:
+    """(family, table, set or map) -> its elements."""
+    return {
+        (body["family"], body["table"], body["name"]): body.get("elem", [])
+        for entry in json.loads(listed)["nftables"] for kind, body in entry.items() if kind in ("set", "map")
+    }
+
+
+def _shares(sets: dict[tuple[str, str, str], list[Any]], table: str, prefix: str, keys: int) -> dict[Any, list[Any]]:
+    """Key without its slot -> the different values of its slots, of all maps of slots in a table."""
+    found: defaultdict[Any, list[Any]] = defaultdict(list)
+    for (family, where, name), elements in sets.items():
+        if family == "ip" and where == table and re.fullmatch(rf"{prefix}\d+", name):
+            for key, value in elements:
+                values = found[tuple(_parts(key)[:keys])]
+                if value not in values:
+                    values.append(value)
+    return dict(found)
+
+
+def _parts(element: Any) -> list[Any]:
+    return list(element["concat"]) if isinstance(element, dict) and "concat" in element else [element]
+
+
+def _text(word: Any) -> str:
+    """A prefix or a range as it is written."""
+    if isinstance(word, dict) and "prefix" in word:
+        return f"{word['prefix']['addr']}/{word['prefix']['len']}"
+    return str(word)
+
