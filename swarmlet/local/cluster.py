@@ -34,6 +34,7 @@ from swarmlet.local.layout import (
     plan_cluster,
     preferred_subnet,
 )
+from swarmlet.local.tracked import forget_connections
 
 DEFAULT_NAME = "default"
 DEFAULT_NODES = 3
@@ -131,6 +132,7 @@ def down(name: str) -> None:
     for host in cluster.nodes:
         hosts.remove_host_network(host)
     hosts.remove_bridge(cluster)
+    forget_connections(cluster.cidr)
     hosts.remove_cgroups(cluster.cgroup)
     for folder in (cluster.run_dir, cluster.data_dir):
         if folder.exists():
