@@ -94,7 +94,7 @@ def overlay(cluster: Cluster) -> Iterator[Callable[..., str]]:
     services = cluster.view("service", "ls", "-q").split()
     if services:
         cluster.view("service", "rm", *services)
-    for name in made:
+    for name in set(made) & set(cluster.view("network", "ls", "--format", "{{.Name}}").split()):
         eventually(lambda name=name: cluster.view.run("network", "rm", name).returncode == 0, 30)
     settled(cluster)
 

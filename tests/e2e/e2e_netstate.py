@@ -19,6 +19,8 @@ from e2e_cluster import Cluster, eventually
 
 TERMINAL = frozenset({"complete", "shutdown", "failed", "rejected", "remove", "orphaned"})
 UNPLACED = frozenset({"new", "pending"})
+FAMILIES = ("ip", "ip6")
+MESH, BALANCE = "swlmesh2", "swlbalance1"
 _NODES = (1, 2, 3)
 
 
@@ -39,25 +41,25 @@ def settled(cluster: Cluster, timeout_s: float = 30) -> World:
 
 @dataclass(frozen=True)
 class Task:
-    """A task that is on a node. addresses: network id -> address."""
+    """A task that is on a node. addresses: network id -> its addresses there, IPv4 first."""
 
     id: str
     service: str
     node: int
     container: str
-    addresses: dict[str, str]
+    addresses: dict[str, list[str]]
     serving: bool
 
 
 @dataclass(frozen=True)
 class World:
-    """The cluster's state as its API tells it. nodes: number -> address; vips: (network id, service id) -> address;
+    """The cluster's state as its API tells it. nodes: number -> address; vips: (network id, service id, address);
     ports: (protocol, port) -> (service id, target port)."""
 
     nodes: dict[int, str]
     networks: dict[str, dict[str, Any]]
     tasks: list[Task]
-    vips: dict[tuple[str, str], str]
+    vips: set[tuple[str, str, str]]
     ports: dict[tuple[str, int], tuple[str, int]]
 
     @classmethod
@@ -77,7 +79,7 @@ class World:
                 row["ID"], row["ServiceID"], numbers[row["NodeID"]],
                 row["Status"].get("ContainerStatus", {}).get("ContainerID", ""),
                 {
-                    place["Network"]["ID"]: place["Addresses"][0].partition("/")[0]
+                    place["Network"]["ID"]: [address.partition("/")[0] for address in place["Addresses"]]
                     for place in row.get("NetworksAttachments") or []
                 },
                 row["Status"]["State"] == "running" and row["DesiredState"] == "running" and row["NodeID"] in up,
@@ -87,7 +89,7 @@ class World:
         return cls(
             {numbers[ident]: node["Status"]["Addr"] for ident, node in nodes.items()}, networks, tasks,
             {
-                (vip["NetworkID"], service["ID"]): vip["Addr"].partition("/")[0]
+                (vip["NetworkID"], service["ID"], vip["Addr"].partition("/")[0])
                 for service in services for vip in service["Endpoint"].get("VirtualIPs") or []
                 if vip["NetworkID"] not in ingress
             },
@@ -112,40 +114,52 @@ class World:
             yield from self._network(number, network_id)
         for task in here:
             yield f"{on} namespace {task.container}"
-            for network_id, address in task.addresses.items():
-                yield f"{on} endpoint {task.container[:12]} {self.networks[network_id]['Name']} {address}"
-            for (network_id, service_id), vip in self.vips.items():
+            for network_id, addresses in task.addresses.items():
+                yield f"{on} endpoint {task.container[:12]} {self.networks[network_id]['Name']} {' '.join(addresses)}"
+            for network_id, service_id, vip in self.vips:
                 if network_id in task.addresses:
                     backends = sorted(
-                        one.addresses[network_id] for one in self.tasks if one.service == service_id and one.serving
+                        address for one in self.tasks if one.service == service_id and one.serving
+                        for address in one.addresses[network_id] if (":" in address) == (":" in vip)
                     )
                     yield f"{on} container {task.container[:12]} vip {vip} -> {' '.join(backends) or 'refused'}"
         for (protocol, port), (service_id, target) in self.ports.items():
             tasks = [one for one in self.tasks if one.service == service_id and self.ingress in one.addresses]
-            backends = sorted(f"{one.addresses[self.ingress]}:{target}" for one in tasks if one.serving)
-            yield f"{on} port {protocol}/{port} -> {' '.join(backends) or 'refused'}"
-            for one in tasks:
-                if one.node != number and (one.serving or one.container):
-                    yield f"{on} way {one.addresses[self.ingress]} -> node-{one.node}"
+            for family in FAMILIES:
+                at = [
+                    (one, address) for one in tasks for address in one.addresses[self.ingress]
+                    if (":" in address) == (family == "ip6")
+                ]
+                backends = sorted(f"{address} {target}" for one, address in at if one.serving)
+                if at or not tasks:
+                    yield f"{on} port {family} {protocol}/{port} -> {', '.join(backends) or 'refused'}"
+                remote = [(one, address) for one, address in at if one.node != number and one.container]
+                yield from (f"{on} way {address} -> node-{one.node}" for one, address in remote)
 
     def _network(self, number: int, network_id: str) -> Iterator[str]:
         on, bridge, vxlan = f"node-{number}", f"ov-{network_id[:12]}", f"vx-{network_id[:12]}"
         network = self.networks[network_id]
-        subnet = network["IPAM"]["Config"][0]["Subnet"]
+        subnets = [config["Subnet"] for config in network["IPAM"]["Config"]]
         tasks = [task for task in self.tasks if network_id in task.addresses]
         yield f"{on} link {bridge}"
         yield f"{on} link {vxlan} in {bridge}"
         yield f"{on} {bridge} has {sum(task.node == number for task in tasks)} containers"
-        yield f"{on} rule br {bridge}"
-        yield f"{on} rule same {bridge} {bridge}"
-        yield f"{on} rule hair {subnet} {subnet}"
-        yield f"{on} rule {'internal ' + bridge if network['Internal'] else 'masq ' + subnet}"
+        for family in FAMILIES:
+            yield f"{on} rule {family} br {bridge}"
+            yield f"{on} rule {family} same {bridge} {bridge}"
+            if network["Internal"]:
+                yield f"{on} rule {family} internal {bridge}"
+        for subnet in subnets:
+            family = "ip6" if ":" in subnet else "ip"
+            yield f"{on} rule {family} hair {subnet} {subnet}"
+            if not network["Internal"]:
+                yield f"{on} rule {family} masq {subnet}"
         for task in tasks:
             if task.node != number:
-                address = task.addresses[network_id]
-                yield f"{on} forward {vxlan} {mac_of(address)} -> {self.nodes[task.node]}"
-                yield f"{on} forward {bridge} {mac_of(address)} by {vxlan}"
-                yield f"{on} neighbour {bridge} {address} {mac_of(address)}"
+                mac = mac_of(task.addresses[network_id][0])
+                yield f"{on} forward {vxlan} {mac} -> {self.nodes[task.node]}"
+                yield f"{on} forward {bridge} {mac} by {vxlan}"
+                yield from (f"{on} neighbour {bridge} {address} {mac}" for address in task.addresses[network_id])
 
 
 def mac_of(address: str) -> str:
@@ -155,7 +169,8 @@ def mac_of(address: str) -> str:
 def actual(cluster: Cluster, number: int) -> Iterator[str]:
     """One node's lines."""
     on = f"node-{number}"
-    yield from (f"{on} {line}" for line in _links(cluster, number))
+    links = list(_links(cluster, number))
+    yield from (f"{on} {line}" for line in links)
     yield from (f"{on} {line}" for line in _rules(cluster, number))
     folder = cluster.host(number).run_dir / "netns"
     names = sorted(file.name for file in folder.iterdir())
@@ -166,8 +181,11 @@ def actual(cluster: Cluster, number: int) -> Iterator[str]:
     client = docker.APIClient(cluster.node(number).url, version="1.50")
     try:
         for network in client.networks(filters={"driver": "overlay"}):
+            if f"link ov-{network['Id'][:12]}" not in links:
+                continue  # of a network that the node has no part in, its manager tells what others have
             for container, place in client.inspect_network(network["Id"])["Containers"].items():
-                yield f"{on} endpoint {container[:12]} {network['Name']} {place['IPv4Address'].partition('/')[0]}"
+                addresses = [place[key].partition("/")[0] for key in ("IPv4Address", "IPv6Address") if place[key]]
+                yield f"{on} endpoint {container[:12]} {network['Name']} {' '.join(addresses)}"
     finally:
         client.close()
 
@@ -199,32 +217,33 @@ def _links(cluster: Cluster, number: int) -> Iterator[str]:
 def _rules(cluster: Cluster, number: int) -> Iterator[str]:
     """Elements of the node's own tables, and the ways to remote backends of published ports."""
     sets = _sets(cluster.exec(number, "nft", "-j", "list", "ruleset"))
-    for name in ("br", "same", "hair", "masq", "internal"):
-        for element in sets.pop(("ip", "swl", name), []):
-            words = [_text(word) for word in _parts(element)]
-            if "swl0" not in words and "172.17.0.0/16" not in words:
-                yield f"rule {name} {' '.join(words)}"
     for (family, table, name), elements in sets.items():
-        if (family, table) == ("ip", "swl"):
-            yield from (f"rule {name} {element}" for element in elements)
-    ports = {tuple(_parts(element)) for element in sets.get(("ip", "swlmesh1", "ports"), [])}
-    shares = _shares(sets, "swlmesh1", "any", 2)
-    for protocol, port in ports | shares.keys():
-        backends = sorted(":".join(map(str, _parts(value))) for value in shares.get((protocol, port), []))
-        yield f"port {protocol}/{port} -> {' '.join(backends) or 'refused'}"
-    for route in json.loads(cluster.exec(number, "ip", "-j", "route", "show", "table", "all", "proto", "83") or "[]"):
-        if route["dst"] != "default":
-            yield f"way {route['dst']} -> node-{route['gateway'].rpartition('.')[2]}"
+        for element in elements if table == "swl" else ():
+            words = [_text(word) for word in _parts(element)]
+            if not {"swl0", "172.17.0.0/16"} & set(words):  # of the local network that every node has
+                yield f"rule {family} {name} {' '.join(words)}"
+    for family in FAMILIES:
+        ports = {tuple(_parts(element)) for element in sets.get((family, MESH, "ports"), [])}
+        shares = _shares(sets, family, MESH, "any", 2)
+        for protocol, port in ports | shares.keys():
+            backends = sorted(" ".join(map(str, _parts(value))) for value in shares.get((protocol, port), []))
+            yield f"port {family} {protocol}/{port} -> {', '.join(backends) or 'refused'}"
+        version = "-6" if family == "ip6" else "-4"
+        listed = cluster.exec(number, "ip", version, "-j", "route", "show", "table", "all", "proto", "83")
+        for route in json.loads(listed or "[]"):
+            if route["dst"] != "default":
+                # The number of the node is the end of its address on the mesh.
+                yield f"way {route['dst']} -> node-{int(ip_address(route['gateway'])) & 0xFF}"
 
 
 def _balanced(cluster: Cluster, number: int, name: str) -> Iterator[str]:
     """Virtual addresses in a container's namespace."""
     path = cluster.host(number).run_dir / "netns" / name
     sets = _sets(cluster.exec(number, "nsenter", f"--net={path}", "nft", "-j", "list", "ruleset"))
-    shares = _shares(sets, "swlbalance1", "s", 1)
-    vips = set(sets.get(("ip", "swlbalance1", "vips"), [])) | {key[0] for key in shares}
-    for vip in vips:
-        yield f"vip {vip} -> {' '.join(sorted(map(str, shares.get((vip,), [])))) or 'refused'}"
+    for family in FAMILIES:
+        shares = _shares(sets, family, BALANCE, "s", 1)
+        for vip in set(sets.get((family, BALANCE, "vips"), [])) | {key[0] for key in shares}:
+            yield f"vip {vip} -> {' '.join(sorted(map(str, shares.get((vip,), [])))) or 'refused'}"
 
 
 def _sets(listed: str) -> dict[tuple[str, str, str], list[Any]]:
@@ -235,11 +254,13 @@ def _sets(listed: str) -> dict[tuple[str, str, str], list[Any]]:
     }
 
 
-def _shares(sets: dict[tuple[str, str, str], list[Any]], table: str, prefix: str, keys: int) -> dict[Any, list[Any]]:
+def _shares(
+    sets: dict[tuple[str, str, str], list[Any]], family: str, table: str, prefix: str, keys: int
+) -> dict[Any, list[Any]]:
     """Key without its slot -> the different values of its slots, of all maps of slots in a table."""
     found: defaultdict[Any, list[Any]] = defaultdict(list)
-    for (family, where, name), elements in sets.items():
-        if family == "ip" and where == table and re.fullmatch(rf"{prefix}\d+", name):
+    for (version, where, name), elements in sets.items():
+        if version == family and where == table and re.fullmatch(rf"{prefix}\d+", name):
             for key, value in elements:
                 values = found[tuple(_parts(key)[:keys])]
                 if value not in values:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import errno
-import re
 import socket
 import time
 from collections.abc import Callable, Iterator
 
 import pytest
-from e2e_cluster import Cluster, View
+from e2e_cluster import Cluster
 from e2e_inside import TCP, UDP, Place, Servers, exchange, places, vip
 from e2e_netstate import settled
 
@@ -40,11 +39,6 @@ def everywhere(cluster: Cluster, servers: Servers, name: str, *networks: str) ->
     for place in found:
         servers.add(place, f"{name}@{place.node}", PORT)
     return found
-
-
-def resolved(node: View, ident: str, name: str) -> list[str]:
-    said = node.run("exec", ident, "nslookup", "-type=a", name).stdout.decode()
-    return sorted(re.findall(r"^Address: (\d+\.\d+\.\d+\.\d+)$", said, re.M))
 
 
 def heard(asker: Place, target: str, kind: int, times: int = 1, timeout_s: float = 2) -> set[str]:
@@ -96,9 +90,8 @@ def test_every_pair_of_nodes_by_every_name_and_address(
             wrong.append(f"from node-{asker.node}: {what}: {found} instead of {wanted}")
 
     for asker in here:
-        node = cluster.node(asker.node)
-        check(asker, "name all", resolved(node, asker.container, "all"), [virtual])
-        check(asker, "name tasks.all", resolved(node, asker.container, "tasks.all"), sorted(own.values()))
+        check(asker, "name all", asker.resolve("all"), {virtual})
+        check(asker, "name tasks.all", asker.resolve("tasks.all"), set(own.values()))
         for kind, called in KINDS.items():
             for number, address in own.items():
                 check(asker, f"{called} to node-{number} ({address})", heard(asker, address, kind), {f"all@{number}"})
@@ -140,7 +133,7 @@ def test_networks_are_kept_apart_and_a_container_on_two_reaches_both(
             targets = [*(place.addresses[other] for place in here[other]), vip(cluster, f"in-{other}", other)]
             wrong += [f"{pair} between {name} and {other}" for pair in connected(askers, targets)]
             # From the open one, names that are not known are asked for outside, which takes its time.
-            if name != "red" and resolved(cluster.node(askers[0].node), askers[0].container, f"in-{other}"):
+            if name != "red" and askers[0].resolve(f"in-{other}"):
                 wrong.append(f"in {name} it is told where in-{other} is")
     assert len(connected(both, [place.addresses["red"] for place in here["red"]])) == 9
     for asker in both:
