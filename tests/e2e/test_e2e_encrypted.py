@@ -215,9 +215,16 @@ def test_a_host_that_comes_up_again_has_its_ways_again(two_hosts: Cluster) -> No
         eventually(lambda: two_hosts.ready() == {"node-1", "node-2"}, 30)
         two_hosts.wait_running("all", 2)
         one, two = inside(two_hosts, 1, "all"), inside(two_hosts, 2, "all")
-        for (node, ident, _), (_, _, target) in ((one, two), (two, one)):
-            ping = ("exec", ident, "ping", "-c", "1", "-W", "1", target)
+        pings = [
+            (node, ("exec", ident, "ping", "-c", "1", "-W", "1", target))
+            for (node, ident, _), (_, _, target) in ((one, two), (two, one))
+        ]
+        for node, ping in pings:
             eventually(lambda node=node, ping=ping: node.run(*ping).returncode == 0)
+        # A program that ends is started again.
+        two_hosts.exec(2, "kill", "-9", str(two_hosts.pid(2, PROGRAM)))
+        for node, ping in pings:
+            eventually(lambda node=node, ping=ping: node.run(*ping).returncode == 0, 30)
     finally:
         view("service", "rm", "all")
         eventually(lambda: view.run("network", "rm", "sealed").returncode == 0, 30)

@@ -133,6 +133,7 @@ class BridgeNetworks:
             asyncio.create_task(self._undo_lost(), name="net-lost-leases"),
             asyncio.create_task(self._watch_firewalls(), name="net-firewall-check"),
             asyncio.create_task(self.cluster.entry.run(), name="net-mesh"),
+            asyncio.create_task(self.cluster.ways.keep(), name="net-ways"),
         ]
 
     async def close(self) -> None:

@@ -362,6 +362,8 @@ class Dispatcher:
             self._inventories.forget(before.id)
             if (session := self._sessions.get(before.id)) is not None:
                 session.end(messages.CLOSE_REMOVED, "the node was removed from the cluster")
+            for other in self._sessions.values():
+                other.note_node(before.id)
         elif isinstance(after, Node):
             if not isinstance(before, Node) or _as_peer(before) != _as_peer(after):
                 for other in self._sessions.values():

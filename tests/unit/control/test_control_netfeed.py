@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from swarmlet.model.network import Network, NetworkAttachment, NetworkCreate
 from swarmlet.model.node import Node
 from swarmlet.model.service import EndpointSpec, NetworkAttachmentConfig, Service, ServiceSpec, TaskSpec
 from swarmlet.model.states import NodeState, TaskState
 from swarmlet.model.task import Task, TaskStatus
-from swarmlet.wire.networking import Networking
+from swarmlet.model.ways import NodeWays, WayKey
+from swarmlet.wire.networking import Networking, WaysInfo
 from swarmlet_manager.dispatch.netfacts import Facts
 from swarmlet_manager.dispatch.netfeed import NetworkFeed
 from swarmlet_manager.state import Delete, Put, State
@@ -146,3 +148,34 @@ def test_a_service_is_told_once_it_has_its_virtual_address() -> None:
     vip = NetworkAttachment(network_id="n1", address="10.1.0.2/24")
     assert feed.note(state.apply(Put(Service(id="s", spec=spec, vips=(vip,)))))
     assert [(info.name, info.vip) for info in feed.take(state).services] == [("web", "10.1.0.2")]
+
+
+def test_a_node_in_an_encrypted_network_is_told_of_the_ways_and_of_addresses_inside_them() -> None:
+    state, feed = make_state(), NetworkFeed("here")
+    spec = NetworkCreate(name="n1", driver="overlay", options={"encrypted": ""})
+    state.apply(Put(replace(state.networks["n1"], spec=spec)))
+    key = WayKey(number=1, public_key=b"k" * 32, port=51872)
+    state.apply(Put(replace(state.nodes["there"], number=2, ways=NodeWays(lacking="", keys=(key,)))))
+    state.apply(Put(task("a", "n1", "here", TaskState.RUNNING)))
+    state.apply(Put(task("b", "n1", "there", TaskState.RUNNING)))
+    # Without a number the node has no address inside: it cannot take part yet.
+    assert feed.take(state).networks == ()
+
+    state.apply(Put(replace(state.nodes["here"], number=1)))
+    assert feed.node_changed("here")
+    news = feed.take(state)
+    assert [(info.encrypted, info.port) for info in news.networks] == [(True, 51870)]
+    assert {info.id: info.node_addr for info in news.endpoints} == {"a": "100.65.0.1", "b": "100.65.0.2"}
+    ways = news.ways
+    assert ways is not None and (ways.inner, ways.numbers, ways.active) == ("100.65.0.1", (1,), 1)
+    assert [(peer.inner, peer.address, peer.keys) for peer in ways.peers] == [("100.65.0.2", "192.0.2.5", (key,))]
+    assert feed.take(state).ways is None
+
+    # Who leaves the cluster is nobody's peer any more.
+    state.apply(Delete(state.nodes["there"]))
+    assert feed.node_changed("there")
+    ways = feed.take(state).ways
+    assert ways is not None and ways.peers == ()
+
+    assert feed.note(state.apply(Put(task("a", "n1", "here", TaskState.FAILED))))
+    assert feed.take(state).ways == WaysInfo()

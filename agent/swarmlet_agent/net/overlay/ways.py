@@ -14,7 +14,6 @@ import msgspec
 from msgspec.structs import replace
 
 from swarmlet.errors import SwarmletError
-from swarmlet.log import get_logger
 from swarmlet.model.ways import WAYS_BYTES, WAYS_PORTS, NodeWays, WayKey
 from swarmlet.pki import write_private
 from swarmlet.wire.networking import WaysInfo
@@ -22,11 +21,12 @@ from swarmlet_agent.journal import Write
 from swarmlet_agent.net.ground import Ground
 from swarmlet_agent.net.wireguard.plan import Generation, Peer, WireguardState, new_private_key, public_key
 
-log = get_logger(__name__)
-
 #: Journal table with one entry: what was told of the ways, and the MTU of the underlay then.
 TOLD = "ways"
 _UNDERLAY_MTU = 1500
+#: How often it is looked whether the devices are still there: a program may have ended.
+LOOK_S = 5.0
+PROBLEM = "encrypted ways"
 
 
 class _Told(msgspec.Struct, frozen=True):
@@ -42,6 +42,7 @@ class EncryptedWays:
         self._file = keys_file
         self._keys: dict[int, bytes] = {}
         self._told = WaysInfo()
+        self._mtu = _UNDERLAY_MTU
         #: What the node says of it; `on_change` is called when that has changed.
         self.said = NodeWays()
         self.on_change: Callable[[], None] = lambda: None
@@ -59,6 +60,13 @@ class EncryptedWays:
             told = msgspec.msgpack.decode(value, type=_Told)
             await self._make(told.info, told.mtu)
 
+    async def keep(self) -> None:
+        """Forever: make again what has gone."""
+        while True:
+            await asyncio.sleep(LOOK_S)
+            if self._told.numbers:
+                await self._ensure()
+
     async def update(self, told: WaysInfo, underlay_mtu: int) -> None:
         """Returns once it is in the journal and in the kernel."""
         missing = [number for number in told.numbers if number not in self._keys]
@@ -74,12 +82,8 @@ class EncryptedWays:
         await self._make(told, mtu)
 
     async def _make(self, told: WaysInfo, mtu: int) -> None:
-        self._told = told
-        try:
-            await self._ground.run(self._ground.kernel.wireguard.ensure, self._state(mtu))
-        except (SwarmletError, OSError) as err:
-            # Packets of encrypted networks then go nowhere: they are never sent in the clear.
-            log.error("encrypted ways to other nodes cannot be made", reason=str(err))
+        self._told, self._mtu = told, mtu
+        if not await self._ensure():
             return
         self._say(replace(
             self.said, active=told.active if told.numbers else 0, applied=told.digest,
@@ -89,15 +93,25 @@ class EncryptedWays:
             ),
         ))  # fmt: skip
 
+    async def _ensure(self) -> bool:
+        try:
+            await self._ground.run(self._ground.kernel.wireguard.ensure, self._state())
+        except (SwarmletError, OSError) as err:
+            # Packets of encrypted networks then go nowhere: they are never sent in the clear.
+            self._ground.set_problems(PROBLEM, (f"encrypted networks do not reach other nodes: {err}",))
+            return False
+        self._ground.set_problems(PROBLEM, ())
+        return True
+
     def _say(self, said: NodeWays) -> None:
         if said != self.said:
             self.said = said
             self.on_change()
 
-    def _state(self, mtu: int) -> WireguardState:
+    def _state(self) -> WireguardState:
         told = self._told
         return WireguardState(
-            told.inner, told.active, mtu=mtu - WAYS_BYTES,
+            told.inner, told.active, mtu=self._mtu - WAYS_BYTES,
             generations=tuple(
                 Generation(number, self._keys[number], _port(number), tuple(
                     Peer(key.public_key, peer.address, key.port, peer.inner)
