@@ -88,6 +88,8 @@ def test_increments_add_up_to_what_a_new_session_would_be_told(
             facts.forget(state.tasks[ident])
             change = state.apply(Delete(state.tasks[ident]))
         else:
+            if (known := state.tasks.get(ident)) is not None:
+                network = known.networks[0].network_id  # a task is never moved to another network
             change = state.apply(Put(task(ident, network, node, observed, desired)))
         feed.note(change)
         if send:
