@@ -160,7 +160,7 @@ async def _gather(build: Build, asked: _Asked, state: State | None, stack: Async
     found: list[tuple[Found, bool]] = []
     add = asked.what == "ADD"
     if asked.checksum and len(asked.sources) != 1:
-        raise InvalidArgument("checksum can't be used with multiple sources")
+        raise InvalidArgument("checksum can't be specified for multiple sources")
     for source in asked.sources:
         if is_git(source) and state is None:
             if not add:
@@ -174,7 +174,7 @@ async def _gather(build: Build, asked: _Asked, state: State | None, stack: Async
             found.append((one, bool(asked.unpack)))
             continue
         if asked.checksum:
-            raise InvalidArgument("checksum can't be specified for non-HTTP(S) sources")
+            raise InvalidArgument("checksum requires HTTP(S) or Git sources")
         local = await asyncio.to_thread(
             find_sources, root, [source], what=asked.what, parents=asked.parents, of_context=state is None
         )
