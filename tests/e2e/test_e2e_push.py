@@ -10,6 +10,7 @@ import subprocess
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
@@ -181,9 +182,40 @@ def test_what_was_built_is_the_same_in_every_registry(
     forget(cluster, f"{guarded}/team/built:1", f"{registry}/team/built:1")
 
 
+def test_the_clusters_disk_usage_is_that_of_its_nodes(
+    cluster: Cluster, registry: str, config: dict[str, str]
+) -> None:
+    """What is kept compressed is in it, and all of it is reclaimed once nothing uses the images."""
+    node = cluster.node(2)
+    before = _usage(node)
+    code, out = docker(node, config | {"DOCKER_BUILDKIT": "0"}, "build", "-q", "-t", f"{registry}/used:1", "-", stdin=(
+        b"FROM busybox\nRUN head -c 3000000 /dev/urandom > /noise"
+    ))  # fmt: skip
+    assert code == 0, out
+    built = _usage(node)
+    assert built["LayersSize"] >= before["LayersSize"] + 3_000_000 and built["BuilderSize"] > before["BuilderSize"]
+    code, out = docker(node, config, "push", f"{registry}/used:1")
+    assert code == 0, out
+    assert _usage(node)["LayersSize"] >= built["LayersSize"] + 3_000_000  # noise does not compress
+
+    nodes, whole = [_usage(cluster.node(number)) for number in (1, 2, 3)], _usage(cluster.view)
+
+    for field in ("LayersSize", "BuilderSize"):
+        assert whole[field] == sum(each[field] for each in nodes)
+    assert len(whole["Images"]) == sum(len(each["Images"]) for each in nodes)
+    forget(cluster, f"{registry}/used:1")
+    node("builder", "prune", "-af")
+    assert _usage(node)["LayersSize"] < built["LayersSize"]  # the noise is gone in both forms, busybox has two now
+
+
+def _usage(view: View) -> dict[str, Any]:
+    with closing(docker_py.DockerClient(base_url=view.url)) as client:
+        shown: dict[str, Any] = client.df()
+    return shown
+
+
 def _images_bytes(node: View) -> int:
-    with closing(docker_py.DockerClient(base_url=node.url)) as client:
-        total: int = client.df()["LayersSize"]
+    total: int = _usage(node)["LayersSize"]
     return total
 
 

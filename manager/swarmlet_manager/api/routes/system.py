@@ -98,7 +98,9 @@ class SystemRoutes:
         path = call.request.rel_url.raw_path_qs
         answers = await self._fleet.ask_all(self._fleet.ready(), "GET", path, timeout_s=30)
         good = [answer.body for answer in answers if answer.status < 400]
-        merged: Json = {"LayersSize": sum(int(body.get("LayersSize") or 0) for body in good)}
+        merged: Json = {
+            field: sum(int(body.get(field) or 0) for body in good) for field in ("LayersSize", "BuilderSize")
+        }
         for field in ("Images", "Containers", "Volumes", "BuildCache"):
             merged[field] = [entry for body in good for entry in body.get(field) or []]
         return json_answer(merged)
