@@ -47,11 +47,11 @@ def refused(host: str, port: int, kind: int = socket.SOCK_STREAM) -> bool:
     return False
 
 
-def names(cluster: Cluster, service: str) -> set[str]:
-    """Host names of a service's containers that run."""
+def names(cluster: Cluster, service: str, *nodes: int) -> set[str]:
+    """Host names of a service's containers that run, on these nodes or on all."""
     return {
         cluster.node(number)("inspect", "-f", "{{.Config.Hostname}}", ident)
-        for number in NODES
+        for number in nodes or NODES
         for ident in cluster.node(number)(
             "ps", "-q", "--filter", f"label=com.docker.swarm.service.name={service}"
         ).split()
@@ -251,6 +251,21 @@ def test_nobody_is_sent_to_a_task_once_it_has_got_its_stop_signal(cluster: Clust
     finally:
         follower.terminate()
         follower.wait(10)
+
+
+def test_a_node_that_does_not_answer_keeps_no_task_from_its_stop_for_long(cluster: Cluster) -> None:
+    cluster.view("service", "create", "-d", "--name", "peer", "-p", "18098:80", "--constraint",
+                 "node.hostname==node-1", *OPTIONS, *PEER)  # fmt: skip
+    cluster.wait_running("peer", 1)
+    assert eventually(lambda: ask(cluster.host(3).address, 18098))
+    silent = cluster.pid(3, "swarmlet-agent")
+    os.kill(silent, signal.SIGSTOP)
+    try:
+        cluster.view("service", "scale", "-d", "peer=0")
+        assert eventually(lambda: not names(cluster, "peer", 1, 2))
+    finally:
+        os.kill(silent, signal.SIGCONT)
+    assert eventually(lambda: len(cluster.ready()) == 3 and refused(cluster.host(3).address, 18098), 40)
 
 
 def test_open_connections_of_a_task_that_leaves_go_on_until_it_ends(cluster: Cluster) -> None:

@@ -16,7 +16,16 @@ from swarmlet.model.cluster import (
     SwarmSpec,
 )
 from swarmlet.model.node import Node, NodeSpec
-from swarmlet.model.service import ContainerSpec, ReplicatedMode, Service, ServiceMode, ServiceSpec, TaskSpec
+from swarmlet.model.service import (
+    ContainerSpec,
+    EndpointSpec,
+    PortConfig,
+    ReplicatedMode,
+    Service,
+    ServiceMode,
+    ServiceSpec,
+    TaskSpec,
+)
 from swarmlet.model.states import Availability, NodeState, Role
 from swarmlet_manager.control import edits
 
@@ -39,6 +48,21 @@ def test_scaling_keeps_the_version_of_what_tasks_run() -> None:
     scaled = updated(FIRST, spec(replicas=9))
     assert scaled.spec_version == FIRST.spec_version
     assert scaled.previous_spec == FIRST.spec
+
+
+def test_an_endpoint_that_is_sent_back_as_it_was_shown_replaces_no_task() -> None:
+    """The docker command sends "vip" where nothing was said."""
+    assert updated(FIRST, replace(spec(), endpoint_spec=EndpointSpec(mode="vip"))).spec_version == FIRST.spec_version
+    other = updated(FIRST, replace(spec(), endpoint_spec=EndpointSpec(mode="dnsrr")))
+    assert other.spec_version == FIRST.spec_version + 1
+
+
+@pytest.mark.parametrize(("mode", "replaced"), [("ingress", False), ("host", True)])
+def test_how_a_port_is_published_by_labels_replaces_tasks_that_publish_it_themselves(mode: str, replaced: bool) -> None:
+    port = PortConfig(target_port=80, published_port=8080, publish_mode=mode)
+    service = edits.new_service("s", spec(), (port,), b"", 1)
+    after = edits.updated_service(service, spec(), (replace(port, host_ip="192.0.2.1"),), b"", 2)
+    assert (after.spec_version != service.spec_version) is replaced
 
 
 @pytest.mark.parametrize("new", [spec("b"), spec(force=1)])

@@ -196,10 +196,12 @@ def test_host_mode_ports_are_bound_and_told_as_they_were_published() -> None:
     ports = (
         PortConfig(target_port=80, published_port=8080, publish_mode="host"),
         PortConfig(target_port=53, protocol="udp", publish_mode="host"),
+        PortConfig(target_port=90, published_port=8090, publish_mode="host", host_ip="192.0.2.1"),
     )
     made = container_for(task(ports=ports), NODE)
     assert made.host_config.port_bindings == {
         "80/tcp": (PortBinding(host_port="8080"),), "53/udp": (PortBinding(host_port=""),),
+        "90/tcp": (PortBinding(host_ip="192.0.2.1", host_port="8090"),),
     }
     real = {"80/tcp": (PortBinding(host_port="8080"),), "53/udp": (PortBinding(host_port="40001"),)}
     assert [port.published_port for port in published(real, ports)] == [8080, 40001]
