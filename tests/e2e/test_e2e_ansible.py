@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import Cluster, View
+from e2e_cluster import Cluster, View
 from installed_clients import ansible
 
 #: Every task is a process of Python: on a machine with much else to do that adds up.

@@ -17,9 +17,9 @@ import docker.errors
 import docker.types
 import pytest
 import requests.exceptions
-from conftest import Cluster, View, eventually, hang_up
 from docker.utils.proxy import ProxyConfig
 from docker.utils.socket import next_frame_header, read_exactly
+from e2e_cluster import Cluster, View, eventually, hang_up
 from registry_fill import tar_of
 from relays import relay
 

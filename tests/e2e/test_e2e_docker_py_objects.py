@@ -14,8 +14,8 @@ import docker
 import docker.errors
 import docker.types
 import pytest
-from conftest import Cluster, View, eventually
 from docker.utils.proxy import ProxyConfig
+from e2e_cluster import Cluster, View, eventually
 from registry_fill import busybox_image, push, tar_of
 
 pytestmark = pytest.mark.filterwarnings(
@@ -420,7 +420,7 @@ def test_services_by_every_option(manager_api: docker.APIClient, cluster: Cluste
         logs = api.service_logs("low", stdout=True, stderr=True, is_tty=False, tail="all", follow=False)
         assert b"".join(logs).count(b"up\n") == 2
         assert api.services(filters={"name": "low"}, status=True)[0]["ServiceStatus"]["DesiredTasks"] == 2
-        version = shown["Version"]["Index"]
+        version = api.inspect_service("low")["Version"]["Index"]  # its virtual addresses came after it was made
         api.update_service("low", version, task_template=dict(task), mode={"Replicated": {"Replicas": 1}}, name="low",
                            fetch_current_spec=True)  # fmt: skip
         cluster.wait_running("low", 1)

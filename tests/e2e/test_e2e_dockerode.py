@@ -7,7 +7,7 @@ import shutil
 import subprocess
 from pathlib import Path
 
-from conftest import Cluster, View
+from e2e_cluster import Cluster, View
 from installed_clients import node_modules
 from registry_fill import busybox_image, push
 

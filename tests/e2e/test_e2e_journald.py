@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Cluster, eventually
+from e2e_cluster import Cluster, eventually
 
 from swarmlet.journald import JOURNAL_SOCKET
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from urllib.request import urlopen
 
 import pytest
-from conftest import Cluster, View
+from e2e_cluster import Cluster, View
 from testcontainers.core.config import testcontainers_config
 from testcontainers.core.container import DockerContainer
 from testcontainers.core.image import DockerImage
