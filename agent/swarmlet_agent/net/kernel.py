@@ -27,6 +27,7 @@ from swarmlet_agent.net.nft import Nft, NftError
 from swarmlet_agent.net.nftset import ElementsError, ElementSocket
 from swarmlet_agent.net.overlay.links import OverlayLinks
 from swarmlet_agent.net.plan_attach import DefaultRoutes
+from swarmlet_agent.net.plan_dns_rules import dns_rules
 from swarmlet_agent.net.plan_port_elements import port_changes
 from swarmlet_agent.net.plan_rules import TABLE, dns_ruleset, no_ruleset, without_ipv6
 from swarmlet_agent.net.records import EndpointRecord, NetworkRecord, PortRecord, SandboxRecord
@@ -358,5 +359,6 @@ class KernelNet:
         """In the container's namespace: sockets, and the rules that lead port 53 to them."""
         sockets = bind_dns(sandbox.dns_port)
         self._dns[sandbox.container_id] = sockets
-        change_rules_here(dns_ruleset(sockets.port))
+        with ElementSocket() as rules:
+            rules.make(dns_rules(sockets.port), "leading port 53 to the embedded DNS server")
         return sockets.port

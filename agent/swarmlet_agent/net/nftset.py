@@ -26,9 +26,9 @@ from swarmlet_agent.net.netlink import (
 )
 
 _NETLINK_NETFILTER = 12
-_SUBSYSTEM = 10  # nf_tables
+SUBSYSTEM = 10  # nf_tables
 _BATCH_BEGIN, _BATCH_END = 0x10, 0x11
-_GET_TABLE, _NEW_ELEMENTS, _DELETE_ELEMENTS = (_SUBSYSTEM << 8 | kind for kind in (1, 12, 14))
+_GET_TABLE, _NEW_ELEMENTS, _DELETE_ELEMENTS = (SUBSYSTEM << 8 | kind for kind in (1, 12, 14))
 _TABLE_NAME, _LIST_TABLE, _LIST_SET, _LIST_ELEMENTS = 1, 1, 2, 3
 _ELEMENT, _ELEMENT_KEY, _ELEMENT_DATA, _ELEMENT_FLAGS, _DATA_VALUE = 1, 1, 2, 3, 1
 _INTERVAL_END = attr(_ELEMENT_FLAGS, struct.pack("!I", 1))
@@ -70,6 +70,15 @@ class Change:
     elements: tuple[Element, ...] = ()
 
 
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One message of a transaction that makes tables, chains or rules. body: from the family's header on."""
+
+    kind: int
+    flags: int
+    body: bytes
+
+
 class ElementsError(Internal):
     """The kernel refused a change of elements; none of its transaction was applied. `code` is the errno."""
 
@@ -80,7 +89,7 @@ class ElementsError(Internal):
 
 def encode(changes: Sequence[Change], first: int) -> tuple[bytes, list[str]]:
     """One transaction: its bytes, and what each message is for. Messages are numbered from `first` on."""
-    parts = [_message(_BATCH_BEGIN, 0, first, _NFGEN.pack(0, 0, _SUBSYSTEM))]
+    parts = [_message(_BATCH_BEGIN, 0, first, _NFGEN.pack(0, 0, SUBSYSTEM))]
     purposes = ["changing elements of nftables sets"]
     bodies = [(change, body) for change in changes for body in _bodies(change)]
     for place, (change, body) in enumerate(bodies, start=1):
@@ -89,7 +98,7 @@ def encode(changes: Sequence[Change], first: int) -> tuple[bytes, list[str]]:
         flags = (NLM_F_CREATE if change.verb is Verb.ADD else 0) | (NLM_F_ACK if place == len(bodies) else 0)
         parts.append(_message(kind, flags, first + place, body))
         purposes.append(f"{change.verb.value} elements of {change.table} {change.name}")
-    parts.append(_message(_BATCH_END, 0, first + len(purposes), _NFGEN.pack(0, 0, _SUBSYSTEM)))
+    parts.append(_message(_BATCH_END, 0, first + len(purposes), _NFGEN.pack(0, 0, SUBSYSTEM)))
     return b"".join(parts), purposes
 
 
@@ -122,10 +131,22 @@ class ElementSocket:
 
     def apply(self, changes: Sequence[Change]) -> None:
         """All changes as one transaction. ElementsError with the first that was refused."""
-        if not changes:
-            return
+        if changes:
+            self._transact(*encode(changes, self._sequence))
+
+    def make(self, requests: Sequence[Request], purpose: str) -> None:
+        """All requests as one transaction. ElementsError with the purpose."""
         first = self._sequence
-        data, purposes = encode(changes, first)
+        parts = [_message(_BATCH_BEGIN, 0, first, _NFGEN.pack(0, 0, SUBSYSTEM))]
+        for place, request in enumerate(requests, start=1):
+            flags = request.flags | (NLM_F_ACK if place == len(requests) else 0)
+            parts.append(_message(request.kind, flags, first + place, request.body))
+        parts.append(_message(_BATCH_END, 0, first + len(requests) + 1, _NFGEN.pack(0, 0, SUBSYSTEM)))
+        self._transact(b"".join(parts), [purpose] * (len(requests) + 1))
+
+    def _transact(self, data: bytes, purposes: Sequence[str]) -> None:
+        """purposes: of each message but the last, whose numbers begin with the next one of this socket."""
+        first = self._sequence
         self._sequence = first + len(purposes) + 1
         self._make_room(len(data))
         self.channel.send(data)

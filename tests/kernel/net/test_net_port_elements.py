@@ -1,4 +1,4 @@
-"""Published ports by elements: the kernel holds the same as by text."""
+"""Rules and elements by raw messages: the kernel holds the same as by text."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ from net_lab import Lab, in_own_network
 
 from swarmlet_agent.net.dns_sockets import change_rules_here
 from swarmlet_agent.net.nftset import ElementsError, ElementSocket
+from swarmlet_agent.net.plan_dns_rules import dns_rules
 from swarmlet_agent.net.plan_port_elements import port_changes
-from swarmlet_agent.net.plan_rules import TABLES, ruleset
+from swarmlet_agent.net.plan_rules import TABLE, TABLES, dns_ruleset, no_ruleset, ruleset
 from swarmlet_agent.net.records import PortRecord
 
 pytestmark = pytest.mark.kernel
@@ -65,3 +66,20 @@ async def test_elements_are_what_text_would_have_made(lab: Lab) -> None:
         with pytest.raises(ElementsError):
             elements.apply(port_changes(PORTS[:1], ()))  # someone else took it away
         assert port_changes(PORTS, PORTS) == ()
+
+
+@in_own_network
+async def test_the_way_to_the_dns_server_is_what_text_would_have_made(lab: Lab) -> None:
+    def listed() -> str:
+        return subprocess.run(
+            ["nft", "list", "table", *TABLE.split()], check=True, capture_output=True, text=True
+        ).stdout
+
+    change_rules_here(no_ruleset())
+    change_rules_here(dns_ruleset(40053))
+    wanted = listed()
+    change_rules_here(no_ruleset())
+    with ElementSocket() as rules:
+        rules.make(dns_rules(40053), "the rules of a test")
+        assert "dnat to 127.0.0.11:40053" in wanted and listed() == wanted
+        rules.apply(())
