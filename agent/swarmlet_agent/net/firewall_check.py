@@ -7,6 +7,7 @@ everything (firewalld), drops containers' packets whatever our own tables accept
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -94,7 +95,9 @@ async def _output(*command: str) -> bytes:
         async with asyncio.timeout(_TIMEOUT_S):
             output, _ = await process.communicate()
     except BaseException:
-        process.kill()
+        # One that has just ended cannot be killed: that error would take the place of the cancellation.
+        with contextlib.suppress(ProcessLookupError):
+            process.kill()
         await process.wait()
         raise
     return output
