@@ -5,6 +5,7 @@ Hosts and containers are network namespaces of a child process; the bridges, VXL
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import json
 import socket
@@ -19,7 +20,9 @@ from typing import Any
 
 from benchmarks.figures import Figure, median
 from benchmarks.traffic import STREAM_PORT, connects, stream
+from swarmlet.errors import Internal
 from swarmlet.ipam import mac_of
+from swarmlet_agent.net import netns
 from swarmlet_agent.net.netlink import Netlink
 from swarmlet_agent.net.overlay.links import OverlayLinks, Remote
 from swarmlet_agent.net.records import NetworkRecord
@@ -83,6 +86,9 @@ def _build(spaces: Any) -> OverlayLinks:
     """The hosts on one switch, the containers on the network; the links of n1."""
     spaces.add("switch")
     spaces.ip("switch", "link add sw type bridge", "link set sw up")
+    for family in ("ip", "ip6", "arp"):  # a switch of the site's network has no firewall
+        with contextlib.suppress(Internal), netns.inside(spaces.path("switch")):  # where there is no br_netfilter
+            netns.write_sysctl(f"net/bridge/bridge-nf-call-{family}tables", "0")
     own: dict[str, OverlayLinks] = {}
     for name, address in HOSTS.items():
         spaces.host_on_bridge("switch", "sw", name, f"{address}/24")
