@@ -26,7 +26,7 @@ from swarmlet_agent.engine.container import Container
 from swarmlet_agent.engine.events import EventBus
 from swarmlet_agent.engine.ports import Images, Networks, Runtime, Volumes
 from swarmlet_agent.engine.streams import PendingStreams
-from swarmlet_agent.engine.waiters import Waiters
+from swarmlet_agent.engine.waiters import LateResults, Waiters
 from swarmlet_agent.images.rootfs import IMAGE_MARK
 from swarmlet_agent.journal import Journal
 
@@ -133,6 +133,7 @@ class Core:
         self.units: dict[str, Unit] = {}
         #: name -> id; a name is taken before its container exists and given back if that fails.
         self.names: dict[str, str] = {}
+        self.late_results = LateResults()
         self.closing = False
         self._tasks: set[asyncio.Task[Any]] = set()
         #: Those of them that a client waits for.

@@ -44,7 +44,7 @@ from swarmlet_agent.engine.shipping import LogShipping
 from swarmlet_agent.engine.signals import Signals
 from swarmlet_agent.engine.streams import PendingStreams
 from swarmlet_agent.engine.top import processes
-from swarmlet_agent.engine.waiters import Waiter
+from swarmlet_agent.engine.waiters import Waiter, Waiters
 from swarmlet_agent.journal import Journal
 from swarmlet_agent.net.types import ContainerView, InterfaceCounters
 from swarmlet_agent.runtime.facts import kernel_limits
@@ -265,7 +265,15 @@ class Engine:
 
     def register_wait(self, ref: str, condition: str = "not-running") -> Waiter:
         """Registered at once: answer the headers, then `await waiter.result()`, then `waiter.close()`."""
-        unit = self._core.find(ref)
+        try:
+            unit = self._core.find(ref)
+        except NotFound:
+            late = self._core.late_results.find(ref, self._core.now())
+            if late is None:
+                raise
+            waiter = Waiters().register(condition)
+            waiter.resolve(late)
+            return waiter
         waiter = unit.waiters.register(condition)
         if waiter.condition == "not-running" and not unit.record.is_running:
             state = unit.record.state

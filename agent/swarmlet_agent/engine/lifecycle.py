@@ -196,6 +196,7 @@ class Lifecycle:
         if record.host.auto_remove and not unit.keep:
             unit.record = ended
             core.emit(ended, "die", exitCode=str(exit.code), execDuration=str(int(ran_s)))
+            core.late_results.note(unit.id, result, core.now())
             unit.waiters.stopped(result)
             await self._remove_ended(unit)
             return
