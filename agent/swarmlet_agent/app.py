@@ -25,7 +25,7 @@ from swarmlet import log as logs
 from swarmlet.config import AGENT_SOCKET, DEFAULT_CONFIG, MANAGER_SOCKET, AgentSettings, load
 from swarmlet.engine_api.router import Route
 from swarmlet.engine_api.server import Server
-from swarmlet.errors import Internal, SwarmletError
+from swarmlet.errors import Conflict, Internal, SwarmletError
 from swarmlet.log import get_logger
 from swarmlet.memory import return_early
 from swarmlet.model.ids import new_hex_id
@@ -81,7 +81,7 @@ def main() -> None:
         settings = load(AgentSettings, config or (DEFAULT_CONFIG if DEFAULT_CONFIG.exists() else None), os.environ)
         logs.set_up(settings.log_level, "swarmlet-agent")
         return_early()
-        with _only_one(Path(settings.data_dir)):
+        with only_one(Path(settings.data_dir)):
             asyncio.run(_run(settings, allow_many_files()))
     except SwarmletError as err:
         sys.exit(f"Error: {err}")
@@ -260,14 +260,14 @@ async def _engine_id(journal: Journal) -> str:
 
 
 @contextlib.contextmanager
-def _only_one(data_dir: Path) -> Iterator[None]:
-    """Two agents on one data folder would fight over every container. Internal if there is one already."""
+def only_one(data_dir: Path) -> Iterator[None]:
+    """Two agents on one data folder would fight over every container. Conflict if there is one already."""
     data_dir.mkdir(parents=True, exist_ok=True, mode=0o711)
     with (data_dir / "agent.lock").open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as err:
-            raise Internal(f"another agent is running with the data folder {data_dir}") from err
+            raise Conflict(f"an agent is running with the data folder {data_dir}") from err
         yield
 
 

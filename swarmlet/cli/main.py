@@ -124,12 +124,23 @@ def env(node: str | None, name: str) -> None:
     click.echo(f"export DOCKER_HOST=unix://{socket}")
 
 
-@main.command(context_settings={"ignore_unknown_options": True, "help_option_names": []})
-@click.argument("options", nargs=-1, type=click.UNPROCESSED)
-def doctor(options: tuple[str, ...]) -> None:
-    """Look whether this host is fit to be a node, and what to do where it is not."""
-    # The agent knows what it needs, and this package does not know the agent.
-    os.execv(sys.executable, [sys.executable, "-m", "swarmlet_agent.doctor", *options])
+def _of_the_agent(name: str, help_text: str, *argv: str) -> None:
+    """A command of the agent's, which this package does not know: `argv` runs it."""
+
+    @click.argument("options", nargs=-1, type=click.UNPROCESSED)
+    def command(options: tuple[str, ...]) -> None:
+        os.execv(sys.executable, [sys.executable, "-m", *argv, *options])
+
+    takes_all = {"ignore_unknown_options": True, "help_option_names": []}
+    main.command(name, help=help_text, context_settings=takes_all)(command)
+
+
+_UPKEEP = "swarmlet_agent.upkeep"
+_of_the_agent("doctor", "Look whether this host is fit to be a node, and what to do where it is not.",
+              "swarmlet_agent.doctor")
+_of_the_agent("backup", "Write this manager's state into a file.", _UPKEEP, "backup")
+_of_the_agent("restore", "Make this host the manager that a backup is of.", _UPKEEP, "restore")
+_of_the_agent("uninstall", "Remove containers, networks, volumes and data from this host.", _UPKEEP, "uninstall")
 
 
 @main.command("version")

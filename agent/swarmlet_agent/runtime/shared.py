@@ -28,12 +28,15 @@ def ensure_shared(path: Path) -> None:
 
 
 def release_shared(path: Path) -> None:
-    """Undo `ensure_shared`: nothing mounted there is fine. Blocking. OSError if something in it is in use."""
+    """Undo `ensure_shared`: nothing mounted there is fine. Blocking. OSError.
+
+    Files that were opened through it, such as the journal and the agent's lock, stay usable.
+    """
     real = path.resolve()
     holder, point = _holder(real)
     # Only a mount of the folder on itself is ours: its root within the file system is not "/".
     if point == str(real) and holder and holder[0] != "/":
-        linux.umount(str(real))
+        linux.umount(str(real), linux.MNT_DETACH)
 
 
 def appearance(paths: Sequence[str], besides: Sequence[Path]) -> list[tuple[object, ...]]:

@@ -26,7 +26,7 @@ def real_node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RealNode]:
     try:
         node.start()
         with node.client() as client:
-            client.images.load(_busybox_archive())
+            client.images.load(busybox_archive())
         yield node
         with node.client() as client:
             for container in client.containers.list(all=True):
@@ -50,7 +50,7 @@ def _left(node: RealNode) -> list[int]:
     return sorted(found - {0})
 
 
-def _busybox_archive() -> bytes:
+def busybox_archive() -> bytes:
     """`docker save` form of an image with the static busybox as its shell and tools."""
     layer = io.BytesIO()
     with tarfile.open(fileobj=layer, mode="w") as tar:

@@ -1,0 +1,147 @@
+"""A manager's state in one file, and a manager made of such a file.
+
+The file is a tar archive: `backup.json` (what it is), `etcd.snapshot`, and who this manager is: `membership.json`,
+`tls/` and `manager/` of the data folder. Whoever reads its keys owns the cluster, so it is readable
+by its owner alone. A restore touches nothing before the whole new state lies beside the old one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import shutil
+import subprocess
+import tarfile
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+
+from swarmlet.config import AgentSettings
+from swarmlet.errors import Conflict, Internal, InvalidArgument, NotSupported
+from swarmlet.release import RELEASE
+from swarmlet_agent.manager_process import ManagerProcess
+
+#: What of the data folder says who a manager is, in the order in which a restore puts it there.
+PARTS = ("manager", "tls", "membership.json")
+MANIFEST, SNAPSHOT = "backup.json", "etcd.snapshot"
+#: Changes when a file of an older release can no longer be read.
+FORMAT = 1
+
+
+class Manifest(msgspec.Struct, frozen=True, kw_only=True):
+    format: int
+    release: str
+    made_at: int  # seconds of the epoch
+
+
+def save(settings: AgentSettings, file: Path) -> None:
+    """Write a backup of this host's manager, which may run.
+
+    Conflict if the host is no manager or the file is there; NotSupported if its etcd is the user's own.
+    """
+    data_dir = Path(settings.data_dir)
+    _refuse_own_etcd(settings)
+    etcd = data_dir / "manager" / "etcd"
+    if not etcd.is_dir():
+        raise Conflict(f"this host is not a manager: {data_dir} has no cluster's state")
+    if file.exists():
+        raise Conflict(f"{file} exists already")
+    with _scratch(data_dir) as scratch:
+        # The client takes a socket's path as relative, and no long one.
+        _etcdctl("--endpoints", "unix://etcd:0", "snapshot", "save", str(scratch / SNAPSHOT), folder=etcd)
+        partial = file.with_name(f".{file.name}.partial")
+        try:
+            _pack(partial, data_dir, scratch / SNAPSHOT)
+            os.replace(partial, file)
+        finally:
+            partial.unlink(missing_ok=True)
+
+
+async def restore(settings: AgentSettings, file: Path) -> None:
+    """Make this host the manager that the backup is of; the caller holds the agent's lock.
+
+    InvalidArgument if the file is no whole backup (nothing has been touched then); NotSupported as for `save`.
+    """
+    data_dir = Path(settings.data_dir)
+    _refuse_own_etcd(settings)
+    with _scratch(data_dir) as scratch:
+        _unpack(file, scratch)
+        (scratch / "manager").chmod(0o700)
+        data = scratch / "manager" / "etcd" / "data"
+        _etcdctl("snapshot", "restore", str(scratch / SNAPSHOT), "--data-dir", str(data), folder=scratch)
+        await ManagerProcess(settings, lambda: "").remove()
+        for part in PARTS:
+            target = data_dir / part
+            if target.is_dir():
+                shutil.rmtree(target)
+            os.replace(scratch / part, target)
+
+
+def _refuse_own_etcd(settings: AgentSettings) -> None:
+    if settings.etcd.endpoints:
+        raise NotSupported("the cluster's state is in an etcd of your own: back that up, and restore it, with etcdctl")
+
+
+@contextlib.contextmanager
+def _scratch(data_dir: Path) -> Iterator[Path]:
+    """In the data folder, so that what is in it can be renamed into place, and nobody else reads it."""
+    with tempfile.TemporaryDirectory(prefix="backup.", dir=data_dir) as folder:
+        yield Path(folder)
+
+
+def _pack(partial: Path, data_dir: Path, snapshot: Path) -> None:
+    manifest = msgspec.json.encode(Manifest(format=FORMAT, release=RELEASE, made_at=int(time.time())))
+    descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    with os.fdopen(descriptor, "wb") as output:
+        with tarfile.open(fileobj=output, mode="w") as tar:
+            entry = tarfile.TarInfo(MANIFEST)
+            entry.size, entry.mode, entry.mtime = len(manifest), 0o600, int(time.time())
+            tar.addfile(entry, io.BytesIO(manifest))
+            tar.add(snapshot, SNAPSHOT)
+            for part in PARTS:
+                tar.add(data_dir / part, part, filter=_state_alone)
+        output.flush()
+        os.fsync(output.fileno())
+
+
+def _state_alone(entry: tarfile.TarInfo) -> tarfile.TarInfo | None:
+    """etcd's own folder is in the snapshot; pid files and locks are of the running processes."""
+    if entry.name == "manager/etcd" or entry.name.endswith((".pid", ".lock")):
+        return None
+    return entry if entry.isfile() or entry.isdir() else None
+
+
+def _unpack(file: Path, folder: Path) -> None:
+    try:
+        with tarfile.open(file) as tar:
+            names = {entry.name.partition("/")[0] for entry in tar}
+            if missing := {MANIFEST, SNAPSHOT, *PARTS} - names:
+                raise InvalidArgument(f"{file} is no backup of a manager: it lacks {', '.join(sorted(missing))}")
+            if strange := names - {MANIFEST, SNAPSHOT, *PARTS}:
+                raise InvalidArgument(f"{file} is no backup of a manager: it has {sorted(strange)[0]!r} in it")
+            tar.extractall(folder, filter="data")
+        manifest = msgspec.json.decode((folder / MANIFEST).read_bytes(), type=Manifest)
+    except OSError as err:
+        raise InvalidArgument(f"cannot read {file}: {err.strerror or err}") from err
+    except (tarfile.TarError, msgspec.DecodeError) as err:
+        raise InvalidArgument(f"{file} is no backup of a manager: {err}") from err
+    if manifest.format != FORMAT:
+        raise InvalidArgument(f"{file} is of release {manifest.release}, which this one ({RELEASE}) does not read")
+
+
+def _etcdctl(*args: str, folder: Path) -> None:
+    environ = {name: value for name, value in os.environ.items() if not name.startswith("ETCDCTL_")}
+    try:
+        done = subprocess.run(
+            ["etcdctl", *args], cwd=folder, env=environ | {"ETCDCTL_API": "3"}, stdin=subprocess.DEVNULL,
+            capture_output=True, text=True,
+        )
+    except FileNotFoundError as err:
+        raise Internal("etcdctl is not installed: apt install etcd-client") from err
+    if done.returncode:
+        lines = (done.stderr or done.stdout).strip().splitlines()
+        raise Internal(f"etcdctl {' '.join(args[-3:-1])}: {lines[-1] if lines else 'no message'}")
