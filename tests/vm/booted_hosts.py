@@ -1,0 +1,169 @@
+"""Hosts that boot: Debian with systemd as their first process, an SSH server, and no way out but to each other.
+
+They are on a bridge in a network namespace of the tests', from where Ansible and SSH reach them: nothing touches the
+machine's own network. Two kinds: containers of systemd-nspawn with all capabilities (their own systemd, file system,
+mounts, processes and network, on this machine's kernel, at its speed), and virtual machines (Debian's kernel, cgroup
+v2, ten times slower where the processor is emulated).
+"""
+
+from __future__ import annotations
+
+import abc
+import contextlib
+import hashlib
+import os
+import shutil
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+#: What a freshly installed server has, and the packages that the playbooks install: there is no mirror inside.
+PACKAGES = (
+    "systemd-sysv", "dbus", "udev", "openssh-server", "python3", "python3-apt", "iproute2", "iputils-ping", "procps",
+    "kmod", "netbase", "sudo", "ca-certificates", "conmon", "crun", "runc", "golang-github-containers-common",
+    "nftables", "tini", "etcd-server", "etcd-client",
+)
+SUITE = "bookworm"
+CACHE = Path("/var/cache/swarmlet-tests")
+#: Hosts have 10.77.0.11 and on; the bridge, where Ansible runs, has .1.
+NETWORK, BRIDGE = "10.77.0", "vmbr0"
+BOOT_S = 300.0
+
+
+def run(*argv: str, timeout_s: float = 120, **more: object) -> str:
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=timeout_s, **more)  # type: ignore[call-overload]
+    assert done.returncode == 0, f"{' '.join(argv)}: {done.stderr.strip() or done.stdout.strip()}"
+    return str(done.stdout)
+
+
+def eventually(check: Callable[[], bool], timeout_s: float, what: str) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not check():
+        assert time.monotonic() < deadline, f"not within {timeout_s:.0f} s: {what}"
+        time.sleep(0.25)
+
+
+def base_image(*further: str) -> Path:
+    """The file system of a fresh host, as a tar archive; made once of Debian's packages."""
+    packages = (*PACKAGES, *further)
+    name = hashlib.sha256(f"{SUITE} {' '.join(packages)}".encode()).hexdigest()[:12]
+    archive = CACHE / f"{SUITE}-{name}.tar"
+    if not archive.exists():
+        CACHE.mkdir(parents=True, exist_ok=True)
+        partial = CACHE / f"partial-{os.getpid()}.tar"
+        run("mmdebstrap", "--variant=minbase", f"--include={','.join(packages)}", SUITE, str(partial), timeout_s=900)
+        partial.replace(archive)
+    return archive
+
+
+class BootedHost(abc.ABC):
+    """One machine. Its disk outlives `power_off`."""
+
+    def __init__(self, lab: HostLab, number: int) -> None:
+        self.lab = lab
+        self.number = number
+        self.name = f"host-{number}"
+        self.address = f"{NETWORK}.{10 + number}"
+        self.port = f"port-{self.name}"
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @abc.abstractmethod
+    def make(self) -> None:
+        """Its disk, with the lab's key let in."""
+
+    @abc.abstractmethod
+    def boot(self) -> subprocess.Popen[bytes]: ...
+
+    @abc.abstractmethod
+    def power_off(self) -> None:
+        """As pulling the plug: nothing is told to end."""
+
+    def power_on(self) -> None:
+        """Returns once it answers SSH."""
+        self._process = self.boot()
+        eventually(lambda: self.try_ssh("true").returncode == 0, BOOT_S, f"{self.name} answers SSH")
+
+    def furnish(self, root: Path) -> None:
+        """What every disk has besides the packages."""
+        (root / "etc/hostname").write_text(f"{self.name}\n")
+        (root / "etc/machine-id").write_text("")
+        (root / "root/.ssh").mkdir(mode=0o700, exist_ok=True)
+        shutil.copy(f"{self.lab.key}.pub", root / "root/.ssh/authorized_keys")
+        # The packages' own service; the playbooks keep it off where they install it.
+        for wants in (root / "etc/systemd/system").glob("*.wants/etcd*.service"):
+            wants.unlink()
+
+    def reboot(self) -> None:
+        """`reboot`, as an administrator types it; returns once it answers again."""
+        boot = "cat /proc/sys/kernel/random/boot_id; cut -d' ' -f22 /proc/1/stat"
+        before = self.ssh(boot)
+        self.try_ssh("systemctl reboot")
+
+        def is_another() -> bool:
+            done = self.try_ssh(boot)
+            return done.returncode == 0 and done.stdout != before
+
+        eventually(is_another, BOOT_S, f"{self.name} comes back")
+
+    def ssh(self, command: str, timeout_s: float = 120) -> str:
+        done = self.try_ssh(command, timeout_s)
+        assert done.returncode == 0, f"{self.name}: {command}: {done.stderr.strip() or done.stdout.strip()}"
+        return done.stdout
+
+    def try_ssh(self, command: str, timeout_s: float = 120) -> subprocess.CompletedProcess[str]:
+        argv = [*self.lab.inside(), "ssh", *self.lab.ssh_options(), f"root@{self.address}", command]
+        return subprocess.run(argv, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=timeout_s)
+
+
+class HostLab:
+    """The hosts, their network and the key to them; `close` leaves nothing."""
+
+    def __init__(self, folder: Path, count: int, kind: Callable[[HostLab, int], BootedHost]) -> None:
+        self.name = f"swlvm{os.getpid()}"
+        self.folder = folder
+        self.key = folder / "id"
+        self.hosts: list[BootedHost] = [kind(self, number) for number in range(1, count + 1)]
+
+    def open(self) -> None:
+        self.folder.mkdir(parents=True)
+        run("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(self.key))
+        run("ip", "netns", "add", self.name)
+        for argv in (
+            ("link", "set", "lo", "up"), ("link", "add", BRIDGE, "type", "bridge"),
+            ("address", "add", f"{NETWORK}.1/24", "dev", BRIDGE), ("link", "set", BRIDGE, "up"),
+        ):
+            run("ip", "-n", self.name, *argv)
+        for host in self.hosts:
+            host.make()
+            host.power_on()
+
+    def close(self) -> None:
+        for host in self.hosts:
+            host.power_off()
+        run("ip", "netns", "delete", self.name)
+        shutil.rmtree(self.folder)
+
+    def inside(self) -> list[str]:
+        return ["ip", "netns", "exec", self.name]
+
+    def ssh_options(self) -> list[str]:
+        options = ("StrictHostKeyChecking=no", "UserKnownHostsFile=/dev/null", "LogLevel=ERROR", "ConnectTimeout=5")
+        return ["-i", str(self.key), *(word for option in options for word in ("-o", option))]
+
+    @contextlib.contextmanager
+    def socket_of(self, host: BootedHost, name: str) -> Iterator[str]:
+        """A DOCKER_HOST for a socket of the host's run folder, carried by SSH as an administrator would."""
+        local = self.folder / f"{host.name}-{name}"
+        way = ["-L", f"{local}:/run/swarmlet/{name}", f"root@{host.address}"]
+        carrier = subprocess.Popen(
+            [*self.inside(), "ssh", "-N", *self.ssh_options(), *way], stdin=subprocess.DEVNULL, stderr=subprocess.PIPE
+        )
+        try:
+            eventually(lambda: local.exists() or carrier.poll() is not None, 30, f"{local} is forwarded")
+            yield f"unix://{local}"
+        finally:
+            carrier.terminate()
+            carrier.communicate(timeout=10)
+            local.unlink(missing_ok=True)
+

@@ -1,0 +1,134 @@
+"""Booted hosts on this machine's kernel: containers of systemd-nspawn."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+from booted_hosts import BOOT_S, BRIDGE, NETWORK, BootedHost, HostLab, base_image, eventually, run
+
+from swarmlet.local import hosts
+
+#: cgroup v1 as nspawn gives it is read-only; on a real host systemd leaves it writable.
+CGROUPS_UNIT = """\
+[Unit]
+DefaultDependencies=no
+Before=basic.target
+[Service]
+Type=oneshot
+ExecStart=/bin/sh -c 'for each in /sys/fs/cgroup/*; do mount -o remount,bind,rw $each || true; done'
+"""
+
+
+class ContainerHost(BootedHost):
+    """All its processes are in a cgroup of its own in every hierarchy, by which they are found and ended."""
+
+    def __init__(self, lab: HostLab, number: int) -> None:
+        super().__init__(lab, number)
+        self.namespace = f"{lab.name}-{number}"
+        self.cgroup = f"/{self.namespace}"
+        self.disk = lab.folder / self.name
+
+    def make(self) -> None:
+        self.disk.mkdir()
+        run("tar", "-xf", str(base_image()), "-C", str(self.disk), timeout_s=300)
+        self.furnish(self.disk)
+        units = self.disk / "etc/systemd/system"
+        (units / "writable-cgroups.service").write_text(CGROUPS_UNIT)
+        (units / "basic.target.wants").mkdir(exist_ok=True)
+        (units / "basic.target.wants/writable-cgroups.service").symlink_to("../writable-cgroups.service")
+
+    def boot(self) -> subprocess.Popen[bytes]:
+        self._plug()
+        hierarchies = [f"{path}{self.cgroup}" for path in cgroup_mounts()]
+        for path in hierarchies:
+            os.makedirs(path, exist_ok=True)
+            prepare_cpuset(Path(path))
+        enter = " && ".join(f"echo $$ > {path}/cgroup.procs" for path in hierarchies)
+        command = (
+            f"{enter} && exec systemd-nspawn --quiet --keep-unit --register=no --directory={self.disk} --boot"
+            f" --machine={self.name} --network-namespace-path=/run/netns/{self.namespace} --capability=all"
+            " --system-call-filter='bpf keyctl @mount' --console=pipe"
+        )
+        with (self.lab.folder / f"{self.name}.console").open("ab") as console:
+            return subprocess.Popen(
+                ["sh", "-c", command], stdin=subprocess.DEVNULL, stdout=console, stderr=console,
+                start_new_session=True, env=os.environ | {"SYSTEMD_NSPAWN_API_VFS_WRITABLE": "1"},
+            )
+
+    def _plug(self) -> None:
+        inside = ("ip", "-n", self.namespace)
+        run("ip", "netns", "add", self.namespace)
+        switch = ("ip", "-n", self.lab.name, "link")
+        run(*switch, "add", self.port, "type", "veth", "peer", "name", "eth0", "netns", self.namespace)
+        run(*switch, "set", self.port, "master", BRIDGE, "up")
+        run(*inside, "address", "add", f"{self.address}/24", "dev", "eth0")
+        run(*inside, "link", "set", "eth0", "up")
+        run(*inside, "link", "set", "lo", "up")
+        run(*inside, "route", "add", "default", "via", f"{NETWORK}.1")
+
+    def power_off(self) -> None:
+        if self._process is None:
+            return
+        deadline = time.monotonic() + 30
+        while pids := cgroup_pids(self.cgroup):
+            for pid in pids:
+                try:
+                    os.kill(pid, signal.SIGKILL)
+                except ProcessLookupError:
+                    continue
+            assert time.monotonic() < deadline, f"processes of {self.name} do not end: {pids}"
+            time.sleep(0.05)
+        self._process.wait(30)
+        self._process = None
+        run("ip", "netns", "delete", self.namespace)
+        eventually(lambda: not self._has_port(), 10, f"the cable of {self.name} is gone")
+        for mount in cgroup_mounts():
+            remove_cgroup(Path(f"{mount}{self.cgroup}"))
+
+    def reboot(self) -> None:
+        """What its own `reboot` ends with is a nspawn that has ended: whoever started it starts it again."""
+        assert self._process is not None
+        self.try_ssh("systemctl reboot")
+        self._process.wait(BOOT_S)
+        self.power_off()
+        self.power_on()
+
+    def _has_port(self) -> bool:
+        done = subprocess.run(["ip", "-n", self.lab.name, "link", "show", self.port], capture_output=True)
+        return done.returncode == 0
+
+
+def cgroup_mounts() -> list[Path]:
+    """Every hierarchy, systemd's own included: a guest's systemd makes its groups there."""
+    if (hosts.CGROUPS / "cgroup.controllers").exists():
+        return [hosts.CGROUPS]
+    mounted = (path for path in sorted(hosts.CGROUPS.iterdir()) if not path.is_symlink())
+    return [path for path in mounted if (path / "cgroup.procs").exists()]
+
+
+def prepare_cpuset(group: Path) -> None:
+    """A group of version 1's cpuset takes no process before it has processors and memory (cgroup-v1/cpusets.rst)."""
+    for level in (group.parent, group):
+        for name in ("cpuset.cpus", "cpuset.mems"):
+            if (level / name).exists() and not (level / name).read_text().strip():
+                (level / name).write_text((level.parent / name).read_text())
+
+
+def cgroup_pids(cgroup: str) -> set[int]:
+    found: set[int] = set()
+    for mount in cgroup_mounts():
+        for folder, _, _ in os.walk(f"{mount}{cgroup}"):
+            try:
+                found |= {int(word) for word in Path(folder, "cgroup.procs").read_text().split()}
+            except (FileNotFoundError, OSError):
+                continue
+    return {pid for pid in found - {0} if hosts.start_time(pid)}
+
+
+def remove_cgroup(group: Path) -> None:
+    for folder, _, _ in os.walk(group, topdown=False):
+        os.rmdir(folder)

@@ -1,0 +1,257 @@
+"""The playbooks on booted hosts, in the order of a cluster's life: the tests of this file build on each other."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+from booted_hosts import eventually, run
+from conftest import ANSIBLE, ANSIBLE_PROGRAMS, ROOT, Site
+
+from swarmlet.demo_image import busybox_archive
+from swarmlet.local.images import find_busybox
+from swarmlet.release import RELEASE
+
+REPLICAS = 6
+
+
+@pytest.fixture(scope="module")
+def fresh(site: Site) -> Site:
+    """A check of what is to be done, on hosts that have nothing; then it is done."""
+    checked = site.play("site.yml", "--check", "--diff")
+    assert checked.changed() > 0
+    assert site.hosts[0].ssh("ls /opt /etc/swarmlet 2>/dev/null || true").strip() in ("", "/opt:")
+    site.play("site.yml")
+    return site
+
+
+@pytest.fixture(scope="module")
+def cluster(fresh: Site) -> Site:
+    """With an image on every node, and a service over them all."""
+    load_image(fresh)
+    fresh.docker(
+        "service", "create", "--detach", "--name", "web", f"--replicas={REPLICAS}", "--publish", "8080:80",
+        "booted:1", "httpd", "-f", "-p", "80", "-h", "/var/www",
+    )
+    settle(fresh)
+    return fresh
+
+
+def load_image(site: Site) -> None:
+    archive = site.lab.folder / "image.tar"
+    archive.write_bytes(busybox_archive(find_busybox(), "booted:1", files={"/var/www/index.html": b"served\n"}))
+    site.docker("load", "-i", str(archive))
+
+
+def settle(site: Site, names: int = 3) -> None:
+    """All replicas run, and on so many hosts."""
+    def settled() -> bool:
+        running = site.running_on("web")
+        return len(running) == REPLICAS and len(set(running)) == names
+
+    eventually(settled, 180, f"{REPLICAS} replicas run on {names} hosts")
+
+
+def test_a_fresh_install_is_a_cluster_and_the_second_run_changes_nothing(fresh: Site) -> None:
+    assert fresh.nodes() == {"host-1": "Ready", "host-2": "Ready", "host-3": "Ready"}
+    again = fresh.play("site.yml", "--diff")
+    assert again.changed() == 0, again.output[-6000:]
+    token = fresh.docker("swarm", "join-token", "-q", "worker").strip()
+    assert token and token not in again.output
+
+
+def test_hosts_are_fit_and_say_so(fresh: Site) -> None:
+    for host in fresh.hosts:
+        findings = json.loads(host.ssh("swarmlet doctor --json"))
+        assert [finding for finding in findings if finding["verdict"] == "problem"] == []
+        assert host.ssh("swarmlet version").strip() == RELEASE
+        assert host.ssh("systemctl is-active swarmlet-agent").strip() == "active"
+
+
+def test_a_service_runs_over_all_hosts_and_each_answers_for_it(cluster: Site) -> None:
+    for host in cluster.hosts:
+        for seen_from in cluster.hosts:
+            answer = seen_from.ssh(f"python3 -c \"{FETCH.format(host.address)}\"")
+            assert answer.strip() == "served"
+
+
+FETCH = "import urllib.request as r; print(r.urlopen('http://{}:8080/', timeout=10).read().decode())"
+
+
+def test_the_examples_deploy_and_maintain(cluster: Site) -> None:
+    """community.docker's modules and our own, from the controller, through a socket that SSH carries."""
+    with cluster.lab.socket_of(cluster.hosts[0], "manager.sock") as url:
+        wishes = {
+            "deploy_docker_host": url, "deploy_image": "booted:1", "deploy_labels": {"host-2": {"disk": "ssd"}},
+            "deploy_args": ["httpd", "-f", "-p", "80", "-h", "/var/www"],
+        }
+        options = ("-e", json.dumps(wishes))
+        deployed = cluster.play("examples/deploy.yml", *options)
+        assert deployed.changed() == 3 and "host-1 host-2 host-3" in deployed.output
+        eventually(lambda: len(cluster.running_on("deployed")) == REPLICAS, 120, "all replicas run")
+        again = cluster.play("examples/deploy.yml", *options)
+        assert again.changed() == 0, again.output[-3000:]
+        assert cluster.docker("node", "inspect", "-f", "{{.Spec.Labels.disk}}", "host-2").strip() == "ssd"
+        assert inventory_of(cluster, url) == {
+            "managers": ["host-1"], "workers": ["host-2", "host-3"], "label_disk_ssd": ["host-2"],
+            "state_ready": ["host-1", "host-2", "host-3"], "availability_active": ["host-1", "host-2", "host-3"],
+        }
+    cluster.play("examples/maintenance.yml", "--limit", "host-3", "-e", "maintenance_upgrade=false")
+    eventually(lambda: set(ready(cluster)) == {"host-1", "host-2", "host-3"}, 120, "three nodes")
+    cluster.docker("service", "rm", "deployed")
+
+
+def inventory_of(site: Site, url: str) -> dict[str, list[str]]:
+    """The groups that the inventory plugin makes of the cluster."""
+    file = site.lab.folder / "cluster.swarmlet.yml"
+    file.write_text(json.dumps({"plugin": "swarmlet.cluster.nodes", "docker_host": url}))
+    listed = json.loads(run(
+        str(ANSIBLE_PROGRAMS / "ansible-inventory"), "-i", str(file), "--list", cwd=ANSIBLE,
+        env=os.environ | {"ANSIBLE_CONFIG": str(ANSIBLE / "ansible.cfg")},
+    ))
+    skipped = ("_meta", "all", "ungrouped")
+    return {name: sorted(group["hosts"]) for name, group in listed.items() if name not in skipped}
+
+
+def test_a_worker_that_reboots_comes_back(cluster: Site) -> None:
+    cluster.hosts[1].reboot()
+    eventually(lambda: cluster.nodes() == {"host-1": "Ready", "host-2": "Ready", "host-3": "Ready"}, 120, "three nodes")
+    eventually(lambda: len(cluster.running_on("web")) == REPLICAS, 120, "all replicas run")
+
+
+def test_the_manager_reboots_and_services_run_on(cluster: Site) -> None:
+    cluster.hosts[0].reboot()
+    eventually(lambda: set(ready(cluster)) == {"host-1", "host-2", "host-3"}, 180, "three nodes")
+    eventually(lambda: len(cluster.running_on("web")) == REPLICAS, 180, "all replicas run")
+
+
+def ready(site: Site) -> list[str]:
+    """Names of ready nodes; none while the manager does not answer."""
+    try:
+        return [name for name, state in site.nodes().items() if state == "Ready"]
+    except AssertionError:
+        return []
+
+
+def test_a_worker_that_loses_power_is_replaced(cluster: Site) -> None:
+    cluster.hosts[2].power_off()
+    eventually(lambda: set(cluster.running_on("web")) == {"host-1", "host-2"}, 60, "its tasks run elsewhere")
+    eventually(lambda: len(cluster.running_on("web")) == REPLICAS, 60, "all replicas run")
+    cluster.hosts[2].power_on()
+    eventually(lambda: set(ready(cluster)) == {"host-1", "host-2", "host-3"}, 120, "three nodes")
+
+
+def test_an_upgrade_is_not_noticed_by_clients(cluster: Site, tmp_path: Path) -> None:
+    """One host after the other; requests to a host that is being upgraded are answered like all others."""
+    newer = tmp_path / "source"
+    shutil.copytree(ROOT, newer, ignore=shutil.ignore_patterns(".*", "tests", "docs", "benchmarks", "__pycache__"))
+    release = newer / "swarmlet/release.py"
+    release.write_text(release.read_text().replace(RELEASE, "0.1.1"))
+    before = {host.name: containers(cluster, number) for number, host in enumerate(cluster.hosts, 1)}
+    failed: list[str] = []
+    stop = threading.Event()
+    asking = threading.Thread(target=ask_until, args=(cluster, stop, failed))
+    asking.start()
+    try:
+        recap = cluster.play("upgrade.yml", source=newer)
+    finally:
+        stop.set()
+        asking.join(60)
+    assert recap.changed() > 0 and failed == []
+    for number, host in enumerate(cluster.hosts, 1):
+        assert host.ssh("swarmlet version").strip() == "0.1.1"
+        assert containers(cluster, number) == before[host.name]
+
+
+def containers(site: Site, number: int) -> set[str]:
+    return set(site.docker("ps", "-q", "--no-trunc", on=number, socket="agent.sock").split())
+
+
+def ask_until(site: Site, stop: threading.Event, failed: list[str]) -> None:
+    """A new connection each time, to each host in turn."""
+    asked = 0
+    while not stop.is_set():
+        host = site.hosts[asked % len(site.hosts)]
+        argv = [*site.lab.inside(), sys.executable, "-c", FETCH.format(host.address)]
+        done = subprocess.run(argv, capture_output=True, text=True)
+        if done.stdout.strip() != "served":
+            failed.append(f"request {asked} to {host.name}: {done.stderr.strip() or done.stdout}")
+        asked += 1
+        stop.wait(0.1)
+    if asked < 20:
+        failed.append(f"only {asked} requests were made")
+
+
+def test_a_node_is_removed_and_added_again(cluster: Site) -> None:
+    cluster.play("remove_node.yml", "-e", "swarmlet_host=host-3")
+    assert cluster.nodes() == {"host-1": "Ready", "host-2": "Ready"}
+    settle(cluster, 2)
+    assert traces(cluster, 3) == []
+    cluster.play("add_node.yml", "-e", "swarmlet_host=host-3")
+    eventually(lambda: set(ready(cluster)) == {"host-1", "host-2", "host-3"}, 60, "three nodes")
+
+
+def traces(site: Site, number: int) -> list[str]:
+    """What is left of Swarmlet on a host."""
+    host = site.hosts[number - 1]
+    links = [link["ifname"] for link in json.loads(host.ssh("ip -j link")) if link["ifname"] not in ("lo", "eth0")]
+    paths = host.ssh(
+        "ls -d /opt/swarmlet /etc/swarmlet /var/lib/swarmlet /run/swarmlet /usr/local/bin/swarmlet"
+        " /etc/systemd/system/swarmlet* 2>/dev/null || true"
+    ).split()
+    processes = host.ssh("ps -eo args | grep -E '^(/usr/bin/)?(conmon|etcd)|[s]warmlet-' || true").splitlines()
+    tables = host.ssh("nft list tables").splitlines()
+    return [*links, *paths, *processes, *tables]
+
+
+def test_a_destroyed_manager_is_restored_from_a_backup(cluster: Site) -> None:
+    backups = cluster.lab.folder / "backups"
+    where = ("-e", f"swarmlet_backup_dir={backups}")
+    cluster.play("backup.yml", *where)
+    (file,) = backups.iterdir()
+    assert file.stat().st_mode & 0o777 == 0o600
+    cluster.hosts[0].ssh("systemctl stop swarmlet-agent && swarmlet uninstall --yes")
+    refused = cluster.try_play("restore.yml", *where)
+    assert refused.status != 0 and "swarmlet_really" in refused.output
+    cluster.play("restore.yml", *where, "-e", "swarmlet_really=true")
+    eventually(lambda: set(ready(cluster)) == {"host-1", "host-2", "host-3"}, 120, "three nodes")
+    load_image(cluster)
+    eventually(lambda: len(cluster.running_on("web")) == REPLICAS, 120, "all replicas run")
+
+
+def test_limits_are_the_kernels(cluster: Site) -> None:
+    """Memory, processes and processor time, as the host's cgroups apply them."""
+    def docker(*args: str) -> str:
+        return cluster.docker(*args, on=2, socket="agent.sock").strip()
+
+    killed = docker("run", "-d", "-m", "32m", "booted:1", "sh", "-c", "x=a; while :; do x=$x$x; done")
+    eventually(
+        lambda: docker("inspect", "-f", "{{.State.Status}} {{.State.OOMKilled}}", killed)
+        == "exited true", 60, "the kernel ends what takes too much memory",
+    )
+    docker("rm", killed)
+    told = docker(
+        "run", "--rm", "--pids-limit", "5", "booted:1", "sh", "-c",
+        "for i in 1 2 3 4 5 6 7 8; do sleep 5 & done 2>&1; wait",
+    )
+    assert "can't fork" in told
+    ident = docker("run", "-d", "--cpus", "0.2", "booted:1", "sh", "-c", "while :; do :; done")
+    pid = docker("inspect", "-f", "{{.State.Pid}}", ident)
+    used = cluster.hosts[1].ssh(f"cut -d' ' -f14 /proc/{pid}/stat; sleep 5; cut -d' ' -f14 /proc/{pid}/stat").split()
+    docker("rm", "-f", ident)
+    assert 0 < int(used[1]) - int(used[0]) < 5 * 100 * 0.3
+
+
+def test_a_reset_leaves_nothing(cluster: Site) -> None:
+    refused = cluster.try_play("reset.yml")
+    assert refused.status != 0 and "swarmlet_really" in refused.output
+    cluster.play("reset.yml", "-e", "swarmlet_really=true")
+    assert [traces(cluster, number) for number in (1, 2, 3)] == [[], [], []]
+    again = cluster.play("reset.yml", "-e", "swarmlet_really=true")
+    assert again.changed() == 0
