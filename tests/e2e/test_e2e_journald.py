@@ -48,6 +48,7 @@ def journal(tmp_path: Path) -> Iterator[Journal]:
     sockets, logs = tmp_path / "sockets", tmp_path / "logs"
     for folder in (sockets, logs):
         folder.mkdir()
+    made = [folder for folder in (place.parent, *place.parent.parents) if not folder.exists()]
     place.parent.mkdir(parents=True, exist_ok=True)
     place.unlink(missing_ok=True)
     argv = ["unshare", "-m", "sh", "-ec", _START, "sh", str(sockets), str(logs), str(DAEMON)]
@@ -60,6 +61,8 @@ def journal(tmp_path: Path) -> Iterator[Journal]:
         place.unlink(missing_ok=True)
         process.terminate()
         process.wait(20)
+        for folder in made:
+            folder.rmdir()
 
 
 def test_the_journal_has_a_containers_lines_and_docker_logs_reads_them(cluster: Cluster, journal: Journal) -> None:
