@@ -224,9 +224,12 @@ def split_ways(routes: Iterable[Route]) -> tuple[frozenset[Route], dict[str, int
 def elements(table: str, before: Programmed, after: Programmed) -> tuple[Change, ...]:
     """The element changes from one to the other, for one transaction."""
     edits = Edits(table)
-    for family, name, element in sorted(before.members - after.members, key=_order):
+    # Intervals that change are made anew, all of their family: half of one is refused beside the other half.
+    anew = {family for family, name, _ in before.members ^ after.members if name == "containers"}
+    whole = {member for member in before.members & after.members if member[0] in anew and member[1] == "containers"}
+    for family, name, element in sorted((before.members - after.members) | whole, key=_order):
         edits.remove(family, name, element)
-    for family, name, element in sorted(after.members - before.members, key=_order):
+    for family, name, element in sorted((after.members - before.members) | whole, key=_order):
         edits.add(family, name, element)
     for key in sorted({*before.slots, *after.slots}):
         old, new = before.slots.get(key), after.slots.get(key)
@@ -278,17 +281,29 @@ def _members(state: MeshState, families: tuple[int, ...]) -> set[Member]:
         for address in map(ip_address, (node.address, *node.others)):
             if address.version in families:
                 found.add((address.version, "nodes", Element(address.packed)))
-    for subnet in (*collapse_addresses(_networks(state, 4)), *collapse_addresses(_networks(state, 6))):
-        if subnet.version in families:
-            first, bits = int(subnet.network_address), subnet.max_prefixlen
-            after = (first + subnet.num_addresses) % (1 << bits)
-            for key, end in ((first, False), (after, True)):
-                found.add((subnet.version, "containers", Element(key.to_bytes(bits // 8, "big"), end=end)))
+    for family in families:
+        bits = 32 if family == 4 else 128
+        for first, after in _ranges(state, family):
+            for key, end in ((first, False), (after % (1 << bits), True)):
+                found.add((family, "containers", Element(key.to_bytes(bits // 8, "big"), end=end)))
     return found
 
 
-def _networks(state: MeshState, family: int) -> Iterator[Any]:
-    return (network for text in state.containers if (network := ip_network(text)).version == family)
+def _ranges(state: MeshState, family: int) -> list[tuple[int, int]]:
+    """The containers' addresses, as first and first behind. Those side by side are one: the kernel refuses an interval
+    that begins where another has not been ended yet."""
+    networks: Iterator[Any] = (
+        network for text in state.containers if (network := ip_network(text)).version == family
+    )
+    ranges: list[tuple[int, int]] = []
+    for network in collapse_addresses(networks):
+        first = int(network.network_address)
+        after = first + network.num_addresses
+        if ranges and ranges[-1][1] == first:
+            ranges[-1] = ranges[-1][0], after
+        else:
+            ranges.append((first, after))
+    return ranges
 
 
 def _port(protocol: int, port: int) -> bytes:
