@@ -238,7 +238,6 @@ BOTH: dict[str, list[Case]] = {
 CLUSTER: dict[str, list[Case]] = {
     "networks of the cluster": [
         network(400, "IPv4 cannot be disabled", Name="ov", Driver="overlay", EnableIPv4=False),
-        network(400, "encrypted networks are not supported", Name="ov", Driver="overlay", Options={"encrypted": ""}),
         network(400, "invalid subnet", Name="ov", Driver="overlay", IPAM={"Config": [{"Subnet": "no"}]}),
         network(400, "valid as a DNS name component", Name="o v", Driver="overlay"),
         network(409, "network with name ingress already exists", Name="ingress", Driver="overlay"),
