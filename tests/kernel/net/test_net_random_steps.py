@@ -8,6 +8,7 @@ import time
 from collections import Counter, defaultdict
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
+from ipaddress import collapse_addresses, ip_address, ip_network, summarize_address_range
 from typing import Any
 
 import pytest
@@ -184,3 +185,29 @@ def compare(spaces: Spaces, model: Model, step: int) -> None:
         key: {json.loads(one)["concat"][0] for one in values} for key, values in chosen(found, 2).items()
     }
     assert shares == {key: backends for key, backends in served.items() if backends}, step
+
+
+@in_own_network
+async def test_any_subnets_of_containers_are_in_the_set_at_once(lab: Lab) -> None:
+    """Side by side, apart, growing and shrinking: no change of them keeps published ports from being served."""
+    async with AsyncExitStack() as stack:
+        mesh = MeshLab(lab, stack)
+        await mesh.build()
+        spaces, chance = mesh.spaces, seeded()
+        for step in range(60):
+            parts = chance.sample(range(8), chance.randint(0, 6))
+            subnets = (*(f"10.0.{16 * part}.0/20" for part in parts), *(f"fd07:0:0:{part}::/64" for part in parts))
+            state = MeshState(MeshNode(1, "192.0.2.1"), 1450, (), (Published("tcp", 80 + step),), subnets)
+            spaces.inside("n1", lambda state=state: mesh.meshes["n1"].ensure(state))  # type: ignore[misc]
+            found = elements(spaces, "n1", TABLE)
+            for family, version in (("ip", 4), ("ip6", 6)):
+                wanted = {network for text in subnets if (network := ip_network(text)).version == version}
+                listed = {network for entry in found[family, "containers"] for network in networks_of(entry)}
+                assert set(collapse_addresses(wanted)) == set(collapse_addresses(listed)), (step, parts)
+
+
+def networks_of(entry: Any) -> list[Any]:
+    """Of an interval as nft lists it: a prefix, or a range of addresses."""
+    if "range" in entry:
+        return list(summarize_address_range(*(ip_address(end) for end in entry["range"])))
+    return [ip_network(f"{entry['prefix']['addr']}/{entry['prefix']['len']}")]
