@@ -12,10 +12,13 @@ from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from ipaddress import ip_address
+from pathlib import Path
 from typing import Any
 
-import docker
 from e2e_cluster import Cluster, eventually
+
+from swarmlet.errors import SwarmletError
+from swarmlet.local.client import call
 
 TERMINAL = frozenset({"complete", "shutdown", "failed", "rejected", "remove", "orphaned"})
 UNPLACED = frozenset({"new", "pending"})
@@ -64,13 +67,10 @@ class World:
 
     @classmethod
     def read(cls, cluster: Cluster) -> World:
-        client = docker.APIClient(cluster.view.url, version="1.50")
-        try:
-            nodes = {node["ID"]: node for node in client.nodes()}
-            networks = {net["Id"]: net for net in client.networks() if net["Driver"] == "overlay"}
-            services, rows = client.services(), client.tasks()
-        finally:
-            client.close()
+        manager = cluster.host(1).manager_socket
+        nodes = {node["ID"]: node for node in ask(manager, "/nodes")}
+        networks = {net["Id"]: net for net in ask(manager, "/networks") if net["Driver"] == "overlay"}
+        services, rows = ask(manager, "/services"), ask(manager, "/tasks")
         numbers = {ident: int(node["Description"]["Hostname"][-1]) for ident, node in nodes.items()}
         up = {ident for ident, node in nodes.items() if node["Status"]["State"] != "down"}
         ingress = {ident for ident, net in networks.items() if net["Ingress"]}
@@ -178,16 +178,21 @@ def actual(cluster: Cluster, number: int) -> Iterator[str]:
         yield f"{on} namespace {name}"
         for line in _balanced(cluster, number, name):
             yield f"{on} container {name[:12]} {line}"
-    client = docker.APIClient(cluster.node(number).url, version="1.50")
+    agent = cluster.host(number).agent_socket
+    for network in ask(agent, "/networks"):
+        if f"link ov-{network['Id'][:12]}" not in links:
+            continue  # of a network that the node has no part in, its manager tells what others have
+        for container, place in ask(agent, f"/networks/{network['Id']}")["Containers"].items():
+            addresses = [place[key].partition("/")[0] for key in ("IPv4Address", "IPv6Address") if place[key]]
+            yield f"{on} endpoint {container[:12]} {network['Name']} {' '.join(addresses)}"
+
+
+def ask(socket: Path, path: str) -> Any:
+    """An answer of the API; AssertionError for none, as of an agent that was killed a moment ago."""
     try:
-        for network in client.networks(filters={"driver": "overlay"}):
-            if f"link ov-{network['Id'][:12]}" not in links:
-                continue  # of a network that the node has no part in, its manager tells what others have
-            for container, place in client.inspect_network(network["Id"])["Containers"].items():
-                addresses = [place[key].partition("/")[0] for key in ("IPv4Address", "IPv6Address") if place[key]]
-                yield f"{on} endpoint {container[:12]} {network['Name']} {' '.join(addresses)}"
-    finally:
-        client.close()
+        return call(socket, "GET", path)
+    except SwarmletError as err:
+        raise AssertionError(f"{path}: {err}") from err
 
 
 def _links(cluster: Cluster, number: int) -> Iterator[str]:
