@@ -269,6 +269,9 @@ def trying(ask: Callable[[], str], period_s: float = 0.005) -> Iterator[Tries]:
     thread.start()
     try:
         yield tries
+    except Exception as err:
+        # What ended the thread explains what the block waited for in vain.
+        raise (trouble[0] if trouble else AssertionError(f"{err}; {tries.told()}")) from err
     finally:
         over.set()
         thread.join()
