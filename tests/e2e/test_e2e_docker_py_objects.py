@@ -486,10 +486,13 @@ def test_the_swarm_and_its_nodes(manager_api: docker.APIClient) -> None:
 # --- the engine, and what it does not have
 
 
-def test_the_engine_tells_of_itself(api: docker.APIClient) -> None:
+def test_the_engine_tells_of_itself(api: docker.APIClient, view: View, cluster: Cluster) -> None:
     assert api.ping() is True or api.ping() == "OK"
     assert api.version()["ApiVersion"] == "1.50" and api.version(api_version=False)["Version"]
-    assert api.info()["ID"] and api.info()["Images"] == len({each["Id"] for each in api.images(all=True)})
+    info, listed = api.info(), {each["Id"] for each in api.images(all=True)}
+    # A cluster's nodes need not have the same images: it tells how many the one with most of them has.
+    assert info["ID"] and 0 < info["Images"] <= len(listed)
+    assert info["Images"] == len(listed) or view.url == cluster.view.url
     usage = api.df()
     assert {"LayersSize", "Images", "Containers", "Volumes", "BuildCache"} <= set(usage)
     past = api.events(since=1, until=2, decode=True)

@@ -68,7 +68,8 @@ async def fetch_blob(
             await retrying(delay)
             await asyncio.sleep(delay)
     finally:
-        await asyncio.to_thread(download.file.close)
+        # Nor closed by one: a thread that has not begun when this is cancelled never does. All is written by now.
+        download.file.close()
 
 
 def _open(target: Path) -> BinaryIO:
