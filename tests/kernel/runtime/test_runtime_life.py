@@ -121,7 +121,8 @@ async def test_a_signal_reaches_the_program_and_its_death_is_told(bench) -> None
 
 
 async def test_every_process_can_be_signalled(bench) -> None:
-    ident = await bench.launch("sh", "-c", "sleep 101 & sleep 102 & wait")
+    # Not a shell that waits: it would end by itself, once the others are gone.
+    ident = await bench.launch("sh", "-c", "sleep 101 & sleep 102 & exec sleep 103")
     await until_async(lambda: _count(bench, ident, 3))
 
     await bench.runtime.kill(ident, signal.SIGKILL, everything=True)
