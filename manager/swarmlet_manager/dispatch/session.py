@@ -103,6 +103,9 @@ class Session:
         self._confirming: dict[int, tuple[int, ...]] = {}  # sequence -> groups of tasks that wait for its effect
         self._pulse = Pulse(SPACING_S)
         self._welcome_due = True
+        self._description: DescriptionUpdate | None = None
+        self._ways: WaysUpdate | None = None
+        self._told = asyncio.Event()
         self._asked: set[asyncio.Future[LeaseAnswer | LeasesLost | None]] = set()
         self._answers: list[LeaseAnswer | LeasesLost] = []
         self._ended: Ended | None = None
@@ -113,6 +116,7 @@ class Session:
         tasks = [
             asyncio.create_task(self._read(), name=f"read {self.node_id}"),
             asyncio.create_task(self._write(), name=f"write {self.node_id}"),
+            asyncio.create_task(self._record(), name=f"record {self.node_id}"),
             asyncio.create_task(self._told_to_end(), name=f"end {self.node_id}"),
         ]
         try:
@@ -167,6 +171,21 @@ class Session:
     async def _told_to_end(self) -> None:
         await self._end.wait()
 
+    async def _record(self) -> None:
+        """What the node says of itself goes into its record: the newest of each kind, however long a commit takes.
+
+        Not where messages are read: a store that is slow for some seconds must not make its nodes silent.
+        """
+        while True:
+            await self._told.wait()
+            self._told.clear()
+            description, self._description = self._description, None
+            ways, self._ways = self._ways, None
+            if description is not None:
+                await self._owner.described(self, description)
+            if ways is not None:
+                await self._owner.ways_changed(self, ways)
+
     async def _read(self) -> None:
         async for frame in self._socket:
             if frame.type is not WSMsgType.BINARY:
@@ -187,9 +206,11 @@ class Session:
                 case LeaseAsk() | LeasesHeld():
                     self._lease(message)
                 case DescriptionUpdate():
-                    await self._owner.described(self, message)
+                    self._description = message
+                    self._told.set()
                 case WaysUpdate():
-                    await self._owner.ways_changed(self, message)
+                    self._ways = message
+                    self._told.set()
                 case Applied():
                     for seq in [seq for seq in self._confirming if seq <= message.seq]:
                         self._owner.left(self, self._confirming.pop(seq))
