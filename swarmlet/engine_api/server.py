@@ -102,7 +102,10 @@ def _break_off(request: web.Request) -> web.StreamResponse:
 
 def _connection(request: web.BaseRequest) -> Connection | None:
     """None where the client has gone already."""
-    protocol = None if request.transport is None else request.transport.get_protocol()
+    transport = request.transport
+    if transport is None or transport.is_closing():  # a TLS transport that is closed fails to tell its protocol
+        return None
+    protocol = transport.get_protocol()
     return protocol if isinstance(protocol, Connection) else None
 
 
