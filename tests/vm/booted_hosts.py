@@ -123,6 +123,7 @@ class HostLab:
         self.name = f"swlvm{os.getpid()}"
         self.folder = folder
         self.key = folder / "id"
+        self._ways = 0  # each has a socket of its own: several may lead to one host at once
         self.hosts: list[BootedHost] = [kind(self, number) for number in range(1, count + 1)]
 
     def open(self) -> None:
@@ -154,7 +155,8 @@ class HostLab:
     @contextlib.contextmanager
     def socket_of(self, host: BootedHost, name: str) -> Iterator[str]:
         """A DOCKER_HOST for a socket of the host's run folder, carried by SSH as an administrator would."""
-        local = self.folder / f"{host.name}-{name}"
+        self._ways += 1
+        local = self.folder / f"{host.name}-{self._ways}-{name}"
         way = ["-L", f"{local}:/run/swarmlet/{name}", f"root@{host.address}"]
         carrier = subprocess.Popen(
             [*self.inside(), "ssh", "-N", *self.ssh_options(), *way], stdin=subprocess.DEVNULL, stderr=subprocess.PIPE
