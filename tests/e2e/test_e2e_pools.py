@@ -7,7 +7,7 @@ import subprocess
 from collections.abc import Iterator
 
 import pytest
-from conftest import NAME, Cluster, View, eventually, swarmlet
+from e2e_cluster import NAME, Cluster, View, eventually, swarmlet
 from e2e_traces import traces
 
 from swarmlet.local import cluster as clusters

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
-import io
-import json
 import os
 import shutil
 import signal
 import subprocess
-import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from real_node import RealNode
+from real_node import RealNode, busybox_archive
 
 from swarmlet.local import hosts
 
@@ -48,33 +44,3 @@ def _left(node: RealNode) -> list[int]:
         for folder, _, _ in os.walk(f"{hierarchy}/{node.name}"):
             found |= {int(word) for word in Path(folder, "cgroup.procs").read_text().split()}
     return sorted(found - {0})
-
-
-def busybox_archive() -> bytes:
-    """`docker save` form of an image with the static busybox as its shell and tools."""
-    layer = io.BytesIO()
-    with tarfile.open(fileobj=layer, mode="w") as tar:
-        tar.add("/usr/bin/busybox", "bin/busybox")
-        listed = subprocess.run(["/usr/bin/busybox", "--list"], capture_output=True, text=True, check=True)
-        for name in listed.stdout.split():
-            if name != "busybox":
-                entry = tarfile.TarInfo(f"bin/{name}")
-                entry.type, entry.linkname = tarfile.SYMTYPE, "busybox"
-                tar.addfile(entry)
-    return _saved(layer.getvalue())
-
-
-def _saved(layer: bytes) -> bytes:
-    digest = hashlib.sha256(layer).hexdigest()
-    config = json.dumps({
-        "architecture": "amd64", "os": "linux", "config": {"Cmd": ["sh"], "Env": ["PATH=/bin"]},
-        "rootfs": {"type": "layers", "diff_ids": [f"sha256:{digest}"]},
-    }).encode()
-    manifest = json.dumps([{"Config": "config.json", "RepoTags": ["busybox:latest"], "Layers": ["layer.tar"]}]).encode()
-    archive = io.BytesIO()
-    with tarfile.open(fileobj=archive, mode="w") as tar:
-        for name, data in (("config.json", config), ("layer.tar", layer), ("manifest.json", manifest)):
-            entry = tarfile.TarInfo(name)
-            entry.size = len(data)
-            tar.addfile(entry, io.BytesIO(data))
-    return archive.getvalue()

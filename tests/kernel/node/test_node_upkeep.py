@@ -14,8 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import busybox_archive
-from real_node import RealNode
+from real_node import RealNode, busybox_archive
 
 from swarmlet.local import hosts
 
