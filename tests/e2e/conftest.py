@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import gc
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from urllib.request import urlopen
 
+import docker
 import pytest
 from e2e_cluster import NAME, Cluster, View, eventually, swarmlet
 from e2e_netstate import settled
@@ -103,6 +106,31 @@ def overlay(cluster: Cluster) -> Iterator[Callable[..., str]]:
 def view(request: pytest.FixtureRequest, cluster: Cluster) -> View:
     """Both views in turn: one node's own engine, and the whole cluster."""
     return cluster.node(2) if request.param == "node" else cluster.view
+
+
+@contextmanager
+def _low_level(url: str) -> Iterator[docker.APIClient]:
+    """docker-py's low level; what it leaves to the garbage collector is collected at once."""
+    client = docker.APIClient(base_url=url, timeout=60)
+    try:
+        yield client
+    finally:
+        client.close()
+        del client
+        gc.collect()
+
+
+@pytest.fixture
+def api(view: View) -> Iterator[docker.APIClient]:
+    """docker-py's low level on each view in turn."""
+    with _low_level(view.url) as client:
+        yield client
+
+
+@pytest.fixture
+def node_api(cluster: Cluster) -> Iterator[docker.APIClient]:
+    with _low_level(cluster.node(1).url) as client:
+        yield client
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import io
 import tarfile
 import threading
@@ -19,7 +18,7 @@ import pytest
 import requests.exceptions
 from docker.utils.proxy import ProxyConfig
 from docker.utils.socket import next_frame_header, read_exactly
-from e2e_cluster import Cluster, View, eventually, hang_up
+from e2e_cluster import View, eventually, hang_up
 from registry_fill import tar_of
 from relays import relay
 
@@ -29,25 +28,6 @@ pytestmark = pytest.mark.filterwarnings(
 )
 SECOND = 10**9
 CTRL_P, CTRL_Q, CTRL_X = b"\x10", b"\x11", b"\x18"
-
-
-@pytest.fixture
-def api(view: View) -> Iterator[docker.APIClient]:
-    """docker-py's low level on each view in turn."""
-    client = docker.APIClient(base_url=view.url, timeout=60)
-    yield client
-    client.close()
-    del client
-    gc.collect()
-
-
-@pytest.fixture
-def node_api(cluster: Cluster) -> Iterator[docker.APIClient]:
-    client = docker.APIClient(base_url=cluster.node(1).url, timeout=60)
-    yield client
-    client.close()
-    del client
-    gc.collect()
 
 
 def started(api: docker.APIClient, command: Any = ("sleep", "600"), **options: Any) -> str:

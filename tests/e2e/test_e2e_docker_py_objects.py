@@ -25,25 +25,6 @@ HERE = Path(__file__).parent
 
 
 @pytest.fixture
-def api(view: View) -> Iterator[docker.APIClient]:
-    """docker-py's low level on each view in turn."""
-    client = docker.APIClient(base_url=view.url, timeout=60)
-    yield client
-    client.close()
-    del client
-    gc.collect()
-
-
-@pytest.fixture
-def node_api(cluster: Cluster) -> Iterator[docker.APIClient]:
-    client = docker.APIClient(base_url=cluster.node(1).url, timeout=60)
-    yield client
-    client.close()
-    del client
-    gc.collect()
-
-
-@pytest.fixture
 def manager_api(cluster: Cluster) -> Iterator[docker.APIClient]:
     client = docker.APIClient(base_url=cluster.view.url, timeout=60)
     yield client
