@@ -65,6 +65,11 @@ class AgentSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
 Settings = TypeVar("Settings", bound=msgspec.Struct)
 
 
+def load_agent(file: Path | None, environ: Mapping[str, str]) -> AgentSettings:
+    """The agent's settings from this file, or from the usual one if there is one. InvalidArgument as `load`."""
+    return load(AgentSettings, file or (DEFAULT_CONFIG if DEFAULT_CONFIG.exists() else None), environ)
+
+
 def load(kind: type[Settings], file: Path | None, environ: Mapping[str, str]) -> Settings:
     """Settings of `kind` from an optional TOML file and the environment.
 

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from swarmlet import log as logs
-from swarmlet.config import AGENT_SOCKET, DEFAULT_CONFIG, MANAGER_SOCKET, AgentSettings, load
+from swarmlet.config import AGENT_SOCKET, DEFAULT_CONFIG, MANAGER_SOCKET, AgentSettings, load_agent
 from swarmlet.engine_api.router import Route
 from swarmlet.engine_api.server import Server
 from swarmlet.errors import Conflict, Internal, SwarmletError
@@ -78,7 +78,7 @@ def main() -> None:
     parser.add_argument("--version", action="version", version=f"swarmlet-agent, version {RELEASE}")
     config: Path | None = parser.parse_args().config
     try:
-        settings = load(AgentSettings, config or (DEFAULT_CONFIG if DEFAULT_CONFIG.exists() else None), os.environ)
+        settings = load_agent(config, os.environ)
         logs.set_up(settings.log_level, "swarmlet-agent")
         return_early()
         with only_one(Path(settings.data_dir)):

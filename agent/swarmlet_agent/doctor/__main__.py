@@ -10,7 +10,7 @@ from pathlib import Path
 
 import click
 
-from swarmlet.config import DEFAULT_CONFIG, AgentSettings, load
+from swarmlet.config import DEFAULT_CONFIG, load_agent
 from swarmlet.errors import InvalidArgument
 from swarmlet_agent.doctor.findings import Finding, Verdict, examine
 from swarmlet_agent.doctor.lookup import look
@@ -25,9 +25,8 @@ _COLOURS = {Verdict.OK: "green", Verdict.WARNING: "yellow", Verdict.PROBLEM: "re
 @click.option("--json", "as_json", is_flag=True, help="One JSON array, for programs.")
 def main(config: Path | None, as_json: bool) -> None:
     """Look whether this host is fit to be a node of a cluster, and say what to do where it is not."""
-    file = config or (DEFAULT_CONFIG if DEFAULT_CONFIG.exists() else None)
     try:
-        findings = examine(look(load(AgentSettings, file, os.environ)))
+        findings = examine(look(load_agent(config, os.environ)))
     except InvalidArgument as err:
         findings = [Finding(Verdict.PROBLEM, "settings", str(err), "correct the file or the environment")]
     if as_json:

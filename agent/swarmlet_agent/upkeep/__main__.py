@@ -12,7 +12,7 @@ from typing import ParamSpec
 
 import click
 
-from swarmlet.config import DEFAULT_CONFIG, AgentSettings, load
+from swarmlet.config import DEFAULT_CONFIG, AgentSettings, load_agent
 from swarmlet.errors import Conflict, Forbidden, SwarmletError
 from swarmlet_agent.app import only_one
 from swarmlet_agent.upkeep import backups
@@ -40,7 +40,7 @@ def _answers_errors(command: Callable[P, None]) -> Callable[P, None]:
 
 
 def _settings(config: Path | None) -> AgentSettings:
-    return load(AgentSettings, config or (DEFAULT_CONFIG if DEFAULT_CONFIG.exists() else None), os.environ)
+    return load_agent(config, os.environ)
 
 
 @contextlib.contextmanager
