@@ -1,4 +1,4 @@
-"""The cluster's certificates: CA, node certificates, join tokens, and the TLS contexts made from them.
+"""The cluster's certificates and join tokens: what they say. `issuing.py` makes them, `tls.py` uses them.
 
 ECDSA P-256 throughout. A node's certificate has the node id as common name, its role as organizational unit
 (swarm-worker, swarm-manager) and the cluster id as organization, as SwarmKit's do. Its alternative names are
@@ -12,25 +12,18 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-import ipaddress
 import os
 import re
 import secrets
 import tempfile
-from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
-
+from swarmlet.certificate import COMMON_NAME, ORGANIZATION, ORGANIZATIONAL_UNIT, read_certificate
 from swarmlet.errors import InvalidArgument
 from swarmlet.model.states import Role
 
-CA_LIFE = timedelta(days=20 * 365)
 #: Certificates are valid from a while ago: hosts' clocks differ.
 BACKDATE = timedelta(hours=1)
 #: A certificate is renewed at a moment between these shares of its life (SwarmKit's; random so that nodes spread).
@@ -75,106 +68,10 @@ class JoinToken:
         return hmac.compare_digest(self.ca_digest, ca_digest(ca_pem))
 
 
-def new_ca(cluster_id: str, *, now: datetime | None = None) -> KeyPair:
-    """A self-signed CA for one cluster."""
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name(
-        [
-            x509.NameAttribute(NameOID.COMMON_NAME, "swarm-ca"),
-            x509.NameAttribute(NameOID.ORGANIZATION_NAME, cluster_id),
-        ]
-    )
-    start = (now or datetime.now(UTC)) - BACKDATE
-    cert = (
-        x509.CertificateBuilder()
-        .subject_name(name)
-        .issuer_name(name)
-        .public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(start)
-        .not_valid_after(start + CA_LIFE)
-        .add_extension(x509.BasicConstraints(ca=True, path_length=1), critical=True)
-        .add_extension(_key_usage(ca=True), critical=True)
-        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
-        .sign(key, hashes.SHA256())
-    )
-    return KeyPair(_pem(cert), _key_pem(key))
-
-
-def new_request() -> tuple[str, str]:
-    """(CSR, key), PEM. The CA decides every name; a CSR only proves that its sender has the key."""
-    key = ec.generate_private_key(ec.SECP256R1())
-    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "node")])
-    csr = x509.CertificateSigningRequestBuilder().subject_name(subject).sign(key, hashes.SHA256())
-    return csr.public_bytes(serialization.Encoding.PEM).decode(), _key_pem(key)
-
-
-def sign_request(
-    ca: KeyPair, csr_pem: str, identity: Identity, addresses: Sequence[str], life: timedelta, *,
-    now: datetime | None = None,
-) -> str:
-    """A node's certificate, PEM. addresses: IPs or names the host is dialled by. InvalidArgument for a bad CSR."""
-    try:
-        csr = x509.load_pem_x509_csr(csr_pem.encode())
-        sound = csr.is_signature_valid and isinstance(csr.public_key(), ec.EllipticCurvePublicKey)
-    except (ValueError, TypeError) as err:
-        raise InvalidArgument(f"invalid certificate signing request: {err}") from err
-    if not sound:
-        raise InvalidArgument("invalid certificate signing request: expected an ECDSA key that signed it")
-    ca_cert = x509.load_pem_x509_certificate(ca.cert_pem.encode())
-    ca_key = serialization.load_pem_private_key(ca.key_pem.encode(), password=None)
-    assert isinstance(ca_key, ec.EllipticCurvePrivateKey)
-    start = (now or datetime.now(UTC)) - BACKDATE
-    cert = (
-        x509.CertificateBuilder()
-        .subject_name(
-            x509.Name(
-                [
-                    x509.NameAttribute(NameOID.COMMON_NAME, identity.node_id),
-                    x509.NameAttribute(NameOID.ORGANIZATIONAL_UNIT_NAME, OU[identity.role]),
-                    x509.NameAttribute(NameOID.ORGANIZATION_NAME, identity.cluster_id),
-                ]
-            )
-        )
-        .issuer_name(ca_cert.subject)
-        .public_key(csr.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(start)
-        .not_valid_after(min(start + BACKDATE + life, ca_cert.not_valid_after_utc))
-        .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
-        .add_extension(_key_usage(ca=False), critical=True)
-        .add_extension(
-            x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH]), critical=False
-        )
-        .add_extension(
-            x509.SubjectAlternativeName(
-                [x509.DNSName(OU[identity.role]), x509.DNSName(identity.node_id), *map(_alternative, addresses)]
-            ),
-            critical=False,
-        )
-        .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(ca_key.public_key()), critical=False)
-        .sign(ca_key, hashes.SHA256())
-    )
-    return _pem(cert)
-
-
-def issue(ca: KeyPair, identity: Identity, addresses: Sequence[str], life: timedelta) -> KeyPair:
-    """A key and its certificate in one go, where the CA's key is at hand (a manager's own)."""
-    csr, key = new_request()
-    return KeyPair(sign_request(ca, csr, identity, addresses, life), key)
-
-
 def identity_of(cert_pem: str) -> Identity:
     """Whose certificate this is; it is not verified here. InvalidArgument for one that is not a node's."""
-    try:
-        subject = x509.load_pem_x509_certificate(cert_pem.encode()).subject
-    except ValueError as err:
-        raise InvalidArgument(f"invalid certificate: {err}") from err
-    values = [
-        "".join(str(attribute.value) for attribute in subject.get_attributes_for_oid(oid))
-        for oid in (NameOID.COMMON_NAME, NameOID.ORGANIZATIONAL_UNIT_NAME, NameOID.ORGANIZATION_NAME)
-    ]
-    return _identity(*values)
+    cert = read_certificate(cert_pem)
+    return _identity(*(cert.name(attribute) for attribute in (COMMON_NAME, ORGANIZATIONAL_UNIT, ORGANIZATION)))
 
 
 def identity_of_peer(peer: object) -> Identity | None:
@@ -192,20 +89,19 @@ def identity_of_peer(peer: object) -> Identity | None:
 
 def renew_at(cert_pem: str, share: float) -> datetime:
     """When to renew; share 0..1 picks the moment within RENEW_BETWEEN."""
-    cert = x509.load_pem_x509_certificate(cert_pem.encode())
-    start, end = cert.not_valid_before_utc + BACKDATE, cert.not_valid_after_utc
+    cert = read_certificate(cert_pem)
+    start, end = cert.not_before + BACKDATE, cert.not_after
     low, high = RENEW_BETWEEN
     return start + (end - start) * (low + (high - low) * share)
 
 
 def expires_at(cert_pem: str) -> datetime:
-    return x509.load_pem_x509_certificate(cert_pem.encode()).not_valid_after_utc
+    return read_certificate(cert_pem).not_after
 
 
 def ca_digest(ca_pem: str) -> str:
-    """SHA-256 of the certificate (DER) in base 36, 50 digits."""
-    der = x509.load_pem_x509_certificate(ca_pem.encode()).public_bytes(serialization.Encoding.DER)
-    return _base36(int.from_bytes(hashlib.sha256(der).digest(), "big"), 50)
+    """SHA-256 of the certificate (DER) in base 36, 50 digits. InvalidArgument for what is none."""
+    return _base36(int.from_bytes(hashlib.sha256(read_certificate(ca_pem).der).digest(), "big"), 50)
 
 
 def new_join_token(ca_pem: str) -> str:
@@ -229,11 +125,8 @@ def same_token(given: str, expected: str) -> bool:
 
 def subject_and_key(cert_pem: str) -> tuple[bytes, bytes]:
     """(subject, public key) as DER: what the API's TLSInfo shows of a CA."""
-    cert = x509.load_pem_x509_certificate(cert_pem.encode())
-    key = cert.public_key().public_bytes(
-        serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo
-    )
-    return cert.subject.public_bytes(), key
+    cert = read_certificate(cert_pem)
+    return cert.subject, cert.public_key
 
 
 def write_private(path: Path, text: str) -> None:
@@ -263,33 +156,9 @@ def _identity(name: str, unit: str, organization: str) -> Identity:
     return Identity(name, role, organization)
 
 
-def _alternative(address: str) -> x509.GeneralName:
-    try:
-        return x509.IPAddress(ipaddress.ip_address(address))
-    except ValueError:
-        return x509.DNSName(address)
-
-
-def _key_usage(*, ca: bool) -> x509.KeyUsage:
-    return x509.KeyUsage(
-        digital_signature=True, content_commitment=False, key_encipherment=False, data_encipherment=False,
-        key_agreement=not ca, key_cert_sign=ca, crl_sign=ca, encipher_only=False, decipher_only=False,
-    )
-
-
 def _base36(number: int, width: int) -> str:
     digits = []
     for _ in range(width):
         number, digit = divmod(number, 36)
         digits.append(_DIGITS[digit])
     return "".join(reversed(digits))
-
-
-def _pem(cert: x509.Certificate) -> str:
-    return cert.public_bytes(serialization.Encoding.PEM).decode()
-
-
-def _key_pem(key: ec.EllipticCurvePrivateKey) -> str:
-    return key.private_bytes(
-        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-    ).decode()

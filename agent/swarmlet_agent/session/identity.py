@@ -27,10 +27,11 @@ from swarmlet.errors import (
 )
 from swarmlet.log import get_logger
 from swarmlet.model.states import Role
-from swarmlet.pki import OU, JoinToken, KeyPair, identity_of, new_request, parse_join_token, write_private
+from swarmlet.pki import OU, JoinToken, KeyPair, identity_of, parse_join_token, write_private
 from swarmlet.tls import TlsIdentity, client_context, joining_context, unverified_context
 from swarmlet.wire import joining
 from swarmlet.wire.joining import Certificate, Founding, JoinRequest, RenewRequest
+from swarmlet_agent.keymaker import new_request
 
 log = get_logger(__name__)
 
@@ -77,7 +78,7 @@ async def join(data_dir: Path, managers: Sequence[str], token: str, *, hostname:
     for one that is not valid or a CA that is not the token's, Unavailable if no manager answers.
     """
     parsed = parse_join_token(token)
-    csr, key = await asyncio.to_thread(new_request)
+    csr, key = await new_request()
     failure: SwarmletError = InvalidArgument("at least one manager's address is needed to join")
     for manager in managers:
         try:
@@ -101,7 +102,7 @@ async def join_locally(
 
     founding: what the cluster is to be like. Conflict if it is there already and otherwise.
     """
-    csr, key = await asyncio.to_thread(new_request)
+    csr, key = await new_request()
     request = JoinRequest(csr=csr, hostname=hostname, addr=addr, founding=founding)
     url = f"http://manager{joining.LOCAL_JOIN_PATH}"
     answer = await _call("POST", url, None, msgspec.json.encode(request), socket=manager_socket)
@@ -110,7 +111,7 @@ async def join_locally(
 
 async def renew(data_dir: Path, identity: NodeIdentity, managers: Sequence[str], *, addr: str) -> NodeIdentity:
     """A fresh certificate for the same node, proven by the old one. Unavailable if no manager answers."""
-    csr, key = await asyncio.to_thread(new_request)
+    csr, key = await new_request()
     failure: SwarmletError = Unavailable("no manager is known")
     for manager in managers:
         try:
@@ -129,7 +130,7 @@ async def renew(data_dir: Path, identity: NodeIdentity, managers: Sequence[str],
 def _trusts(token: JoinToken, ca: str) -> bool:
     try:
         return token.trusts(ca)
-    except ValueError:
+    except InvalidArgument:
         return False
 
 

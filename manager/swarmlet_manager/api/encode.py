@@ -13,8 +13,6 @@ from types import MappingProxyType
 from typing import Any
 
 import msgspec
-from cryptography import x509
-from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from msgspec.structs import replace
 
 from swarmlet.model import defaults
@@ -26,6 +24,7 @@ from swarmlet.model.service import EndpointSpec, PortConfig, Service, ServiceSpe
 from swarmlet.model.states import NodeState, TaskState
 from swarmlet.model.task import Task
 from swarmlet.model.times import rfc3339
+from swarmlet.pki import subject_and_key
 from swarmlet_manager.api import encode_network
 
 Json = dict[str, Any]
@@ -305,10 +304,9 @@ def tls_info(ca_cert_pem: str) -> Json:
     """The CA certificate as clients show it; {} before there is one."""
     if not ca_cert_pem:
         return {}
-    certificate = x509.load_pem_x509_certificate(ca_cert_pem.encode())
-    public_key = certificate.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+    subject, public_key = subject_and_key(ca_cert_pem)  # it has signed itself: its subject is the issuer
     return {
         "TrustRoot": ca_cert_pem,
-        "CertIssuerSubject": base64.b64encode(certificate.issuer.public_bytes()).decode(),
+        "CertIssuerSubject": base64.b64encode(subject).decode(),
         "CertIssuerPublicKey": base64.b64encode(public_key).decode(),
     }

@@ -13,22 +13,14 @@ from datetime import timedelta
 from msgspec.structs import replace
 
 from swarmlet.errors import Conflict, Forbidden, NotAManager, StaleView
+from swarmlet.issuing import issue, new_ca, sign_request
 from swarmlet.log import get_logger
 from swarmlet.model.cluster import Cluster, SwarmSpec
 from swarmlet.model.ids import new_cluster_id
 from swarmlet.model.node import Node, NodeDescription, NodeSpec
 from swarmlet.model.states import Role
 from swarmlet.model.times import NS
-from swarmlet.pki import (
-    Identity,
-    KeyPair,
-    issue,
-    new_ca,
-    new_join_token,
-    parse_join_token,
-    same_token,
-    sign_request,
-)
+from swarmlet.pki import Identity, KeyPair, new_join_token, parse_join_token, same_token
 from swarmlet.wire.joining import Certificate, Founding
 from swarmlet_manager.ca.seal import new_key
 from swarmlet_manager.control.ports import StorePort

@@ -13,7 +13,8 @@ from net_spaces import Spaces
 from swarmlet.errors import NotSupported
 from swarmlet_agent.net import netns
 from swarmlet_agent.net.wireguard.kernel import Wireguard
-from swarmlet_agent.net.wireguard.plan import Generation, Peer, WireguardState, new_private_key, public_key
+from swarmlet_agent.net.wireguard.keys import new_keys, with_public
+from swarmlet_agent.net.wireguard.plan import Generation, Peer, WireguardState
 from swarmlet_agent.net.wireguard.userspace import UserspaceDevices
 
 pytestmark = pytest.mark.kernel
@@ -32,7 +33,7 @@ def state(own: int, keys: dict[int, dict[int, bytes]], active: int) -> Wireguard
     other = 3 - own
     return WireguardState(f"100.65.0.{own}", active, tuple(
         Generation(number, private[own], 51820 + number, (
-            Peer(public_key(private[other]), f"192.0.2.{other}", 51820 + number, f"100.65.0.{other}"),
+            Peer(with_public(private[other]).public, f"192.0.2.{other}", 51820 + number, f"100.65.0.{other}"),
         ))
         for number, private in keys.items()
     ))
@@ -44,7 +45,7 @@ async def test_a_kernel_without_wireguard_is_told(lab: Lab) -> None:
     ways = Wireguard()
     assert "no WireGuard" in ways.lacking()
     with pytest.raises(NotSupported, match="no WireGuard"):
-        ways.ensure(state(1, {1: {1: new_private_key(), 2: new_private_key()}}, 1))
+        ways.ensure(state(1, {1: {1: new_keys().private, 2: new_keys().private}}, 1))
     ways.ensure(WireguardState("100.65.0.1", 0))  # nothing wanted: nothing missing
     ways.remove()
     ways.close()
@@ -90,7 +91,7 @@ async def test_packets_are_encrypted_keys_change_without_losing_one_and_removal_
             assert ways[own].lacking() == ""
             stack.callback(lambda own=own: (spaces.inside(f"n{own}", ways[own].remove), ways[own].close()))
         await stack.enter_async_context(spaces.serve("n2", 80, "a-secret-word"))
-        old, new = ({own: new_private_key() for own in (1, 2)} for _ in range(2))
+        old, new = ({own: new_keys().private for own in (1, 2)} for _ in range(2))
 
         def ensure(own: int, keys: dict[int, dict[int, bytes]], active: int) -> None:
             for _ in range(2):

@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from swarmlet.errors import Forbidden, InvalidArgument, Unauthorized
+from swarmlet.issuing import issue, new_ca, new_request, sign_request
 from swarmlet.model.states import Role
 from swarmlet.pki import (
     Identity,
@@ -22,14 +23,10 @@ from swarmlet.pki import (
     expires_at,
     identity_of,
     identity_of_peer,
-    issue,
-    new_ca,
     new_join_token,
-    new_request,
     parse_join_token,
     renew_at,
     same_token,
-    sign_request,
     write_private,
 )
 from swarmlet.tls import TlsIdentity, client_context, joining_context, load_pair, require_role, server_context

@@ -10,16 +10,16 @@ from hypothesis import strategies as st
 
 from swarmlet_agent.net.netlink import attr, attributes, nested
 from swarmlet_agent.net.wireguard import messages, userspace
+from swarmlet_agent.net.wireguard.keys import new_keys, with_public
 from swarmlet_agent.net.wireguard.plan import (
     DeviceChange,
     DeviceNow,
     Generation,
     Peer,
     WireguardState,
+    clamped,
     difference,
     leftovers,
-    new_private_key,
-    public_key,
 )
 
 KEY = bytes(range(32))
@@ -36,7 +36,7 @@ def apply(now: DeviceNow, change: DeviceChange) -> DeviceNow:
     """What the kernel makes of a change's messages."""
     peers = {peer.public_key: peer for peer in now.peers if peer.public_key not in change.gone}
     peers |= {peer.public_key: peer for peer in change.peers}
-    key = public_key(change.private_key) if change.private_key is not None else now.public_key
+    key = clamped(change.private_key) if change.private_key is not None else now.private_key
     return DeviceNow(key, change.port if change.port is not None else now.port, tuple(peers.values()))
 
 
@@ -47,13 +47,13 @@ def test_a_change_leads_to_what_is_wanted_and_a_second_pass_changes_nothing(
     wanted = Generation(1, KEY, 51820, after)
     now = apply(DeviceNow(peers=before), difference(DeviceNow(peers=before), wanted))
 
-    assert (now.public_key, now.port, set(now.peers)) == (public_key(KEY), 51820, set(after))
+    assert (now.private_key, now.port, set(now.peers)) == (clamped(KEY), 51820, set(after))
     assert not difference(now, wanted)
 
 
 def test_peers_that_stay_are_not_touched_and_the_key_is_not_set_again() -> None:
     stays, leaves, comes = (Peer(bytes([n]) * 32, f"192.0.2.{n}", 51820, f"100.65.0.{n}") for n in (1, 2, 3))
-    now = DeviceNow(public_key(KEY), 51820, (stays, leaves))
+    now = DeviceNow(clamped(KEY), 51820, (stays, leaves))
 
     assert difference(now, Generation(1, KEY, 51820, (stays, comes))) == DeviceChange(
         peers=(comes,), gone=(leaves.public_key,)
@@ -63,10 +63,10 @@ def test_peers_that_stay_are_not_touched_and_the_key_is_not_set_again() -> None:
 @given(_PEERS)
 def test_a_device_is_read_as_it_was_written(peers: tuple[Peer, ...]) -> None:
     sent = messages.set_device(77, "wg", DeviceChange(KEY, 51820, peers))
-    answer = sent[0].body + attr(4, public_key(KEY))  # the kernel adds the public key
+    answer = sent[0].body + attr(4, with_public(KEY).public)  # the kernel adds the public key
 
     assert all(message.kind == 77 for message in sent)
-    assert messages.parse_device([answer]) == DeviceNow(public_key(KEY), 51820, peers)
+    assert messages.parse_device([answer]) == DeviceNow(KEY, 51820, peers)
 
 
 def test_many_peers_come_in_several_messages_and_are_read_together() -> None:
@@ -95,12 +95,20 @@ def test_a_removed_peer_is_named_with_its_flag_and_goes_first() -> None:
 
 
 def test_keys_have_their_size_and_stay_out_of_texts() -> None:
-    assert len(public_key(KEY)) == 32
-    assert len(new_private_key()) == 32
+    made = new_keys()
+    assert (len(made.private), len(made.public)) == (32, 32)
+    assert with_public(made.private) == made
+    assert repr(made.private) not in repr(made)
+    assert KEY.hex() not in repr(DeviceNow(KEY)) and repr(KEY) not in repr(DeviceNow(KEY))
     assert KEY.hex() not in repr(Generation(1, KEY, 1))
     assert repr(KEY) not in repr(DeviceChange(KEY, 1))
     with pytest.raises(ValueError, match="32"):
-        public_key(b"short")
+        with_public(b"short")
+
+
+@given(st.binary(min_size=32, max_size=32))
+def test_a_key_as_devices_keep_it_is_the_same_key(private: bytes) -> None:
+    assert with_public(clamped(private)).public == with_public(private).public
 
 
 def test_devices_of_generations_that_are_over_are_left_over() -> None:
@@ -116,11 +124,11 @@ def test_the_family_is_asked_for_by_name() -> None:
 
 def told(lines: list[str], now: DeviceNow) -> DeviceNow:
     """What a program makes of a `set` operation (wireguard.com/xplatform)."""
-    key, port, peers, at = now.public_key, now.port, {peer.public_key: peer for peer in now.peers}, b""
+    key, port, peers, at = now.private_key, now.port, {peer.public_key: peer for peer in now.peers}, b""
     for line in lines:
         name, _, value = line.partition("=")
         if name == "private_key":
-            key = public_key(bytes.fromhex(value))
+            key = clamped(bytes.fromhex(value))
         elif name == "listen_port":
             port = int(value)
         elif name == "public_key":
@@ -138,14 +146,14 @@ def told(lines: list[str], now: DeviceNow) -> DeviceNow:
 
 @given(_PEERS, _PEERS)
 def test_a_program_is_told_the_same_as_the_kernel(before: tuple[Peer, ...], after: tuple[Peer, ...]) -> None:
-    now = DeviceNow(public_key(KEY), 51820, before)
+    now = DeviceNow(clamped(KEY), 51820, before)
     change = difference(now, Generation(1, bytes(32), 51821, after))
     text = userspace.text_of(change)
     assert text.startswith("set=1\n") and text.endswith("\n\n")
     made = told(text.split(), now)
     assert made == apply(now, change)
     # And reads back as it was set.
-    lines = [f"private_key={bytes(32).hex()}", f"listen_port={made.port}"]
+    lines = [f"private_key={made.private_key.hex()}", f"listen_port={made.port}"]
     for peer in made.peers:
         host = f"[{peer.address}]" if ":" in peer.address else peer.address
         lines += [f"public_key={peer.public_key.hex()}", f"endpoint={host}:{peer.port}", "last_handshake_time_sec=0",

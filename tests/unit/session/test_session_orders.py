@@ -14,10 +14,11 @@ from fakes.control_world import describe, until
 from fakes.networks_made import FakeNetworks
 
 from swarmlet.errors import Internal, SwarmletError
+from swarmlet.issuing import issue, new_ca
 from swarmlet.model.service import TaskSpec
 from swarmlet.model.states import Role, TaskState
 from swarmlet.model.task import Task, TaskStatus
-from swarmlet.pki import Identity, issue, new_ca
+from swarmlet.pki import Identity
 from swarmlet.tls import TlsIdentity, server_context
 from swarmlet.wire import messages
 from swarmlet.wire.joining import SESSION_PATH

@@ -18,8 +18,9 @@ from swarmlet.model.ways import WAYS_BYTES, WAYS_PORTS, NodeWays, WayKey
 from swarmlet.pki import write_private
 from swarmlet.wire.networking import WaysInfo
 from swarmlet_agent.journal import Write
+from swarmlet_agent.keymaker import way_keys
 from swarmlet_agent.net.ground import Ground
-from swarmlet_agent.net.wireguard.plan import Generation, Peer, WireguardState, new_private_key, public_key
+from swarmlet_agent.net.wireguard.plan import Generation, Peer, WayKeys, WireguardState
 
 #: Journal table with one entry: what was told of the ways, and the MTU of the underlay then.
 TOLD = "ways"
@@ -40,7 +41,7 @@ class EncryptedWays:
     def __init__(self, ground: Ground, keys_file: Path) -> None:
         self._ground = ground
         self._file = keys_file
-        self._keys: dict[int, bytes] = {}
+        self._keys: dict[int, WayKeys] = {}
         self._told = WaysInfo()
         self._mtu = _UNDERLAY_MTU
         #: What the node says of it; `on_change` is called when that has changed.
@@ -55,7 +56,8 @@ class EncryptedWays:
     async def start(self) -> None:
         lacking = await self._ground.run(self._ground.kernel.wireguard.lacking)
         self.said = NodeWays(lacking=lacking)
-        self._keys = await asyncio.to_thread(self._load)
+        stored = await asyncio.to_thread(self._load)
+        self._keys = dict(zip(stored, await way_keys(list(stored.values())), strict=True))
         for _, value in self._ground.journal.items(TOLD):
             told = msgspec.msgpack.decode(value, type=_Told)
             await self._make(told.info, told.mtu)
@@ -71,7 +73,7 @@ class EncryptedWays:
         """Returns once it is in the journal and in the kernel."""
         missing = [number for number in told.numbers if number not in self._keys]
         kept = {number: self._keys[number] for number in told.numbers if number in self._keys}
-        kept |= {number: new_private_key() for number in missing}
+        kept |= zip(missing, await way_keys([], new=len(missing)), strict=True)
         if kept != self._keys:
             # Old keys go from the disk too: what was sent with them cannot be read any more.
             await asyncio.to_thread(self._save, kept)
@@ -88,7 +90,7 @@ class EncryptedWays:
         self._say(replace(
             self.said, active=told.active if told.numbers else 0, applied=told.digest,
             keys=tuple(
-                WayKey(number=number, public_key=public_key(self._keys[number]), port=_port(number))
+                WayKey(number=number, public_key=self._keys[number].public, port=_port(number))
                 for number in told.numbers
             ),
         ))  # fmt: skip
@@ -113,7 +115,7 @@ class EncryptedWays:
         return WireguardState(
             told.inner, told.active, mtu=self._mtu - WAYS_BYTES,
             generations=tuple(
-                Generation(number, self._keys[number], _port(number), tuple(
+                Generation(number, self._keys[number].private, _port(number), tuple(
                     Peer(key.public_key, peer.address, key.port, peer.inner)
                     for peer in told.peers for key in peer.keys if key.number == number
                 ))
@@ -128,9 +130,10 @@ class EncryptedWays:
             return {}
         return {number: bytes.fromhex(text) for number, text in stored.items()}
 
-    def _save(self, keys: dict[int, bytes]) -> None:
+    def _save(self, keys: dict[int, WayKeys]) -> None:
         if keys:
-            write_private(self._file, msgspec.json.encode({number: key.hex() for number, key in keys.items()}).decode())
+            private = {number: both.private.hex() for number, both in keys.items()}
+            write_private(self._file, msgspec.json.encode(private).decode())
         else:
             self._file.unlink(missing_ok=True)
 

@@ -15,7 +15,7 @@ NETLINK_GENERIC = 16
 CONTROLLER = 16
 _GET_FAMILY, _FAMILY_ID, _FAMILY_NAME = 3, 1, 2
 _GET_DEVICE, _SET_DEVICE, _VERSION = 0, 1, 1
-_IFNAME, _PRIVATE_KEY, _PUBLIC_KEY, _LISTEN_PORT, _PEERS = 2, 3, 4, 6, 8
+_IFNAME, _PRIVATE_KEY, _LISTEN_PORT, _PEERS = 2, 3, 6, 8
 _PEER_KEY, _PEER_FLAGS, _PEER_ENDPOINT, _PEER_ALLOWED = 1, 3, 4, 9
 _REMOVE_ME, _REPLACE_ALLOWED = 1, 2
 _ALLOWED_FAMILY, _ALLOWED_ADDRESS, _ALLOWED_BITS = 1, 2, 3
@@ -63,7 +63,7 @@ def parse_device(bodies: Iterable[bytes]) -> DeviceNow:
     for body in bodies:
         for number, payload in attributes(body, _GENERIC.size):
             match number:
-                case 4:
+                case 3:
                     key = payload
                 case 6:
                     port = int.from_bytes(payload, "little")

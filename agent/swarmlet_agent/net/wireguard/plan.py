@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
-
 #: A generation's device is called PREFIX + the last digits of its number.
 PREFIX = "swlwg"
 
@@ -47,11 +45,19 @@ class WireguardState:
 
 @dataclass(frozen=True, slots=True)
 class DeviceNow:
-    """A device as the kernel has it."""
+    """A device as the kernel has it, which tells root its key."""
 
-    public_key: bytes = b""
+    private_key: bytes = field(default=b"", repr=False)
     port: int = 0
     peers: tuple[Peer, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class WayKeys:
+    """An X25519 key and its public half, 32 bytes each."""
+
+    private: bytes = field(repr=False)
+    public: bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,13 +73,11 @@ class DeviceChange:
         return self.private_key is not None or self.port is not None or bool(self.peers) or bool(self.gone)
 
 
-def new_private_key() -> bytes:
-    return X25519PrivateKey.generate().private_bytes_raw()
-
-
-def public_key(private_key: bytes) -> bytes:
-    """ValueError if it has not 32 bytes."""
-    return X25519PrivateKey.from_private_bytes(private_key).public_key().public_bytes_raw()
+def clamped(private_key: bytes) -> bytes:
+    """As devices keep a key: bits that mean nothing are set the same way in all (RFC 7748, 5: decodeScalar25519)."""
+    if len(private_key) != 32:
+        return b""
+    return bytes([private_key[0] & 248, *private_key[1:31], private_key[31] & 127 | 64])
 
 
 def difference(now: DeviceNow, wanted: Generation) -> DeviceChange:
@@ -81,7 +85,7 @@ def difference(now: DeviceNow, wanted: Generation) -> DeviceChange:
     known = {peer.public_key: peer for peer in now.peers}
     names = {peer.public_key for peer in wanted.peers}
     return DeviceChange(
-        private_key=wanted.private_key if now.public_key != public_key(wanted.private_key) else None,
+        private_key=wanted.private_key if clamped(now.private_key) != clamped(wanted.private_key) else None,
         port=wanted.port if now.port != wanted.port else None,
         peers=tuple(peer for peer in wanted.peers if known.get(peer.public_key) != peer),
         gone=tuple(sorted(known.keys() - names)),

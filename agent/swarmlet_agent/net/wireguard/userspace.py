@@ -18,7 +18,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from swarmlet.errors import Internal
-from swarmlet_agent.net.wireguard.plan import DeviceChange, DeviceNow, Peer, public_key
+from swarmlet_agent.net.wireguard.plan import DeviceChange, DeviceNow, Peer
 
 #: Where these programs make their sockets.
 PLACE = "/var/run/wireguard"
@@ -125,7 +125,7 @@ def parse(lines: Iterable[str]) -> DeviceNow:
         name, _, value = line.partition("=")
         match name:
             case "private_key":
-                key = public_key(bytes.fromhex(value))
+                key = bytes.fromhex(value)
             case "listen_port":
                 port = int(value)
             case "public_key":
