@@ -66,7 +66,12 @@ class WaysUpdate(Record, frozen=True, kw_only=True, tag="ways"):
 
 
 class Heartbeat(Record, frozen=True, kw_only=True, tag="beat"):
-    """Sent every heartbeat period; anything else the agent sends counts as one too."""
+    """Sent every heartbeat period, and as soon as the agent hears of another one; anything else counts as one too.
+
+    period_ns: by which the agent goes from now on, so that the manager knows when it has heard of a new one.
+    """
+
+    period_ns: int = 0
 
 
 class StatusUpdate(Record, frozen=True, kw_only=True, tag="status"):

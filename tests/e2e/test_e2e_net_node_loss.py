@@ -48,10 +48,6 @@ def no_address_twice(cluster: Cluster) -> None:
     assert len(run) == len(set(run)), run
 
 
-@pytest.mark.xfail(
-    strict=False, reason="a known defect: on a cluster whose agents have been restarted often, the loss of a node can "
-    "make the manager miss three heartbeats of the others, whose tasks are then replaced"
-)
 def test_clients_get_over_a_node_that_dies(
     cluster: Cluster, overlay: Callable[..., str], back_again: None
 ) -> None:

@@ -339,6 +339,7 @@ class AgentSession:
             await self._journal.put("meta", _TERM, f"{welcome.cluster_id} {welcome.term}".encode())
             self._term = welcome.term
         self.welcome = welcome
+        self._pulse.beat()  # another heartbeat period holds at once
         self._silent.discard(address)
         self.managers.prefer(address)
         await self.managers.told(welcome.managers, address)
@@ -347,16 +348,18 @@ class AgentSession:
         self._inventory_lost = True
         self._pulse.beat()
         loop = asyncio.get_running_loop()
-        beat_at = loop.time()
+        period, beat_at = 0, loop.time()
         restate_at = beat_at + RESTATE_S
         while True:
             if restate_at <= loop.time():
                 self.leases.restate()
                 self._pulse.beat()
                 restate_at = loop.time() + RESTATE_S
-            if (left := beat_at - loop.time()) <= 0:
-                await self._send(socket, Heartbeat())
-                beat_at = loop.time() + self._period() * random.uniform(0.9, 1.0)
+            # A beat that was planned by a longer period would come too late.
+            if (left := beat_at - loop.time()) <= 0 or period != self._period_ns():
+                period = self._period_ns()
+                await self._send(socket, Heartbeat(period_ns=period))
+                beat_at = loop.time() + period / NS * random.uniform(0.9, 1.0)
                 continue
             try:
                 async with asyncio.timeout(left):
@@ -394,8 +397,8 @@ class AgentSession:
             self._described = self._describe()
             await self._send(socket, DescriptionUpdate(description=self._described))
 
-    def _period(self) -> float:
-        return 1.0 if self.welcome is None else self.welcome.heartbeat_period_ns / NS
+    def _period_ns(self) -> int:
+        return NS if self.welcome is None else self.welcome.heartbeat_period_ns
 
     async def _receive(
         self, socket: aiohttp.ClientWebSocketResponse, timeout: float | None

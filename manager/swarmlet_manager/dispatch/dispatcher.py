@@ -8,6 +8,7 @@ period more. An agent may only speak for the node its certificate names, and onl
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Callable, Sequence
 from typing import Protocol
@@ -86,6 +87,7 @@ class Dispatcher:
         self._inventories = Inventories()
         self._leaving = Leaving()
         self._facts = Facts()
+        self._period_changed = asyncio.Event()
         self._collector = StatusCollector(store, now)
         self._group: Group | None = None
         self._unsubscribe: Callable[[], None] | None = None
@@ -233,7 +235,9 @@ class Dispatcher:
         )
 
     def heard(self, session: Session) -> None:
-        self._liveness.beat(session.node_id, asyncio.get_running_loop().time())
+        """A sign of life, after which the node may be silent by the period it knows of."""
+        grace = max(self._grace(), session.period_ns / NS * HEARTBEAT_GRACE_PERIODS)
+        self._liveness.beat(session.node_id, asyncio.get_running_loop().time(), grace)
 
     def reported(self, session: Session, seq: int, reports: list[tuple[str, TaskStatus]]) -> None:
         self._collector.add(session, seq, reports)
@@ -301,24 +305,35 @@ class Dispatcher:
 
     async def _sweep_for_ever(self) -> None:
         while True:
-            await asyncio.sleep(self._period() / SWEEPS_PER_PERIOD)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self._period() / SWEEPS_PER_PERIOD):
+                    await self._period_changed.wait()
+            self._period_changed.clear()
             try:
-                await self._sweep(self._grace())
+                await self._sweep()
             except Exception:
                 log.exception("looking for silent nodes failed")
 
-    async def _sweep(self, grace: float) -> None:
+    async def _sweep(self) -> None:
         up = [node.id for node in self.state.nodes.values() if node.state in (NodeState.READY, NodeState.DISCONNECTED)]
-        for node_id in self._liveness.silent(up, asyncio.get_running_loop().time(), grace):
-            log.warning("node is down", node_id=node_id, silent_s=grace)
+        for node_id in self._silent(up):
             try:
                 await self._update_node(node_id, self._down)
             except Ended:  # removed meanwhile
                 continue
-            if (session := self._sessions.get(node_id)) is not None:
-                session.end(messages.CLOSE_REPLACED, "no heartbeat")
+            node = self.state.nodes.get(node_id)
+            if node is not None and node.state is NodeState.DOWN:
+                log.warning("node is down", node_id=node_id, silent_s=self._grace())
+                if (session := self._sessions.get(node_id)) is not None:
+                    # Even if it was heard of while that was written: it registers again, and is READY.
+                    session.end(messages.CLOSE_REPLACED, "no heartbeat")
+
+    def _silent(self, node_ids: Sequence[str]) -> list[str]:
+        return self._liveness.silent(node_ids, asyncio.get_running_loop().time(), self._grace())
 
     def _down(self, node: Node) -> Node:
+        if not self._silent([node.id]):
+            return node  # it has been heard of while others were written down
         return _in_state(node, NodeState.DOWN, "heartbeat failure", self._now())
 
     def _period(self) -> float:
@@ -351,6 +366,7 @@ class Dispatcher:
                 self._node_changed(before, after)
             elif isinstance(before, Cluster) and isinstance(after, Cluster):
                 if _period_of(before) != _period_of(after):
+                    self._period_changed.set()
                     self._welcome_all()
                 if before.ways != after.ways:
                     for session in self._sessions.values():
@@ -365,6 +381,9 @@ class Dispatcher:
             for other in self._sessions.values():
                 other.note_node(before.id)
         elif isinstance(after, Node):
+            if after.state is NodeState.READY and not (isinstance(before, Node) and before.state is after.state):
+                # Its session begins once that is known to be written: its silence until now is over already.
+                self._liveness.beat(after.id, asyncio.get_running_loop().time(), self._grace())
             if not isinstance(before, Node) or _as_peer(before) != _as_peer(after):
                 for other in self._sessions.values():
                     other.note_node(after.id)

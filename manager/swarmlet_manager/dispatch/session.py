@@ -103,6 +103,9 @@ class Session:
         self._confirming: dict[int, tuple[int, ...]] = {}  # sequence -> groups of tasks that wait for its effect
         self._pulse = Pulse(SPACING_S)
         self._welcome_due = True
+        self._told_period_ns = 0
+        #: The longest heartbeat period by which the agent may still go.
+        self.period_ns = 0
         self._description: DescriptionUpdate | None = None
         self._ways: WaysUpdate | None = None
         self._told = asyncio.Event()
@@ -194,6 +197,8 @@ class Session:
                 message = messages.decode_from_agent(frame.data)
             except msgspec.DecodeError as err:
                 raise Ended(messages.CLOSE_BAD_MESSAGE, f"not a message: {err}") from err
+            if isinstance(message, Heartbeat) and message.period_ns == self._told_period_ns:
+                self.period_ns = self._told_period_ns
             self._owner.heard(self)
             match message:
                 case Heartbeat():
@@ -240,7 +245,7 @@ class Session:
             await self._pulse.wait()
             if self._welcome_due:
                 self._welcome_due = False
-                await self._send(self._owner.welcome())
+                await self._welcome(self._owner.welcome())
             if self._acknowledged > self._sent_ack:
                 self._sent_ack = self._acknowledged
                 await self._send(StatusAck(seq=self._sent_ack))
@@ -249,6 +254,11 @@ class Session:
                 await self._order()
             for answer in answers:  # behind the orders that tell of the network
                 await self._send(answer)
+
+    async def _welcome(self, welcome: Welcome) -> None:
+        self._told_period_ns = welcome.heartbeat_period_ns
+        self.period_ns = max(self.period_ns, self._told_period_ns)
+        await self._send(welcome)
 
     async def _order(self) -> None:
         # Both of one state: what a task needs of its networks comes with it.

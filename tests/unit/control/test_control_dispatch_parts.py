@@ -78,12 +78,22 @@ def test_assignments_never_show_credentials_when_printed() -> None:
 
 def test_a_node_is_silent_after_the_grace_and_one_never_heard_of_gets_it_first() -> None:
     alive = Liveness()
-    alive.beat("a", 10)
+    alive.beat("a", 10, 3)
     assert alive.silent(["a", "b"], 12, 3) == []
     assert alive.silent(["a", "b"], 13.5, 3) == ["a"]
     assert alive.silent(["a", "b"], 15.5, 3) == ["a", "b"]
     alive.grant(["a", "b"], 20)
     assert alive.silent(["a", "b"], 22.9, 3) == []
+
+
+@given(st.floats(0, 100), st.floats(0.1, 20), st.floats(0.1, 20), st.floats(0, 100))
+def test_a_silence_is_measured_by_the_longer_of_what_held_then_and_what_holds_now(
+    heard: float, then: float, now: float, later: float
+) -> None:
+    alive = Liveness()
+    alive.beat("a", heard, then)
+    silent = alive.silent(["a"], heard + later, now)
+    assert silent == (["a"] if heard + later - heard > max(then, now) else [])
 
 
 def refs(*names: str) -> tuple[ContainerRef, ...]:

@@ -181,6 +181,24 @@ async def test_orders_in_sequence_are_obeyed_and_heartbeats_come(world: World) -
         assert session.connected.is_set()
 
 
+async def test_another_heartbeat_period_holds_at_once_and_the_manager_is_told(world: World) -> None:
+    done = asyncio.Event()
+
+    async def script(line: Line) -> None:
+        await line.welcome()
+        for period_ns in (600 * NS, NS // 5):
+            await line.say(Welcome(cluster_id="c1", term=5, heartbeat_period_ns=period_ns))
+            while (await line.hear_kind(Heartbeat)) != Heartbeat(period_ns=period_ns):
+                pass
+        await line.hear_kind(Heartbeat)
+        done.set()
+        await stay(line)
+
+    world.scripts = [script]
+    async with world.manager(), world.agent():
+        await asyncio.wait_for(done.wait(), 10)
+
+
 async def test_orders_that_cannot_be_kept_cost_the_session_and_come_again_with_the_next(world: World) -> None:
     async def script(line: Line) -> None:
         await line.welcome()
