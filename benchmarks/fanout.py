@@ -13,10 +13,12 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
+from typing import Any
 
+import msgspec
 from msgspec.structs import replace
 
 from benchmarks.figures import Figure, median
@@ -26,6 +28,7 @@ from swarmlet.model.service import (
     ContainerSpec,
     EndpointSpec,
     NetworkAttachmentConfig,
+    PortConfig,
     ReplicatedMode,
     Service,
     ServiceMode,
@@ -38,6 +41,8 @@ from swarmlet.wire.networking import Networking
 from swarmlet_manager.state import Change, Put
 
 NODES, SERVICES, TASKS, CHANGES = 100, 100, 10, 40
+#: Services that publish a port each, with `TASKS` tasks.
+PORTS = 1000
 _FAKES = Path(__file__).parent.parent / "tests"
 
 
@@ -50,6 +55,10 @@ def measure() -> list[Figure]:
         Figure(f"one endpoint's change, heard by {NODES} nodes", found["clock"], "ms", bound=100, n=CHANGES),
         Figure("   by the first of them", found["first"], "ms", n=CHANGES),
         Figure("   processor time of all", found["cpu"], "ms", n=CHANGES),
+        Figure(f"one task's change among {PORTS} ports x {TASKS}", found["mesh clock"], "ms", bound=100, n=CHANGES),
+        Figure("   by the first of them", found["mesh first"], "ms", n=CHANGES),
+        Figure("   processor time of all", found["mesh cpu"], "ms", n=CHANGES),
+        Figure("   bytes to each node", found["mesh bytes"], "B", n=CHANGES),
     ]
 
 
@@ -71,17 +80,25 @@ class Watch:
         self.times: list[float] = []
         self.done = asyncio.Event()
         self.committed = 0.0
+        self.bytes = 0
 
-    def expect(self, task_id: str) -> None:
-        self.wanted, self.due, self.times = task_id, NODES, []
+    def expect(self, wanted: str) -> None:
+        """wanted: the id of a task, or the name of the service whose port is to be another one."""
+        self.wanted, self.due, self.times = wanted, NODES, []
         self.done.clear()
 
     def changed(self, changes: Sequence[Change]) -> None:
-        if any(change.record.id == self.wanted for change in changes if isinstance(change.record, Task)):
+        if any(
+            self.wanted in (change.record.id, change.record.service_name)
+            for change in changes if isinstance(change.record, Task)
+        ):
             self.committed = time.perf_counter()
 
     def heard(self, news: Networking) -> None:
-        if any(info.id == self.wanted for info in news.endpoints):
+        ports = news.mesh_news.ports if news.mesh_news is not None else ()
+        if ports:
+            self.bytes = len(msgspec.msgpack.encode(news))
+        if any(info.id == self.wanted for info in news.endpoints) or any(port.service == self.wanted for port in ports):
             self.times.append(time.perf_counter())
             self.due -= 1
             if not self.due:
@@ -114,6 +131,34 @@ def records(node_ids: Sequence[str]) -> list[Network | Service | Task]:
             found.append(Task(
                 id=new_cluster_id(), service_id=service.id, service_name=service.spec.name, slot=slot,
                 node_id=node_ids[place % len(node_ids)], spec=template, networks=(address,),
+                status=TaskStatus(state=TaskState.RUNNING),
+            ))
+    return found
+
+
+def published_records(node_ids: Sequence[str]) -> list[Network | Service | Task]:
+    """Services of the routing mesh, whose tasks are spread over all nodes."""
+    spec = NetworkCreate(name="ingress", driver="overlay", ingress=True)
+    found: list[Network | Service | Task] = [
+        Network(id=new_cluster_id(), spec=spec, subnet="10.30.0.0/16", gateway="10.30.0.1", vni=4098)
+    ]
+    network_id = found[0].id
+    for number in range(PORTS):
+        ports = (PortConfig(protocol="tcp", target_port=80, published_port=10000 + number, publish_mode="ingress"),)
+        spec_of = ServiceSpec(
+            name=f"public{number}", task_template=TaskSpec(container_spec=ContainerSpec(image="busybox")),
+            endpoint_spec=EndpointSpec(mode="vip", ports=ports),
+            mode=ServiceMode(replicated=ReplicatedMode(replicas=TASKS)),
+        )
+        vip = NetworkAttachment(network_id=network_id, address=f"10.30.{200 + number // 250}.{number % 250 + 1}/16")
+        service = Service(id=new_cluster_id(), spec=spec_of, ports=ports, vips=(vip,))
+        found.append(service)
+        for slot in range(TASKS):
+            place = number * TASKS + slot
+            address = NetworkAttachment(network_id=network_id, address=f"10.30.{1 + place // 250}.{place % 250 + 1}/16")
+            found.append(Task(
+                id=new_cluster_id(), service_id=service.id, service_name=service.spec.name, slot=slot + 1,
+                node_id=node_ids[place % len(node_ids)], spec=spec_of.task_template, networks=(address,), ports=ports,
                 status=TaskStatus(state=TaskState.RUNNING),
             ))
     return found
@@ -168,21 +213,37 @@ async def _measured(folder: Path) -> dict[str, float]:
         await asyncio.sleep(3)  # everybody has been told everything; nothing more is under way
         manager.store.subscribe(watch.changed)
         tasks = [record for record in known if isinstance(record, Task)]
-        clock, first, cpu = [], [], []
-        for turn in range(CHANGES):
-            task = manager.store.state.tasks[tasks[turn].id]
-            watch.expect(task.id)
-            used = time.process_time()
-            # Its container's short id is one of its names.
-            status = replace(task.status, container_id=new_hex_id())
-            await manager.store.commit([Put(replace(task, status=status))])
-            async with asyncio.timeout(20):
-                await watch.done.wait()
-            clock.append((max(watch.times) - watch.committed) * 1e3)
-            first.append((min(watch.times) - watch.committed) * 1e3)
-            cpu.append((time.process_time() - used) * 1e3)
-            await asyncio.sleep(0.2)
-        return {"clock": median(clock), "first": median(first), "cpu": median(cpu)}
+        found = await _changes(manager, watch, tasks, lambda task: task.id)
+        network, *published = published_records(node_ids)
+        await manager.store.commit([Put(network)])
+        # Each with its own tasks: a service without would be given some.
+        for start in range(0, len(published), 1 + TASKS):
+            await manager.store.commit([Put(record) for record in published[start : start + 1 + TASKS]])
+            await asyncio.sleep(0.02)
+        await asyncio.sleep(5)
+        tasks = [record for record in published if isinstance(record, Task)][:: 7 * TASKS]
+        mesh = await _changes(manager, watch, tasks, lambda task: task.service_name)
+        return found | {f"mesh {name}": value for name, value in mesh.items()} | {"mesh bytes": watch.bytes}
+
+
+async def _changes(
+    manager: Any, watch: Watch, tasks: Sequence[Task], wanted: Callable[[Task], str]
+) -> dict[str, float]:
+    clock, first, cpu = [], [], []
+    for turn in range(CHANGES):
+        task = manager.store.state.tasks[tasks[turn].id]
+        watch.expect(wanted(task))
+        used = time.process_time()
+        # Its container's short id is one of its names; who is unhealthy serves nobody.
+        status = replace(task.status, container_id=new_hex_id(), unhealthy=bool(task.ports))
+        await manager.store.commit([Put(replace(task, status=status))])
+        async with asyncio.timeout(20):
+            await watch.done.wait()
+        clock.append((max(watch.times) - watch.committed) * 1e3)
+        first.append((min(watch.times) - watch.committed) * 1e3)
+        cpu.append((time.process_time() - used) * 1e3)
+        await asyncio.sleep(0.2)
+    return {"clock": median(clock), "first": median(first), "cpu": median(cpu)}
 
 
 def _child() -> None:

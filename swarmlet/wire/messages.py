@@ -53,6 +53,8 @@ class Hello(Record, frozen=True, kw_only=True, tag="hello"):
     manager_addr: str = ""
     #: More addresses of the host, that its own processes may come from when they use a published port.
     others: tuple[str, ...] = ()
+    #: The routing mesh may be told by what is new of it (`Networking.mesh_news`).
+    mesh_news: bool = False
 
 
 class DescriptionUpdate(Record, frozen=True, kw_only=True, tag="description"):

@@ -114,6 +114,10 @@ class MeshBackend(Record, frozen=True, kw_only=True):
         return (self.address, self.address6) if self.address6 else (self.address,)
 
 
+#: What a port of the mesh is found by: protocol, number, address ("" = all).
+PortName = tuple[str, int, str]
+
+
 class MeshPort(Record, frozen=True, kw_only=True):
     """A port published on every node. host_ip "": on all its addresses; local_only: nodes lead to their own tasks only.
 
@@ -127,6 +131,10 @@ class MeshPort(Record, frozen=True, kw_only=True):
     local_only: bool = False
     backends: tuple[MeshBackend, ...] = ()
 
+    @property
+    def called(self) -> PortName:
+        return self.protocol, self.port, self.host_ip
+
 
 class MeshInfo(Record, frozen=True, kw_only=True):
     """The routing mesh, all of it, the same for every node."""
@@ -135,6 +143,23 @@ class MeshInfo(Record, frozen=True, kw_only=True):
     data_path_port: int = DATA_PATH_PORT
     nodes: tuple[MeshNodeInfo, ...] = ()
     ports: tuple[MeshPort, ...] = ()
+
+
+class MeshNews(Record, frozen=True, kw_only=True):
+    """What is new of the routing mesh. whole: everything that is not in it is to be forgotten.
+
+    stamps: a number for each of `nodes`, then of `ports`, that goes with what it says. total: the sum of the stamps of
+    everything that is told by now, modulo 2**64: who comes to another sum has missed something.
+    """
+
+    whole: bool = False
+    data_path_port: int = DATA_PATH_PORT
+    nodes: tuple[MeshNodeInfo, ...] = ()
+    ports: tuple[MeshPort, ...] = ()
+    stamps: tuple[int, ...] = ()
+    gone_nodes: tuple[str, ...] = ()
+    gone_ports: tuple[PortName, ...] = ()
+    total: int = 0
 
 
 class WaysPeer(Record, frozen=True, kw_only=True):
@@ -169,8 +194,10 @@ class Networking(Record, frozen=True, kw_only=True):
     gone_networks: tuple[str, ...] = ()
     gone_endpoints: tuple[tuple[str, str], ...] = ()
     gone_services: tuple[tuple[str, str], ...] = ()
-    #: None: as it was.
+    #: All of the mesh, for agents that do not take `mesh_news`. None: as it was.
     mesh: MeshInfo | None = None
+    #: None: as it was.
+    mesh_news: MeshNews | None = None
     #: None: as it was.
     ways: WaysInfo | None = None
 
@@ -178,5 +205,5 @@ class Networking(Record, frozen=True, kw_only=True):
         """Whether it says anything."""
         return self.full or any((
             self.networks, self.endpoints, self.services, self.gone_networks, self.gone_endpoints, self.gone_services,
-            self.mesh, self.ways,
+            self.mesh, self.mesh_news, self.ways,
         ))

@@ -132,7 +132,9 @@ class BridgeNetworks:
             asyncio.create_task(ground.reap(), name="net-reaper"),
             asyncio.create_task(self._undo_lost(), name="net-lost-leases"),
             asyncio.create_task(self._watch_firewalls(), name="net-firewall-check"),
+            asyncio.create_task(self.cluster.mend(), name="net-again"),
             asyncio.create_task(self.cluster.entry.run(), name="net-mesh"),
+            asyncio.create_task(self.cluster.entry.mend(), name="net-mesh-again"),
             asyncio.create_task(self.cluster.ways.keep(), name="net-ways"),
         ]
 

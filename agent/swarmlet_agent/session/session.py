@@ -256,7 +256,7 @@ class AgentSession:
                         node_id=self.identity.node_id, description=description, addr=self._place.addr,
                         port=self._place.port, data_addr=self._place.data_addr,
                         data_mtu=self._place.data_mtu, others=self._place.others(),
-                        manager_addr=self._place.manager_addr, ways=self._ways,
+                        manager_addr=self._place.manager_addr, ways=self._ways, mesh_news=True,
                     ),
                 )
                 await self._converse(socket, address)

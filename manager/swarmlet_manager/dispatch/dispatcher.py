@@ -190,7 +190,7 @@ class Dispatcher:
             raise Ended(messages.CLOSE_NOT_LEADER, self._leader_addr())
         if (old := self._sessions.get(node_id)) is not None:
             old.end(messages.CLOSE_REPLACED, "the node has opened another session")
-        session = Session(self, socket, node_id, self._store.term)
+        session = Session(self, socket, node_id, self._store.term, mesh_news=hello.mesh_news)
         self._sessions[node_id] = session
         self.heard(session)
         return session
@@ -352,8 +352,9 @@ class Dispatcher:
         """Called by the store with each applied batch: marks what sessions must look at."""
         self._let_leave(changes)
         networks = [change for change in changes if _concerns_networks(change)]
-        for each in self._sessions.values() if networks else ():
-            each.note_networks(networks)
+        mesh = self._facts.mesh.note(changes)
+        for each in self._sessions.values() if networks or mesh else ():
+            each.note_networks(networks, mesh=mesh)
         for change in changes:
             before, after = change.before, change.after
             if isinstance(change.record, Task):

@@ -12,7 +12,7 @@ from swarmlet.model.node import Node
 from swarmlet.model.service import Service
 from swarmlet.model.states import NodeState, TaskState
 from swarmlet.model.task import Task
-from swarmlet.wire.networking import MeshBackend, MeshInfo, MeshNodeInfo, MeshPort
+from swarmlet.wire.networking import MeshBackend, MeshInfo, MeshNodeInfo, MeshPort, PortName
 from swarmlet_manager.decide.reaper import is_gone
 from swarmlet_manager.state import State
 
@@ -41,11 +41,18 @@ def mesh_of(state: State) -> MeshInfo:
     A service that is being removed serves nobody new, but what is open goes on: its ports are another's as soon as one
     asks for them, and lead to both as long as the old tasks last.
     """
-    nodes = {node.id: node for node in state.nodes.values() if node.number and node.data_path}
-    ports: dict[tuple[str, int, str], MeshPort] = {}
-    for service in sorted(state.services.values(), key=lambda service: (service.pending_delete, service.id)):
+    return MeshInfo(
+        data_path_port=data_path_port(state), nodes=tuple(mesh_nodes(state)),
+        ports=tuple(ports_of(state, state.services.values()).values()),
+    )
+
+
+def ports_of(state: State, services: Iterable[Service]) -> dict[PortName, MeshPort]:
+    """What these services publish. A port that several of them have leads to the tasks of all."""
+    ports: dict[PortName, MeshPort] = {}
+    for service in sorted(services, key=lambda service: (service.pending_delete, service.id)):
         published = ingress_ports(service.ports)
-        places = list(_places(state, service, nodes)) if published else []
+        places = list(_places(state, service)) if published else []
         if service.pending_delete and not places:
             continue
         for port in published:
@@ -59,19 +66,28 @@ def mesh_of(state: State) -> MeshInfo:
                     protocol=port.protocol, port=port.published_port, service=service.spec.name, host_ip=port.host_ip,
                     local_only=port.local_only, backends=backends,
                 )
-    return MeshInfo(
-        data_path_port=data_path_port(state), nodes=tuple(_nodes(nodes.values())), ports=tuple(ports.values())
-    )
+    return ports
 
 
-def _places(state: State, service: Service, nodes: dict[str, Node]) -> Iterator[MeshBackend]:
+def mesh_nodes(state: State) -> Iterator[MeshNodeInfo]:
+    for node in sorted((node for node in state.nodes.values() if takes_part(node)), key=lambda node: node.number):
+        yield MeshNodeInfo(id=node.id, number=node.number, address=node.data_path, others=_others(node))
+
+
+def takes_part(node: Node) -> bool:
+    return bool(node.number and node.data_path)
+
+
+def _places(state: State, service: Service) -> Iterator[MeshBackend]:
     """Each task that runs, and whether it gets new clients; without a port."""
     if (ingress := state.ingress) is None:
         return
     for task in sorted(state.tasks_of_service(service.id), key=lambda task: task.id):
         place = next((place for place in task.networks if place.network_id == ingress.id), None)
-        node = nodes.get(task.node_id)
-        if place is not None and node is not None and task.status.state is TaskState.RUNNING and not is_gone(task):
+        node = state.nodes.get(task.node_id)
+        if place is None or node is None or not takes_part(node):
+            continue
+        if task.status.state is TaskState.RUNNING and not is_gone(task):
             yield MeshBackend(
                 address=place.address.partition("/")[0], address6=place.address6.partition("/")[0], port=0,
                 node=node.number, serving=not service.pending_delete and serves(task, node),
@@ -81,8 +97,3 @@ def _places(state: State, service: Service, nodes: dict[str, Node]) -> Iterator[
 
 def _others(node: Node) -> tuple[str, ...]:
     return tuple(address for address in dict.fromkeys((node.addr, *node.others)) if address not in ("", node.data_path))
-
-
-def _nodes(nodes: Iterable[Node]) -> Iterator[MeshNodeInfo]:
-    for node in sorted(nodes, key=lambda node: node.number):
-        yield MeshNodeInfo(id=node.id, number=node.number, address=node.data_path, others=_others(node))

@@ -15,6 +15,7 @@ from swarmlet.wire.networking import EndpointInfo, NetworkInfo, ServiceInfo, Ser
 from swarmlet_manager.decide.fixed import fixed_in
 from swarmlet_manager.decide.reaper import is_gone
 from swarmlet_manager.decide.ways import is_encrypted
+from swarmlet_manager.dispatch.meshbook import MeshBook
 from swarmlet_manager.dispatch.meshfeed import data_path_port, is_lost, serves
 from swarmlet_manager.state import State
 
@@ -23,9 +24,10 @@ Place = tuple[str, str]
 
 
 class Facts:
-    """Endpoints, made once for all sessions: a network's are the same for every node, and there may be many of both."""
+    """Endpoints and the mesh, made once for all sessions: they are the same for every node, and there may be many."""
 
     def __init__(self) -> None:
+        self.mesh = MeshBook()
         self._known: dict[Place, tuple[Task, Node, EndpointInfo]] = {}
 
     def endpoint(self, state: State, place: Place) -> EndpointInfo | None:

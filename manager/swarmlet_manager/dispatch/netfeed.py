@@ -12,7 +12,7 @@ from swarmlet.model.defaults import ingress_ports
 from swarmlet.model.network import Lease
 from swarmlet.model.service import Service
 from swarmlet.model.task import Task
-from swarmlet.wire.networking import EndpointInfo, MeshInfo, NetworkInfo, Networking, ServiceInfo, WaysInfo
+from swarmlet.wire.networking import EndpointInfo, MeshNews, NetworkInfo, Networking, ServiceInfo, WaysInfo
 from swarmlet_manager.decide.ways import is_encrypted
 from swarmlet_manager.dispatch.meshfeed import mesh_of
 from swarmlet_manager.dispatch.netfacts import Facts, Place, network_info, service_info, wanted_networks
@@ -21,11 +21,15 @@ from swarmlet_manager.state import Change, State
 
 
 class NetworkFeed:
-    """One session's view. `note` each change, then `take` what to send. facts: those of all sessions."""
+    """One session's view. `note` each change, then `take` what to send.
 
-    def __init__(self, node_id: str, facts: Facts | None = None) -> None:
+    facts: those of all sessions; who has them notes changes there first. mesh_news: whether the agent takes them.
+    """
+
+    def __init__(self, node_id: str, facts: Facts | None = None, *, mesh_news: bool = True) -> None:
         self.node_id = node_id
         self._facts = facts or Facts()
+        self._takes_mesh_news = mesh_news
         self._members: dict[str, set[str]] = {}  # network -> this node's tasks and leases there
         self._told: dict[str, NetworkInfo] = {}
         self._endpoints: dict[Place, EndpointInfo] = {}
@@ -33,7 +37,8 @@ class NetworkFeed:
         self._dirty: set[Place] = set()
         self._dirty_services: set[Place] = set()
         self._full = True
-        self._mesh: MeshInfo | None = None
+        #: The version of the mesh that was told last, None = none.
+        self._mesh: int | None = None
         self._mesh_dirty = True
         self._ways: WaysInfo | None = None
         self._ways_dirty = False
@@ -50,8 +55,6 @@ class NetworkFeed:
         for record in (change.before, change.after):
             match record:
                 case Task():
-                    if ingress_ports(record.ports):
-                        self._mesh_dirty = noted = True
                     for place in record.networks:
                         if place.network_id in self._told or record.node_id == self.node_id:
                             self._dirty.add((place.network_id, record.id))
@@ -61,8 +64,6 @@ class NetworkFeed:
                         self._dirty.add((record.network_id, record.id))
                         noted = True
                 case Service():
-                    if ingress_ports(record.ports):
-                        self._mesh_dirty = noted = True
                     for network_id in {*(vip.network_id for vip in record.vips), *wanted_networks(record)}:
                         if network_id in self._told:
                             self._dirty_services.add((network_id, record.id))
@@ -75,9 +76,13 @@ class NetworkFeed:
         """A node has another address or state: its endpoints may be news."""
         places = [place for place, known in self._endpoints.items() if known.node_id == node_id]
         self._dirty.update(places)
-        self._mesh_dirty = True
+        self.mesh_changed()
         self.ways_changed()
         return True
+
+    def mesh_changed(self) -> None:
+        """There may be news of it."""
+        self._mesh_dirty = True
 
     def leads_to(self, task: Task) -> bool:
         """Whether what was told last sends clients to a task."""
@@ -89,7 +94,11 @@ class NetworkFeed:
     def take(self, state: State) -> Networking:
         """What was taken counts as told. An empty answer if nothing is news."""
         news = self._take_networks(state)
-        return replace(news, mesh=self._take_mesh(state), ways=self._take_ways(state))
+        mesh_news = self._take_mesh(state)
+        mesh = mesh_of(state) if mesh_news is not None and not self._takes_mesh_news else None
+        return replace(
+            news, mesh=mesh, mesh_news=mesh_news if mesh is None else None, ways=self._take_ways(state)
+        )
 
     def ways_changed(self) -> bool:
         """Whether that may be news for this node."""
@@ -106,15 +115,12 @@ class NetworkFeed:
         self._ways = now
         return now
 
-    def _take_mesh(self, state: State) -> MeshInfo | None:
+    def _take_mesh(self, state: State) -> MeshNews | None:
         if not self._mesh_dirty:
             return None
         self._mesh_dirty = False
-        now = mesh_of(state)
-        if now == self._mesh or (self._mesh is None and not now.ports):
-            return None
-        self._mesh = now
-        return now
+        news, self._mesh = self._facts.mesh.news(state, self._mesh)
+        return news
 
     def _take_networks(self, state: State) -> Networking:
         if self._full:

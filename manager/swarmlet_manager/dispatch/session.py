@@ -90,7 +90,9 @@ class SessionOwner(Protocol):
 
 
 class Session:
-    def __init__(self, owner: SessionOwner, socket: web.WebSocketResponse, node_id: str, term: int) -> None:
+    def __init__(
+        self, owner: SessionOwner, socket: web.WebSocketResponse, node_id: str, term: int, *, mesh_news: bool = False
+    ) -> None:
         self.node_id = node_id
         self._owner = owner
         self._socket = socket
@@ -99,7 +101,7 @@ class Session:
         self._acknowledged = 0
         self._sent_ack = 0
         self._feed = Feed(node_id)
-        self._networks = NetworkFeed(node_id, owner.facts)
+        self._networks = NetworkFeed(node_id, owner.facts, mesh_news=mesh_news)
         self._confirming: dict[int, tuple[int, ...]] = {}  # sequence -> groups of tasks that wait for its effect
         self._pulse = Pulse(SPACING_S)
         self._welcome_due = True
@@ -142,8 +144,11 @@ class Session:
         self._feed.note(task_id)
         self._pulse.beat()
 
-    def note_networks(self, changes: Sequence[Change]) -> None:
-        """What has changed of tasks, services and leases, anywhere in the cluster."""
+    def note_networks(self, changes: Sequence[Change], *, mesh: bool) -> None:
+        """What has changed of tasks, services and leases, anywhere in the cluster. mesh: perhaps the mesh, too."""
+        if mesh:
+            self._networks.mesh_changed()
+            self._pulse.beat()
         for change in changes:
             if self._networks.note(change):
                 self._pulse.beat()

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import msgspec
 from msgspec.structs import replace
 
-from swarmlet.wire.networking import MeshBackend, MeshInfo, MeshNodeInfo, MeshPort, NetworkInfo
-from swarmlet_agent.net.mesh.plan import Backend, MeshNode, Published
+from swarmlet.model.base import Record
+from swarmlet.wire.networking import MeshBackend, MeshInfo, MeshNews, MeshNodeInfo, MeshPort, NetworkInfo
+from swarmlet_agent.net.mesh.plan import Backend, MeshNode, MeshState, Published
 from swarmlet_agent.net.overlay.cluster import record_of
-from swarmlet_agent.net.overlay.published import MTU, addresses_of, mesh_state, places_of, without
+from swarmlet_agent.net.overlay.meshtold import MeshHead, MeshTold, whole_news
+from swarmlet_agent.net.overlay.published import MTU, mesh_state, places_of, published_of, without
 from swarmlet_agent.net.plan_ports import ANY, ANY6, HostPort
 
 HERE, THERE = MeshBackend(address="10.0.0.2", port=80, node=1), MeshBackend(address="10.0.0.3", port=80, node=2)
@@ -22,8 +25,12 @@ TOLD = MeshInfo(
 )
 
 
+def made(node_id: str, containers: tuple[str, ...]) -> MeshState | None:
+    return mesh_state(TOLD.nodes, map(published_of, TOLD.ports), node_id, containers)
+
+
 def test_a_port_leads_to_every_address_of_its_tasks() -> None:
-    state = mesh_state(TOLD, "a", ("172.17.0.0/16",))
+    state = made("a", ("172.17.0.0/16",))
     assert state is not None
     assert (state.own, state.peers) == (MeshNode(1, "192.0.2.1"), (MeshNode(2, "192.0.2.2", ("fd02::2",)),))
     assert (state.mtu, state.containers) == (MTU, ("172.17.0.0/16",))
@@ -31,29 +38,53 @@ def test_a_port_leads_to_every_address_of_its_tasks() -> None:
         Published("tcp", 8080, (Backend("10.0.0.2", 80, 1), Backend("10.0.0.3", 80, 2), Backend("fd00::3", 80, 2))),
         Published("udp", 53, (), "192.0.2.9", True),
     )
-    assert mesh_state(TOLD, "c", ()) is None
+    assert made("c", ()) is None
 
 
 def test_a_host_holds_what_it_publishes_in_the_families_it_has() -> None:
-    assert places_of(TOLD, ipv6=True) == {
+    assert places_of(TOLD.ports, ipv6=True) == {
         HostPort(ANY, "tcp", 8080): "service web", HostPort(ANY6, "tcp", 8080): "service web",
         HostPort("192.0.2.9", "udp", 53): "service dns",
     }  # fmt: skip
-    assert HostPort(ANY6, "tcp", 8080) not in places_of(TOLD, ipv6=False)
+    assert HostPort(ANY6, "tcp", 8080) not in places_of(TOLD.ports, ipv6=False)
 
 
 def test_a_port_that_is_something_elses_is_left_out_in_both_families() -> None:
-    assert without(TOLD, ()) is TOLD
-    assert without(TOLD, {HostPort(ANY6, "tcp", 8080): ""}).ports == (DNS,)
-    assert without(TOLD, {HostPort("192.0.2.9", "udp", 53): ""}).ports == (WEB,)
-    assert without(TOLD, {HostPort(ANY, "udp", 53): ""}).ports == (WEB, DNS)
+    web, dns = published_of(WEB), published_of(DNS)
+    told = {WEB.called: web, DNS.called: dns}
+    assert without(told, ()) == [web, dns]
+    assert without(told, {HostPort(ANY6, "tcp", 8080): ""}) == [dns]
+    assert without(told, {HostPort("192.0.2.9", "udp", 53): ""}) == [web]
+    assert without(told, {HostPort(ANY, "udp", 53): ""}) == [web, dns]
 
 
 def test_flows_to_a_task_that_answers_no_more_are_cut() -> None:
-    assert addresses_of(None) == set()
-    assert addresses_of(TOLD) == {"10.0.0.2", "10.0.0.3", "fd00::3"}
+    told, head = MeshTold(), MeshHead(node_id="a")
+    tls = replace(WEB, port=8443, backends=(THERE,))
+    _, silent = told.take(whole_news(replace(TOLD, ports=(WEB, DNS, tls))), head)
+    assert silent == set()
     lost = replace(WEB, backends=(replace(HERE, serving=False), replace(THERE, lost=True)))
-    assert addresses_of(replace(TOLD, ports=(lost,))) == {"10.0.0.2"}
+    # The other port still says that it answers; then none does.
+    assert told.take(MeshNews(ports=(lost,)), head)[1] == {"fd00::3"}
+    assert told.take(MeshNews(gone_ports=(tls.called,)), head)[1] == {"10.0.0.3"}
+    assert told.take(whole_news(replace(TOLD, ports=())), head)[1] == {"10.0.0.2"}
+
+
+def test_the_journal_of_an_agent_that_was_told_everything_each_time_is_read_and_made_anew() -> None:
+    class Before(Record, frozen=True, kw_only=True):
+        node_id: str
+        mesh: MeshInfo
+        mtu: int = 0
+
+    old = msgspec.msgpack.encode(Before(node_id="a", mesh=TOLD, mtu=1400))
+    told, again = MeshTold(), MeshTold()
+    rows = told.restore([("told", old)])
+    assert rows["told"] is None
+    assert again.restore((key, value) for key, value in rows.items() if value is not None) == {}
+    assert again.ports == told.ports == {WEB.called: WEB, DNS.called: DNS}
+    assert again.nodes == told.nodes and again.head == told.head == MeshHead(node_id="a", mtu=1400)
+    gone = again.clear()
+    assert set(gone.values()) == {None} and rows.keys() - {"told"} <= gone.keys()
 
 
 def test_a_host_without_ipv6_takes_part_in_a_networks_ipv4() -> None:

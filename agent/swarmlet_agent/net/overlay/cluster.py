@@ -16,6 +16,8 @@ import msgspec
 from swarmlet.errors import SwarmletError
 from swarmlet.ipam import mac_of
 from swarmlet.log import get_logger
+from swarmlet.loops import Backoff
+from swarmlet.model.ids import short_id
 from swarmlet.model.network import OPTION_MTU, Lease, Subnet, vxlan_mtu
 from swarmlet.model.ways import WAYS_BYTES, NodeWays
 from swarmlet.wire.networking import EndpointInfo, NetworkInfo, Networking, ServiceInfo, WaysInfo
@@ -32,6 +34,7 @@ from swarmlet_agent.net.overlay.directory import (
 from swarmlet_agent.net.overlay.entry import MeshEntry
 from swarmlet_agent.net.overlay.leases import ClusterLeases
 from swarmlet_agent.net.overlay.links import Remote, bridge_of
+from swarmlet_agent.net.overlay.meshtold import whole_news
 from swarmlet_agent.net.overlay.places import Changes, Places
 from swarmlet_agent.net.overlay.ways import EncryptedWays
 from swarmlet_agent.net.records import NetworkRecord
@@ -40,6 +43,10 @@ log = get_logger(__name__)
 
 #: Journal table: what was told of each network's endpoints and services, a row each: "network/e/id", "network/s/id".
 TOLD = "overlay_parts"
+#: Whose business the operator's news is.
+PROBLEM = "networks"
+#: Pauses between attempts to make what the kernel refused.
+RETRY_FLOOR_S, RETRY_BASE_S, RETRY_LIMIT_S = 0.5, 1.0, 30.0
 
 
 @dataclass(slots=True)
@@ -71,8 +78,13 @@ class ClusterNetworks:
         self._unmake = unmake
         self._nets: dict[str, _Net] = {}
         self._leaving: set[str] = set()
-        #: Networks whose links could not be made: tried again when they are told again.
+        #: Networks whose links could not be made, and containers whose services could not be balanced.
         self._broken: set[str] = set()
+        self._unbalanced: set[str] = set()
+        #: What the operator is told of all that the kernel refused, by what it is about.
+        self._troubles: dict[tuple[str, str], str] = {}
+        self._backoff: Backoff[str] = Backoff(RETRY_BASE_S, RETRY_LIMIT_S, floor=RETRY_FLOOR_S)
+        self._failed = asyncio.Event()
         self.entry = MeshEntry(ground)
         self._changing = asyncio.Lock()
         #: This node's address for the others, and the MTU of its interface (0: none has it).
@@ -105,6 +117,37 @@ class ClusterNetworks:
             async with self._changing:
                 await self._leave()
 
+    async def mend(self) -> None:
+        """What the kernel refused is tried again, with growing pauses, for ever."""
+        while True:
+            await self._failed.wait()
+            self._failed.clear()
+            await asyncio.sleep(self._backoff.next(PROBLEM))
+            async with self._changing:
+                await self._try_again()
+
+    async def _try_again(self) -> None:
+        for network_id in sorted(self._broken):
+            if (network := self._ground.catalog.by_id.get(network_id)) is not None:
+                await self._make_links(network)
+        for network_id, net in self._nets.items():
+            network = self._ground.catalog.by_id.get(network_id)
+            if network is not None and (net.unsure or not net.looked):
+                await self._program(network, net, Changes())
+        for container_id in sorted(self._unbalanced):
+            self._balanced(container_id, await self._ground.run(self._balance_one, container_id, {}))
+        if not self._troubles:
+            self._backoff.forget(PROBLEM)
+
+    def _trouble(self, kind: str, ident: str, reason: str) -> None:
+        """reason "": there is none any more."""
+        if reason:
+            self._troubles[kind, ident] = f"{reason}; this is tried again"
+            self._failed.set()
+        elif self._troubles.pop((kind, ident), None) is None:
+            return
+        self._ground.set_problems(PROBLEM, tuple(sorted(self._troubles.values())))
+
     async def _update(self, news: Networking, node_id: str, underlay: str) -> None:
         before = {ident for ident, network in self._ground.catalog.by_id.items() if network.driver == "overlay"}
         gone = set(news.gone_networks)
@@ -120,7 +163,8 @@ class ClusterNetworks:
         for network_id in sorted(touched - self._leaving):
             await self._bring_up(network_id)
         await self._leave()
-        await self.entry.told(news.mesh, node_id, full=news.full, mtu=self._carried(underlay))
+        mesh = news.mesh_news if news.mesh is None else whole_news(news.mesh)
+        await self.entry.told(mesh, node_id, full=news.full, mtu=self._carried(underlay))
 
     @property
     def said_ways(self) -> NodeWays:
@@ -178,14 +222,19 @@ class ClusterNetworks:
                 net.programmed = {}
         await self._ground.save_network(wanted)
         self._ground.catalog.put(wanted)
-        try:
-            await self._make(wanted)
-            self._broken.discard(info.id)
-        except SwarmletError as err:
-            self._broken.add(info.id)
-            # Its containers cannot start, and say why; everything else goes on.
-            log.error("network cannot be made", network=info.name, reason=str(err))
+        await self._make_links(wanted)
         self._ground.on_event("create", wanted, {"name": wanted.name, "type": wanted.driver})
+
+    async def _make_links(self, network: NetworkRecord) -> None:
+        try:
+            await self._make(network)
+        except SwarmletError as err:
+            self._broken.add(network.id)
+            # Its containers cannot start, and say why; everything else goes on.
+            self._trouble("links", network.id, f"network {network.name} cannot be made on this node: {err}")
+            return
+        self._broken.discard(network.id)
+        self._trouble("links", network.id, "")
 
     def _carried(self, underlay: str) -> int:
         """Bytes that a network of the cluster carries here; 0 = not known."""
@@ -247,8 +296,10 @@ class ClusterNetworks:
                 known = before if net.looked else None
                 await self._ground.run(self._ground.kernel.overlays.program, network, known, wanted)
         except SwarmletError as err:
-            log.error("endpoints of a network cannot be reached", network=network.name, reason=str(err))
+            reason = f"containers of network {network.name} on other nodes cannot be reached: {err}"
+            self._trouble("endpoints", network.id, reason)
             return
+        self._trouble("endpoints", network.id, "")
         for address in changed:
             net.programmed.pop(address, None)
         net.programmed |= wanted
@@ -281,7 +332,7 @@ class ClusterNetworks:
         merged: dict[str, tuple[str, ...] | None] = {**ground.vips.get(network_id, {}), **changed}
         ground.vips[network_id] = {vip: serving for vip, serving in merged.items() if serving is not None}
         for ident in self._here(network_id) if changed else ():
-            await ground.run(self._balance_one, ident, changed)
+            self._balanced(ident, await ground.run(self._balance_one, ident, changed))
 
     async def _cut(self, network: NetworkRecord, places: Places, changes: Changes) -> None:
         """UDP flows to tasks that have ended, or answer no more, begin anew elsewhere."""
@@ -298,22 +349,31 @@ class ClusterNetworks:
         """This node's containers on a network."""
         return [ident for ident in self._ground.live if self._ground.sandboxes[ident].on(network_id) is not None]
 
-    def _balance_one(self, container_id: str, changed: Mapping[str, tuple[str, ...] | None]) -> None:
-        """In the net thread. One container's trouble is told, and is its own."""
+    def _balanced(self, container_id: str, trouble: str) -> None:
+        if trouble:
+            self._unbalanced.add(container_id)
+            trouble = f"container {short_id(container_id)} may not reach its services: {trouble}"
+        else:
+            self._unbalanced.discard(container_id)
+        self._trouble("services", container_id, trouble)
+
+    def _balance_one(self, container_id: str, changed: Mapping[str, tuple[str, ...] | None]) -> str:
+        """In the net thread. One container's trouble is its own, and the answer; "" = none."""
         ground = self._ground
         sandbox = ground.sandboxes.get(container_id)
         if sandbox is None:
-            return
+            return ""
         try:
             if ground.kernel.balancers.has(container_id):
                 ground.kernel.balancers.change(container_id, changed)
             else:
                 ground.kernel.balancers.apply(container_id, ground.services_of(sandbox))
         except FileNotFoundError:  # about to be made, or gone: it gets its services when it is made
-            return
+            return ""
         except (SwarmletError, OSError) as err:
             ground.kernel.balancers.forget(container_id)  # the next change programs all of them
-            log.error("services cannot be balanced for a container", container_id=container_id, reason=str(err))
+            return str(err)
+        return ""
 
     async def _leave(self) -> None:
         """Networks this node is not in any more go, once no container of it is left on them."""
@@ -331,6 +391,8 @@ class ClusterNetworks:
                 self._ground.on_event("destroy", network, {"name": network.name, "type": network.driver})
             self._leaving.discard(network_id)
             self._broken.discard(network_id)
+            for kind in ("links", "endpoints"):
+                self._trouble(kind, network_id, "")
             net = self._nets.pop(network_id, _Net())
             net.places.take()
             net.places.clear()

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable, Mapping
 
-from msgspec.structs import replace
-
-from swarmlet.wire.networking import MeshInfo, MeshPort
+from swarmlet.model.cluster import DATA_PATH_PORT
+from swarmlet.wire.networking import MeshNodeInfo, MeshPort, PortName
 from swarmlet_agent.net.mesh.plan import Backend, MeshNode, MeshState, Published
 from swarmlet_agent.net.plan_ports import ANY, ANY6, HostPort
 
@@ -14,42 +13,39 @@ from swarmlet_agent.net.plan_ports import ANY, ANY6, HostPort
 MTU = 1450
 
 
-def mesh_state(told: MeshInfo, node_id: str, containers: tuple[str, ...], mtu: int = 0) -> MeshState | None:
+def mesh_state(
+    nodes: Iterable[MeshNodeInfo], ports: Iterable[Published], node_id: str, containers: tuple[str, ...], *,
+    mtu: int = 0, port: int = DATA_PATH_PORT,
+) -> MeshState | None:
     """None while this node has no number yet.
 
-    containers: subnets of this node's bridges. mtu: what the way to other nodes carries, 0 = not known.
+    containers: subnets of this node's bridges. mtu: what the way to other nodes carries, 0 = not known. port: of VXLAN.
     """
-    nodes = {node.id: MeshNode(node.number, node.address, node.others) for node in told.nodes}
-    own = nodes.pop(node_id, None)
+    places = {node.id: MeshNode(node.number, node.address, node.others) for node in nodes}
+    own = places.pop(node_id, None)
     if own is None:
         return None
     return MeshState(
-        own=own, mtu=mtu or MTU, port=told.data_path_port, peers=tuple(nodes.values()), containers=containers,
-        ports=tuple(
-            Published(
-                port.protocol, port.port,
-                tuple(
-                    Backend(address, one.port, one.node, one.serving)
-                    for one in port.backends for address in one.addresses
-                ),
-                port.host_ip, port.local_only,
-            )
-            for port in told.ports
-        ),
+        own=own, mtu=mtu or MTU, port=port, peers=tuple(places.values()), containers=containers, ports=tuple(ports)
     )
 
 
-def addresses_of(told: MeshInfo | None) -> set[str]:
+def published_of(port: MeshPort) -> Published:
+    backends = tuple(
+        Backend(address, one.port, one.node, one.serving) for one in port.backends for address in one.addresses
+    )
+    return Published(port.protocol, port.port, backends, port.host_ip, port.local_only)
+
+
+def addresses_of(ports: Iterable[MeshPort]) -> set[str]:
     """Of every task that a port leads to and that answers."""
-    if told is None:
-        return set()
-    return {address for port in told.ports for one in port.backends if not one.lost for address in one.addresses}
+    return {address for port in ports for one in port.backends if not one.lost for address in one.addresses}
 
 
-def places_of(told: MeshInfo, *, ipv6: bool) -> dict[HostPort, str]:
+def places_of(ports: Iterable[MeshPort], *, ipv6: bool) -> dict[HostPort, str]:
     """What the mesh must have for itself on this host, and what that is called in messages. ipv6: the host has it."""
     found: dict[HostPort, str] = {}
-    for port in told.ports:
+    for port in ports:
         name = f"service {port.service}"
         for host_ip in (port.host_ip,) if port.host_ip else (ANY, ANY6):
             if ipv6 or ":" not in host_ip:
@@ -57,11 +53,7 @@ def places_of(told: MeshInfo, *, ipv6: bool) -> dict[HostPort, str]:
     return found
 
 
-def without(told: MeshInfo, troubles: Collection[HostPort]) -> MeshInfo:
+def without(published: Mapping[PortName, Published], troubles: Collection[HostPort]) -> list[Published]:
     """What is left of it where some ports are something else's. A port that is taken in one family is so in both."""
     taken = {(place.protocol, place.port, "" if place.host_ip in (ANY, ANY6) else place.host_ip) for place in troubles}
-
-    def key(port: MeshPort) -> tuple[str, int, str]:
-        return port.protocol, port.port, port.host_ip
-
-    return replace(told, ports=tuple(port for port in told.ports if key(port) not in taken)) if taken else told
+    return [port for name, port in published.items() if name not in taken]
