@@ -191,7 +191,8 @@ def agreed(answers: Iterable[Answer]) -> list[Answer]:
 
 
 def first_found(answers: Iterable[Answer], kind: str, ref: str) -> Answer:
-    """The first good answer; the first refusal if all refused for another reason than not knowing it; else NotFound."""
+    """The first good answer; else the refusal that says most: of a node that has it and refuses for another reason, then
+    of one that lacks something else, then that none has it (NotFound)."""
     refusals = []
     for answer in answers:
         if answer.status < 400:
@@ -200,6 +201,6 @@ def first_found(answers: Iterable[Answer], kind: str, ref: str) -> Answer:
     for answer in refusals:
         if answer.status != 404:
             raise NodeError(answer.status, answer.body)
-    raise NotFound(kind, ref, refusals[0].body if refusals else None)
-
-
+    texts = [str(answer.body) for answer in refusals]
+    telling = [text for text in texts if f"no such {kind}" not in text.lower()]
+    raise NotFound(kind, ref, (telling or texts or [None])[0])
