@@ -216,10 +216,10 @@ async def _measured(folder: Path) -> dict[str, float]:
         found = await _changes(manager, watch, tasks, lambda task: task.id)
         network, *published = published_records(node_ids)
         await manager.store.commit([Put(network)])
-        # Whole services: to one without its tasks some would be given.
-        for start in range(0, len(published), 50 * (1 + TASKS)):
-            await manager.store.commit([Put(record) for record in published[start : start + 50 * (1 + TASKS)]])
-            await asyncio.sleep(0.1)
+        # Whole services (to one without its tasks some would be given), slowly: this process is all hosts at once.
+        for start in range(0, len(published), 10 * (1 + TASKS)):
+            await manager.store.commit([Put(record) for record in published[start : start + 10 * (1 + TASKS)]])
+            await asyncio.sleep(0.2)
         await asyncio.sleep(5)
         tasks = [record for record in published if isinstance(record, Task)][:: 7 * TASKS]
         mesh = await _changes(manager, watch, tasks, lambda task: task.service_name)

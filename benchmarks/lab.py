@@ -21,7 +21,7 @@ from swarmlet.local.client import call
 from swarmlet.local.images import ensure_images
 from swarmlet.local.layout import ClusterLayout
 
-NAME = "bench"
+NAME = os.environ.get("SWARMLET_E2E_NAME", "bench")
 #: Where the floor's containers are counted.
 CGROUP = "/swarmlet-floor"
 

@@ -191,8 +191,8 @@ def agreed(answers: Iterable[Answer]) -> list[Answer]:
 
 
 def first_found(answers: Iterable[Answer], kind: str, ref: str) -> Answer:
-    """The first good answer; else the refusal that says most: of a node that has it and refuses for another reason, then
-    of one that lacks something else, then that none has it (NotFound)."""
+    """The first good answer; else the refusal that says most: of a node that has it and refuses for another reason,
+    then of one that lacks something else, then that none has it (NotFound)."""
     refusals = []
     for answer in answers:
         if answer.status < 400:
@@ -203,4 +203,4 @@ def first_found(answers: Iterable[Answer], kind: str, ref: str) -> Answer:
             raise NodeError(answer.status, answer.body)
     texts = [str(answer.body) for answer in refusals]
     telling = [text for text in texts if f"no such {kind}" not in text.lower()]
-    raise NotFound(kind, ref, (telling or texts or [None])[0])
+    raise NotFound(kind, ref, next(iter(telling or texts), None))

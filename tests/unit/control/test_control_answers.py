@@ -21,9 +21,9 @@ def test_the_refusal_of_the_node_that_knows_most_is_shown() -> None:
     with pytest.raises(NodeError, match="in use"):
         first_found(answers((404, unknown), (404, "network app not found"), (409, "in use")), "image", "web")
     for said in ([unknown, "network app not found"], ["network app not found", unknown]):
-        with pytest.raises(NotFound, match="^network app not found$"):
+        with pytest.raises(NotFound, match=r"^network app not found$"):
             first_found(answers(*((404, text) for text in said)), "image", "web")
-    with pytest.raises(NotFound, match="^No such image: web:latest$"):
+    with pytest.raises(NotFound, match=r"^No such image: web:latest$"):
         first_found(answers((404, unknown), (404, unknown)), "image", "web")
-    with pytest.raises(NotFound, match="^No such image: web$"):
+    with pytest.raises(NotFound, match=r"^No such image: web$"):
         first_found([], "image", "web")

@@ -1,4 +1,4 @@
-"""What agents are told of the routing mesh: increments that add up to what the state says, and none that goes missing."""
+"""What agents are told of the routing mesh: increments that add up to what the state says; none goes missing."""
 
 from __future__ import annotations
 
