@@ -12,6 +12,7 @@ from dataclasses import replace
 import pytest
 from mesh_lab import CLIENT, CLIENT6, NODES, PORT, TARGET, MeshLab, backend_ip, backends, node_ip, published
 from net_lab import Lab, in_own_network
+from stray import stray_segment
 
 from swarmlet.errors import Conflict
 from swarmlet_agent.net.mesh.plan import Backend, MeshNode, Published
@@ -195,6 +196,24 @@ async def test_an_agent_that_comes_back_changes_nothing_and_open_connections_go_
         assert {name: mesh.picture(name) for name in NODES} == before
         for line in lines:
             await line.ask()
+
+
+@in_own_network
+async def test_a_packet_that_cannot_be_tracked_breaks_no_stream(lab: Lab) -> None:
+    """It is not translated and arrives at the node itself, whose refusal would end the client's connection."""
+    async with AsyncExitStack() as stack:
+        mesh = MeshLab(lab, stack)
+        await mesh.build(*published(2))
+        for version, family in ((4, socket.AF_INET), (6, socket.AF_INET6)):
+            line = stack.enter_context(await mesh.spaces.connect("x", node_ip(1, version), PORT))
+            assert (await line.ask()).startswith("c2")
+            raw = mesh.spaces.inside(
+                "x", lambda family=family: socket.socket(family, socket.SOCK_RAW, socket.IPPROTO_TCP)
+            )
+            with raw:
+                for _ in range(3):
+                    raw.sendto(stray_segment(line.channel), (node_ip(1, version), 0))
+                    assert (await line.ask()).startswith("c2")
 
 
 @in_own_network

@@ -12,7 +12,8 @@ What each chain is for:
   answer to its own address for its own), the host's loopback, and containers (answers would go to them directly, past
   the entry node).
 * none: a published port without backends refuses at once, whoever else listens there; on ::1 each one, for what goes
-  there is led nowhere, and the agent holds the port by a socket that nobody serves.
+  there is led nowhere, and the agent holds the port by a socket that nobody serves. A packet that cannot be tracked
+  (it lies outside the window) is not translated and arrives here too: refusing it would end the client's connection.
 """
 
 from __future__ import annotations
@@ -21,9 +22,9 @@ from swarmlet_agent.net.mesh.plan import BACK, DEVICE, ENTRY
 from swarmlet_agent.net.slots import SIZES, slot_text
 
 #: A changed ruleset needs a new number: a table of this name is taken to be as we made it.
-TABLE = "swlmesh2"
+TABLE = "swlmesh3"
 #: What they were called before, by agents that this one may follow.
-_FORMER = ("swlmesh1",)
+_FORMER = ("swlmesh1", "swlmesh2")
 
 # nft 1.0.6 refuses the word "dstnat" in the output hook: hence -100.
 _RULES = f"""
@@ -70,6 +71,7 @@ _RULES = f"""
   }}
   chain none {{ type filter hook input priority 0; policy accept;
     ct direction reply accept
+    ct state invalid drop
     IP daddr . meta l4proto . th dport @oneports goto refuse
     meta l4proto . th dport @ports goto refuse; }}
 """
