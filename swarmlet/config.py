@@ -31,6 +31,18 @@ class EtcdSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     key: str = ""
 
 
+class TlsFiles(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """PEM files for TLS with docker clients: the CA that vouches for them, and this host's certificate and key."""
+
+    ca: str = ""
+    cert: str = ""
+    key: str = ""
+
+    @property
+    def complete(self) -> bool:
+        return bool(self.ca and self.cert and self.key)
+
+
 class AgentSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What an agent needs to know of its host; of the cluster it learns by `docker swarm init` or `join`."""
 
@@ -41,6 +53,9 @@ class AgentSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     node_port: int = 2378  # Engine API for managers, mTLS
     manager_port: int = 2377  # where a manager on this host listens, mTLS
     socket_group: str = ""  # group that may use the sockets; "" = root alone
+    hosts: tuple[str, ...] = ()  # "tcp://ADDRESS:PORT", where docker clients find this host's engine as well
+    cluster_hosts: tuple[str, ...] = ()  # the same for the cluster, while a manager runs here
+    hosts_tls: TlsFiles = TlsFiles()  # needed for addresses that are not loopback
     cgroup_parent: str = "/swarmlet"
     bridge_name: str = "swl0"
     bridge_subnet: str = "172.17.0.0/16"

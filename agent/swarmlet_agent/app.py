@@ -23,6 +23,7 @@ from pathlib import Path
 
 from swarmlet import log as logs
 from swarmlet.config import AGENT_SOCKET, DEFAULT_CONFIG, MANAGER_SOCKET, AgentSettings, load_agent
+from swarmlet.engine_api.hosts import listen_on, parse_hosts
 from swarmlet.engine_api.router import Route
 from swarmlet.engine_api.server import Server
 from swarmlet.errors import Conflict, Internal, SwarmletError
@@ -194,6 +195,7 @@ async def agent(settings: AgentSettings, *, open_files: tuple[int, int] | None =
     open_files: (soft, hard) limit for containers that ask for none; None: the agent's own.
     """
     shrink_buffers()
+    parse_hosts(settings.cluster_hosts, settings.hosts_tls)  # the manager's, but wrong ones are told here
     run_dir = Path(settings.run_dir)
     socket, manager_socket = run_dir / AGENT_SOCKET, run_dir / MANAGER_SOCKET
     hostname = settings.hostname or os.uname().nodename
@@ -228,6 +230,7 @@ async def agent(settings: AgentSettings, *, open_files: tuple[int, int] | None =
         await server.listen_unix(socket, mode=SOCKET_MODE)
         if settings.socket_group:
             await asyncio.to_thread(_give_to_group, socket, settings.socket_group)
+        await listen_on(server, settings.hosts, settings.hosts_tls)
         yield
 
 

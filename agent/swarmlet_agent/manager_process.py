@@ -16,7 +16,7 @@ from pathlib import Path
 
 import aiohttp
 
-from swarmlet.config import MANAGER_SOCKET, AgentSettings
+from swarmlet.config import MANAGER_SOCKET, AgentSettings, TlsFiles
 from swarmlet.errors import Internal
 from swarmlet.log import get_logger
 from swarmlet.loops import Backoff
@@ -132,7 +132,13 @@ class ManagerProcess:
             argv += ["--socket-group", settings.socket_group]
         for endpoint in etcd.endpoints:
             argv += ["--etcd", endpoint]
-        for option, value in (("--etcd-ca", etcd.ca), ("--etcd-cert", etcd.cert), ("--etcd-key", etcd.key)):
+        for host in settings.cluster_hosts:
+            argv += ["--host", host]
+        tls = settings.hosts_tls if settings.cluster_hosts else TlsFiles()
+        for option, value in (
+            ("--etcd-ca", etcd.ca), ("--etcd-cert", etcd.cert), ("--etcd-key", etcd.key),
+            ("--hosts-ca", tls.ca), ("--hosts-cert", tls.cert), ("--hosts-key", tls.key),
+        ):
             if value:
                 argv += [option, value]
         return argv

@@ -24,6 +24,7 @@ from aiohttp import web
 
 from swarmlet import log as logging
 from swarmlet.config import MANAGER_SOCKET
+from swarmlet.engine_api.hosts import listen_on
 from swarmlet.engine_api.router import Call, Handler, Route
 from swarmlet.engine_api.server import Server
 from swarmlet.errors import Conflict, InvalidArgument, SwarmletError
@@ -146,17 +147,19 @@ class Manager:
                     )
                     outside = Server([*guarded(routes), *joins.routes(), *dispatcher.routes()])
                     inside = Server([*routes, *joins.local_routes()])
+                    clients = Server(routes)
                     try:
                         await outside.listen_tcp(settings.listen_addr, settings.port, certificate.server)
                         await self._listen_inside(inside)
+                        await listen_on(clients, settings.hosts, settings.hosts_tls)
                         gc.collect()
                         gc.freeze()  # what is there now stays: collections need not look at it again
                         log.info("manager serves", address=settings.advertised)
                         await self._stop.wait()
                     finally:
                         await dispatcher.stop()
-                        await inside.close()
-                        await outside.close()
+                        for server in (clients, inside, outside):
+                            await server.close()
                         await fleet.close()
                 for task in running:
                     task.cancel()

@@ -10,7 +10,8 @@ from typing import Any
 
 import msgspec
 
-from swarmlet.config import EtcdSettings, load
+from swarmlet.config import EtcdSettings, TlsFiles, load
+from swarmlet.engine_api.hosts import parse_hosts
 from swarmlet.errors import InvalidArgument
 
 DEFAULT_PORT = 2377
@@ -25,6 +26,8 @@ class ManagerSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     listen_addr: str = "0.0.0.0"
     port: int = DEFAULT_PORT
     socket_group: str = ""  # group that may use the unix socket; "" = root alone
+    hosts: tuple[str, ...] = ()  # "tcp://ADDRESS:PORT", where docker clients find the cluster as well
+    hosts_tls: TlsFiles = TlsFiles()  # needed for addresses that are not loopback
     log_level: str = "info"
     etcd: EtcdSettings = EtcdSettings()
     stop_etcd: bool = False  # end the embedded etcd together with the manager
@@ -47,6 +50,13 @@ def read_settings(argv: Sequence[str], environ: Mapping[str, str] | None = None)
     }
     if given.stop_etcd:
         flags["stop_etcd"] = True
+    if given.host:
+        flags["hosts"] = tuple(given.host)
+    hosts_tls = {
+        name: value
+        for name, value in (("ca", given.hosts_ca), ("cert", given.hosts_cert), ("key", given.hosts_key))
+        if value is not None
+    }
     etcd = {
         name: value
         for name, value in (
@@ -55,7 +65,10 @@ def read_settings(argv: Sequence[str], environ: Mapping[str, str] | None = None)
         )
         if value is not None
     }
-    settings = msgspec.structs.replace(settings, **flags, etcd=msgspec.structs.replace(settings.etcd, **etcd))
+    settings = msgspec.structs.replace(
+        settings, **flags, etcd=msgspec.structs.replace(settings.etcd, **etcd),
+        hosts_tls=msgspec.structs.replace(settings.hosts_tls, **hosts_tls),
+    )
     _check(settings, given.only_stop_etcd)
     return settings, given.only_stop_etcd
 
@@ -65,6 +78,7 @@ def _check(settings: ManagerSettings, only_stop_etcd: bool) -> None:
         raise InvalidArgument("advertise_addr is needed: the IP address under which agents reach this manager")
     if not 0 < settings.port < 65536:
         raise InvalidArgument(f"invalid port {settings.port}: expected 1 to 65535")
+    parse_hosts(settings.hosts, settings.hosts_tls)
     files = (settings.etcd.ca, settings.etcd.cert, settings.etcd.key)
     if any(point.startswith("https:") for point in settings.etcd.endpoints) and not all(files):
         raise InvalidArgument("https endpoints of etcd need --etcd-ca, --etcd-cert and --etcd-key")
@@ -82,6 +96,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--listen-addr", help="address to listen on (0.0.0.0)")
     parser.add_argument("--port", type=int, help=f"TLS port ({DEFAULT_PORT})")
     parser.add_argument("--socket-group", help="group that may use the unix socket")
+    parser.add_argument(
+        "--host", action="append", metavar="tcp://ADDRESS:PORT", help="listen there for docker clients (may repeat)"
+    )
+    parser.add_argument("--hosts-ca", metavar="FILE", help="CA of the docker clients that come by TCP")
+    parser.add_argument("--hosts-cert", metavar="FILE")
+    parser.add_argument("--hosts-key", metavar="FILE")
     parser.add_argument("--log-level", choices=("debug", "info", "warning", "error"))
     parser.add_argument("--etcd", action="append", metavar="URL", help="use this etcd instead (may repeat)")
     parser.add_argument("--etcd-ca", metavar="FILE")

@@ -23,6 +23,7 @@ from swarmlet.engine_api.errors import answer
 from swarmlet.engine_api.quick import QuickAnswers
 from swarmlet.engine_api.router import Call, Route, Router
 from swarmlet.engine_api.streams import HijackedResponse
+from swarmlet.engine_api.tls_transport import over_tls
 from swarmlet.log import get_logger
 
 log = get_logger(__name__)
@@ -103,7 +104,7 @@ def _break_off(request: web.Request) -> web.StreamResponse:
 def _connection(request: web.BaseRequest) -> Connection | None:
     """None where the client has gone already."""
     transport = request.transport
-    if transport is None or transport.is_closing():  # a TLS transport that is closed fails to tell its protocol
+    if transport is None or transport.is_closing():
         return None
     protocol = transport.get_protocol()
     return protocol if isinstance(protocol, Connection) else None
@@ -153,7 +154,9 @@ class Server:
         factory = await self._factory()
         loop = asyncio.get_running_loop()
         where = EVERYWHERE if host == "::" else host
-        listener = await loop.create_server(factory, where, port, ssl=tls, backlog=BACKLOG, reuse_address=True)
+        if tls is not None:
+            factory = over_tls(tls, factory)
+        listener = await loop.create_server(factory, where, port, backlog=BACKLOG, reuse_address=True)
         self._listeners.append(listener)
         return int(listener.sockets[0].getsockname()[1])
 

@@ -12,8 +12,9 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 
-def make_pki(folder: Path) -> None:
-    """ca.pem; server.pem for 127.0.0.1 and client.pem, each with its key; stranger.pem of another CA."""
+def make_pki(folder: Path, *addresses: str) -> None:
+    """ca.pem; server.pem for 127.0.0.1 and these addresses, and client.pem, each with its key; stranger.pem of
+    another CA, which is other-ca.pem."""
     now = datetime.now(UTC)
 
     def write(name: str, certificate: x509.Certificate, key: ec.EllipticCurvePrivateKey) -> None:
@@ -37,7 +38,9 @@ def make_pki(folder: Path) -> None:
             .add_extension(x509.BasicConstraints(ca=own, path_length=None), critical=True)
         )
         if name == "server":
-            names = x509.SubjectAlternativeName([x509.IPAddress(ip_address("127.0.0.1"))])
+            names = x509.SubjectAlternativeName(
+                [x509.IPAddress(ip_address(address)) for address in ("127.0.0.1", *addresses)]
+            )
             builder = builder.add_extension(names, critical=False)
         write(name, builder.sign(ca_key, hashes.SHA256()), key)
 
