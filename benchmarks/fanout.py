@@ -37,6 +37,7 @@ from swarmlet.model.service import (
 )
 from swarmlet.model.states import TaskState
 from swarmlet.model.task import Task, TaskStatus
+from swarmlet.wire.contents import Content
 from swarmlet.wire.networking import Networking
 from swarmlet_manager.state import Change, Put
 
@@ -65,8 +66,12 @@ def measure() -> list[Figure]:
 class Orders:
     """A task worker that does nothing."""
 
+    def supplied(self, items: Sequence[Content]) -> None:
+        return
+
     async def assign(
-        self, *, full: bool, tasks: Sequence[Task], removed: Sequence[str], registry_auth: Mapping[str, str]
+        self, *, full: bool, tasks: Sequence[Task], removed: Sequence[str], registry_auth: Mapping[str, str],
+        unneeded: Sequence[str] = (),
     ) -> None:
         return
 

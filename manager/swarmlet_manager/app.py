@@ -39,6 +39,7 @@ from swarmlet.tls import TlsIdentity, client_context, load_pair, require_role, s
 from swarmlet_manager.api.app import cluster_routes
 from swarmlet_manager.ca.authority import Authority
 from swarmlet_manager.ca.routes import JoinRoutes
+from swarmlet_manager.ca.vault import Vault
 from swarmlet_manager.control.allocation import Allocation
 from swarmlet_manager.control.commands import Control
 from swarmlet_manager.control.reconcile import Reconcilers
@@ -124,10 +125,16 @@ class Manager:
 
         authority = Authority(store)
         allocation = Allocation(store)
-        dispatcher = Dispatcher(store, allocation, leader_addr=leader_addr)
+        vault = Vault(store, self._data_dir, lambda: _other_managers(store, settings.advertised))
+        dispatcher = Dispatcher(store, allocation, vault, leader_addr=leader_addr)
         reconcilers = Reconcilers(store)
-        control = Control(store, dispatcher)
-        leading = Leading(store, authority.ensure_cluster, (allocation, dispatcher, reconcilers))
+        control = Control(store, dispatcher, vault)
+
+        async def prepare() -> None:
+            await authority.ensure_cluster()
+            await vault.ensure()
+
+        leading = Leading(store, prepare, (allocation, dispatcher, reconcilers))
         try:
             async with asyncio.TaskGroup() as group:
                 running = [
@@ -139,13 +146,14 @@ class Manager:
                 if await self._cluster_is_known(store):
                     certificate = OwnCertificate(authority, candidate.id, settings.advertise_addr)
                     running.append(group.create_task(certificate.renew_for_ever(), name="certificate"))
+                    running.append(group.create_task(vault.fetch(certificate.client), name="data key"))
                     fleet = Fleet(store.state, certificate.client)
                     place = Place(store, settings.advertised, leader_addr)
                     routes = cluster_routes(control, fleet, dispatcher, place, store)
                     joins = JoinRoutes(
                         authority, more_managers=bool(settings.etcd.endpoints), own_addr=settings.advertised
                     )
-                    outside = Server([*guarded(routes), *joins.routes(), *dispatcher.routes()])
+                    outside = Server([*guarded(routes), *joins.routes(), *vault.routes(), *dispatcher.routes()])
                     inside = Server([*routes, *joins.local_routes()])
                     clients = Server(routes)
                     try:
@@ -222,6 +230,14 @@ class OwnCertificate:
 
     def _issue(self) -> KeyPair:
         return self._authority.own_certificate(self._id, self._addresses)
+
+
+def _other_managers(store: Store, own: str) -> list[str]:
+    """Where they are reached, the leader first."""
+    leader = store.leader_info
+    known = [leader.addr] if leader is not None else []
+    known += sorted(node.manager_addr for node in store.state.nodes.values() if node.manager_addr)
+    return [address for address in dict.fromkeys(known) if address != own]
 
 
 def guarded(routes: Sequence[Route]) -> list[Route]:

@@ -10,17 +10,18 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, ValuesView
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import TypeVar, cast
 
 from swarmlet.errors import Conflict, NotFound
 from swarmlet.model.cluster import Cluster
+from swarmlet.model.dependency import Config, Dependency, Kind, Secret
 from swarmlet.model.network import Lease, Network
 from swarmlet.model.node import Node
 from swarmlet.model.service import Service
 from swarmlet.model.task import Task
 
 #: Everything the store keeps. A record's kind is its class; its identity is its `id`.
-StoredRecord = Cluster | Lease | Network | Node | Service | Task
+StoredRecord = Cluster | Config | Lease | Network | Node | Secret | Service | Task
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +40,7 @@ class Delete:
 
 Op = Put | Delete
 
-_Found = TypeVar("_Found", Network, Node, Service, Task)
+_Found = TypeVar("_Found", Dependency, Network, Node, Service, Task)
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +71,8 @@ class State:
         self._leases_on_network: defaultdict[str, dict[str, Lease]] = defaultdict(dict)
         self._services: dict[str, Service] = {}
         self._service_ids: dict[str, str] = {}
+        self._secrets: dict[str, Secret] = {}
+        self._configs: dict[str, Config] = {}
         self._tasks: dict[str, Task] = {}
         self._tasks_of_service: defaultdict[str, dict[str, Task]] = defaultdict(dict)
         self._tasks_on_node: defaultdict[str, dict[str, Task]] = defaultdict(dict)
@@ -86,6 +89,27 @@ class State:
     @property
     def leases(self) -> Mapping[str, Lease]:
         return self._leases
+
+    @property
+    def secrets(self) -> Mapping[str, Secret]:
+        return self._secrets
+
+    @property
+    def configs(self) -> Mapping[str, Config]:
+        return self._configs
+
+    def dependencies(self, kind: Kind) -> Mapping[str, Dependency]:
+        """All secrets, or all configs."""
+        return cast(Mapping[str, Dependency], self._secrets if kind is Secret else self._configs)
+
+    def dependency_named(self, kind: Kind, name: str) -> Dependency | None:
+        return next((record for record in self.dependencies(kind).values() if record.name == name), None)
+
+    def find_dependency(self, kind: Kind, ref: str) -> Dependency:
+        """By id, name, or unambiguous id prefix, in this order. NotFound, Conflict."""
+        known = self.dependencies(kind)
+        found = known.get(ref) or self.dependency_named(kind, ref)
+        return found or _by_prefix(kind.__name__.lower(), ref, known.values())
 
     @property
     def services(self) -> Mapping[str, Service]:
@@ -128,6 +152,10 @@ class State:
                 return self._networks.get(record.id)
             case Lease():
                 return self._leases.get(record.id)
+            case Secret():
+                return self._secrets.get(record.id)
+            case Config():
+                return self._configs.get(record.id)
             case Cluster():
                 return self.cluster
 
@@ -205,6 +233,10 @@ class State:
                 self._leases[record.id] = record
                 self._leases_on_node[record.node_id][record.id] = record
                 self._leases_on_network[record.network_id][record.id] = record
+            case Secret():
+                self._secrets[record.id] = record
+            case Config():
+                self._configs[record.id] = record
             case Cluster():
                 self.cluster = record
         return Change(before, record)
@@ -226,6 +258,10 @@ class State:
             case Lease():
                 self._unindex_lease(before)
                 del self._leases[before.id]
+            case Secret():
+                del self._secrets[before.id]
+            case Config():
+                del self._configs[before.id]
             case Cluster():
                 self.cluster = None
             case None:

@@ -82,6 +82,8 @@ class Cluster(Record, frozen=True, kw_only=True):
     manager_token: str = ""
     #: 32 random bytes that seal what must not lie about in clear (registry credentials of services).
     seal_key: bytes = b""
+    #: Tells the key that secrets and configs are sealed with, which is not in the store; b"": none has been made.
+    data_key_digest: bytes = b""
     #: Where subnets of the cluster's networks are cut from, and their prefix length.
     address_pools: tuple[str, ...] = ("10.0.0.0/8",)
     subnet_size: int = 20

@@ -4,6 +4,7 @@
     POST /swarmlet/v1/join          JoinRequest -> Certificate (any client with a token)
     POST /swarmlet/v1/renew         RenewRequest -> Certificate (a node, by its certificate)
     POST /swarmlet/v1/local-join    JoinRequest without a token -> Certificate (the manager's unix socket only)
+    GET  /swarmlet/v1/data-key      the key that secrets and configs are sealed with (a manager, by its certificate)
     GET  /swarmlet/v1/session       WebSocket (a node, by its certificate): see messages.py
 """
 
@@ -16,6 +17,7 @@ CA_PATH = "/swarmlet/v1/ca"
 JOIN_PATH = "/swarmlet/v1/join"
 RENEW_PATH = "/swarmlet/v1/renew"
 LOCAL_JOIN_PATH = "/swarmlet/v1/local-join"
+DATA_KEY_PATH = "/swarmlet/v1/data-key"
 SESSION_PATH = "/swarmlet/v1/session"
 
 

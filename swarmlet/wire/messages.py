@@ -14,6 +14,7 @@ from swarmlet.model.base import Record
 from swarmlet.model.node import NodeDescription
 from swarmlet.model.task import Task, TaskStatus
 from swarmlet.model.ways import NodeWays
+from swarmlet.wire.contents import Contents
 from swarmlet.wire.leasing import LeaseAnswer, LeaseAsk, LeasesHeld, LeasesLost
 from swarmlet.wire.networking import Networking
 
@@ -122,6 +123,8 @@ class Assignments(Record, frozen=True, kw_only=True, tag="assignments"):
     networking: Networking | None = None
     #: The agent is to say Applied once `networking` holds: a task waits for it before it is stopped.
     confirm: bool = False
+    #: Ids of secrets and configs that no task needs any more. In a full set: those that none of `tasks` refers to.
+    unneeded: tuple[str, ...] = ()
 
     def __repr__(self) -> str:
         return f"Assignments(term={self.term}, seq={self.seq}, full={self.full}, tasks={len(self.tasks)})"
@@ -136,7 +139,7 @@ class StatusAck(Record, frozen=True, kw_only=True, tag="ack"):
 AgentMessage = (
     Hello | DescriptionUpdate | WaysUpdate | Heartbeat | StatusUpdate | Inventory | Applied | LeaseAsk | LeasesHeld
 )
-ManagerMessage = Welcome | Assignments | StatusAck | LeaseAnswer | LeasesLost
+ManagerMessage = Welcome | Contents | Assignments | StatusAck | LeaseAnswer | LeasesLost
 
 #: Why a manager ended a session: WebSocket close codes (RFC 6455; 4000-4999 are the application's). With NOT_LEADER
 #: the reason is the leader's "host:port" or "".

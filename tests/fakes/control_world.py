@@ -4,8 +4,9 @@ that only pretend, all of it over real TLS WebSockets on loopback."""
 from __future__ import annotations
 
 import asyncio
+import tempfile
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,7 +27,7 @@ from swarmlet.model.task import Task, TaskStatus
 from swarmlet.model.template import NodeFacts
 from swarmlet.tls import TlsIdentity, server_context
 from swarmlet.wire.messages import ContainerRef
-from swarmlet_agent.engine.container import Container, ContainerState, Health
+from swarmlet_agent.engine.container import Container, ContainerState, Health, SuppliedFile
 from swarmlet_agent.engine.events import EventBus
 from swarmlet_agent.images.types import Image, RegistryAuth
 from swarmlet_agent.journal import Journal
@@ -37,6 +38,7 @@ from swarmlet_agent.session.session import AgentSession, NodePlace, NodeRemoved
 from swarmlet_agent.worker.worker import TaskWorker
 from swarmlet_manager.ca.authority import Authority
 from swarmlet_manager.ca.routes import JoinRoutes
+from swarmlet_manager.ca.vault import Vault
 from swarmlet_manager.control.allocation import Allocation
 from swarmlet_manager.control.commands import Control
 from swarmlet_manager.control.reconcile import Reconcilers
@@ -59,20 +61,26 @@ class FakeEngine:
         self.start_error: Exception | None = None
         self.created: list[str] = []
         self.healthy_at_once = True
+        self.supplies: dict[str, tuple[bytes, ...]] = {}
         self.stops: list[tuple[str, int | None]] = []
 
-    async def create(self, name: str, request: ContainerCreate) -> tuple[Container, list[str]]:
+    async def create(
+        self, name: str, request: ContainerCreate, *, supplied: Sequence[SuppliedFile] = ()
+    ) -> tuple[Container, list[str]]:
         await asyncio.sleep(0)
         if name in self.containers:
             raise Conflict(f"the name {name} is in use")
         container = Container(
             id=new_hex_id(), name=name, created_at=time.time_ns(), request=request, image_id="sha256:0",
-            image_ref=request.image, args=("sh",),
+            image_ref=request.image, args=("sh",), supplied=tuple(supplied),
         )
         self.containers[name] = container
         self.created.append(name)
         self._emit(container, "create")
         return container, []
+
+    async def supply(self, ref: str, contents: Sequence[bytes]) -> None:
+        self.supplies[self.get(ref).name] = tuple(contents)
 
     def get(self, ref: str) -> Container:
         for container in self.containers.values():
@@ -170,7 +178,10 @@ class Manager:
         await self.stack.aclose()
 
 
-async def start_manager(etcd: MemoryEtcd, port: int = 0, name: str = "m1") -> Manager:
+async def start_manager(
+    etcd: MemoryEtcd, port: int = 0, name: str = "m1", folder: Path | None = None
+) -> Manager:
+    """folder: where it keeps the key of secrets; None: a new one."""
     stack = AsyncExitStack()
     address = {"own": f"127.0.0.1:{port}"}
     store = Store(MemoryClient(etcd), Candidate(id=name, addr=f"127.0.0.1:{port}"))
@@ -178,10 +189,18 @@ async def start_manager(etcd: MemoryEtcd, port: int = 0, name: str = "m1") -> Ma
     stack.push_async_callback(store.stop)
     authority = Authority(store)
     allocation = Allocation(store)
-    dispatcher = Dispatcher(store, allocation, leader_addr=lambda: address["own"])
+    if folder is None:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="manager-")))
+    vault = Vault(store, folder)
+    dispatcher = Dispatcher(store, allocation, vault, leader_addr=lambda: address["own"])
     spec = SwarmSpec(dispatcher=DispatcherSpec(heartbeat_period=HEARTBEAT_NS))
     duties = (allocation, dispatcher, Reconcilers(store))
-    leading = Leading(store, lambda: authority.ensure_cluster(spec), duties)
+
+    async def prepare() -> None:
+        await authority.ensure_cluster(spec)
+        await vault.ensure()
+
+    leading = Leading(store, prepare, duties)
     task = asyncio.create_task(leading.run())
 
     async def end() -> None:
@@ -191,12 +210,12 @@ async def start_manager(etcd: MemoryEtcd, port: int = 0, name: str = "m1") -> Ma
     stack.push_async_callback(end)
     await until(lambda: store.state.cluster is not None and store.leader)
     identity = TlsIdentity(authority.own_certificate(name, ["127.0.0.1"]), authority.ca_pem())
-    server = Server([*JoinRoutes(authority, more_managers=False).routes(), *dispatcher.routes()])
+    server = Server([*JoinRoutes(authority, more_managers=False).routes(), *vault.routes(), *dispatcher.routes()])
     stack.push_async_callback(server.close)
     stack.push_async_callback(dispatcher.stop)
     taken = await server.listen_tcp("127.0.0.1", port, server_context(identity, require_client=False))
     address["own"] = f"127.0.0.1:{taken}"
-    return Manager(store, Control(store, dispatcher), dispatcher, authority, address["own"], stack)
+    return Manager(store, Control(store, dispatcher, vault), dispatcher, authority, address["own"], stack)
 
 
 @dataclass

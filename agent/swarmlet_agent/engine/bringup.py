@@ -27,6 +27,7 @@ from swarmlet_agent.engine.inside import ensure_folder, read_accounts
 from swarmlet_agent.engine.plan import container_plan, mode_of, network_wish
 from swarmlet_agent.engine.propagation import check_propagation
 from swarmlet_agent.engine.subpaths import Subpaths
+from swarmlet_agent.engine.supplies import mounts_of
 from swarmlet_agent.net.types import Attachment
 from swarmlet_agent.runtime.linux import acting_as
 from swarmlet_agent.runtime.types import ContainerPlan
@@ -45,6 +46,7 @@ class Bringup:
     async def up(self, unit: Unit, record: Container) -> Container:
         """Run the program; returns the running record, not yet journaled. On any error `down` is the caller's."""
         core = self._core
+        await core.supplies.check(record)
         if unit.dirty:
             await self.down(unit)
         core.mark(unit)
@@ -124,7 +126,7 @@ class Bringup:
         plan = container_plan(
             record, rootfs=rootfs, identity=identity, attachment=attachment, joined=joined,
             cgroup_parent=core.settings.cgroup_parent, subpaths=inner, ids=ids,
-            own_folders=core.settings.own_folders,
+            own_folders=core.settings.own_folders, supplies=mounts_of(record, core.supplies.place(record.id)),
             read_only_below=await asyncio.to_thread(_deep, mounts, inner) if reaches_below(os.uname().release) else (),
         )  # fmt: skip
         return plan, record

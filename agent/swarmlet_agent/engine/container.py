@@ -53,6 +53,16 @@ class ContainerState(Record, frozen=True, kw_only=True):
     health: Health | None = None
 
 
+class SuppliedFile(Record, frozen=True, kw_only=True):
+    """A read-only file that a container has from elsewhere than its image and the host: its content is in memory only,
+    and is given before each start (`supplies.py`). uid, gid: as the container sees them; mode: all twelve bits."""
+
+    target: str
+    uid: int = 0
+    gid: int = 0
+    mode: int = 0o444
+
+
 class Container(Record, frozen=True, kw_only=True):
     """A container. `request` is what was asked for with the image's defaults and the engine's own merged in,
     which is what inspect shows as Config and HostConfig.
@@ -89,6 +99,7 @@ class Container(Record, frozen=True, kw_only=True):
     remap: Remap | None = None
     platform: str = "linux"
     driver: str = "overlay2"
+    supplied: tuple[SuppliedFile, ...] = ()
     #: Set with status removing: whether its anonymous volumes go with it.
     removes_volumes: bool = False
 

@@ -26,6 +26,7 @@ from swarmlet_agent.engine.container import Container
 from swarmlet_agent.engine.events import EventBus
 from swarmlet_agent.engine.ports import Images, Networks, Runtime, Volumes
 from swarmlet_agent.engine.streams import PendingStreams
+from swarmlet_agent.engine.supplies import Supplies
 from swarmlet_agent.engine.waiters import LateResults, Waiters
 from swarmlet_agent.images.rootfs import IMAGE_MARK
 from swarmlet_agent.journal import Journal
@@ -127,6 +128,7 @@ class Core:
         self.volumes = volumes
         self.journal = journal
         self.settings = settings
+        self.supplies = Supplies(settings.run_dir)
         self.traits = HostTraits()
         self.events = events or EventBus()
         self.now = now

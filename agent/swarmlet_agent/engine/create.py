@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
+from collections.abc import Sequence
 from pathlib import Path
 from random import Random
 
@@ -28,7 +29,7 @@ from swarmlet_agent.decide.normalise import network_wishes, normalise
 from swarmlet_agent.decide.points import MountPoint
 from swarmlet_agent.decide.remap import check_remapped
 from swarmlet_agent.decide.validate import check_image_part, check_request
-from swarmlet_agent.engine.container import Container
+from swarmlet_agent.engine.container import Container, SuppliedFile
 from swarmlet_agent.engine.core import TABLE, Core, Unit, encode
 from swarmlet_agent.engine.inside import open_in_root
 from swarmlet_agent.engine.plan import mode_of
@@ -52,7 +53,9 @@ class Creator:
         self._removal = removal
         self._random = random or Random()
 
-    async def create(self, name: str, request: ContainerCreate, platform: str) -> tuple[Unit, list[str]]:
+    async def create(
+        self, name: str, request: ContainerCreate, platform: str, supplied: Sequence[SuppliedFile] = ()
+    ) -> tuple[Unit, list[str]]:
         """The new unit and warnings. InvalidArgument, NotSupported, NotFound (image, other containers), Conflict."""
         core = self._core
         if name:
@@ -96,6 +99,7 @@ class Creator:
                 endpoints=wishes,
                 mounts=points,
                 remap=remap,
+                supplied=tuple(supplied),
                 log_path="" if merged.host_config.log_config.type == "none" else str(self._log_path(ident)),
             )
             unit = await self._make(record)

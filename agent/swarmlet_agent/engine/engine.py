@@ -28,7 +28,7 @@ from swarmlet_agent.decide.names import check_name
 from swarmlet_agent.decide.prune import to_prune
 from swarmlet_agent.decide.update import apply_update
 from swarmlet_agent.engine.bringup import Bringup
-from swarmlet_agent.engine.container import Container, ExecRecord, ExecRequest, PruneReport, WaitResult
+from swarmlet_agent.engine.container import Container, ExecRecord, ExecRequest, PruneReport, SuppliedFile, WaitResult
 from swarmlet_agent.engine.core import TABLE, Core, HostTraits, Settings, Unit, decode
 from swarmlet_agent.engine.create import Creator
 from swarmlet_agent.engine.events import EventBus
@@ -165,11 +165,23 @@ class Engine:
     # Making and removing
 
     async def create(
-        self, name: str, request: ContainerCreate, *, platform: str = ""
+        self, name: str, request: ContainerCreate, *, platform: str = "", supplied: Sequence[SuppliedFile] = ()
     ) -> tuple[Container, Warnings]:
-        """The container (name "" = one is made up) and warnings. Nothing is left of one that could not be made."""
-        unit, warnings = await self._core.run(self._creator.create(name, request, platform), "create")
+        """The container (name "" = one is made up) and warnings. Nothing is left of one that could not be made.
+
+        supplied: files whose content comes with `supply`.
+        """
+        unit, warnings = await self._core.run(self._creator.create(name, request, platform, supplied), "create")
         return unit.record, warnings
+
+    async def supply(self, ref: str, contents: Sequence[bytes]) -> None:
+        """What is in its supplied files, in their order; to be said before a start. Nothing changes while it runs."""
+        await self._core.run(self._supply(self._core.find(ref), contents), f"supply {ref}")
+
+    async def _supply(self, unit: Unit, contents: Sequence[bytes]) -> None:
+        async with unit.lock:
+            if not unit.record.is_running and not unit.removing:
+                await self._core.supplies.fill(unit.record, contents)
 
     async def remove(self, ref: str, *, force: bool = False, volumes: bool = False, link: bool = False) -> None:
         """Conflict if it runs and is not forced, or is being removed already."""

@@ -93,6 +93,8 @@ class Lifecycle:
     async def _adopt_stopped(self, unit: Unit, record: Container) -> None:
         if unit.dirty:  # a start, or the clearing up after an end, was cut
             await self._bringup.down(unit)
+        if record.state.status in ("exited", "dead"):
+            await self._clear_supplies(unit)
         state, policy = record.state, record.host.restart_policy
         if record.host.auto_remove:
             await self._removal.destroy(unit, volumes=True)
@@ -156,6 +158,7 @@ class Lifecycle:
             await self._removal.destroy(unit, volumes=True)
         else:
             await self._core.save(unit, record)
+            await self._clear_supplies(unit)
 
     async def _watch(self, unit: Unit) -> None:
         """Wait for the end of a run, and handle it."""
@@ -210,6 +213,8 @@ class Lifecycle:
         await self._clear(unit, keep_network=detached is None)
         if again:
             self._schedule(unit, again)
+        elif not unit.keep:
+            await self._clear_supplies(unit)
 
     async def _remove_ended(self, unit: Unit) -> None:
         """`--rm`. If it cannot be removed it stays as exited, for a client to try."""
@@ -226,6 +231,14 @@ class Lifecycle:
             await self._bringup.down(unit, keep_network=keep_network)
         except (SwarmletError, OSError) as err:
             log.error("leftovers of a run stay behind", container_id=unit.id, error=str(err))
+
+    async def _clear_supplies(self, unit: Unit) -> None:
+        """What its task had given it: no further run is due."""
+        if unit.record.supplied:
+            try:
+                await self._core.supplies.clear(unit.id)
+            except SwarmletError as err:
+                log.error("secrets of a container stay until it is removed", container_id=unit.id, error=str(err))
 
     def _schedule(self, unit: Unit, again: Again) -> None:
         unit.delay_s = again.delay_s

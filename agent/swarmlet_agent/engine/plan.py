@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import posixpath
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 
@@ -82,11 +82,13 @@ def container_plan(
     read_only_below: Collection[str] = (),
     ids: MappedIds | None = None,
     own_folders: Collection[Path] = (),
+    supplies: Sequence[MountPlan] = (),
 ) -> ContainerPlan:
     """The whole OCI-to-be. joined: kind of namespace -> path, "" for the host's.
 
     subpaths: destination -> host path, where not a whole volume is mounted. read_only_below: destinations where
     what lies below can be made read-only as well. own_folders: of the agent, on disk with containers' ids.
+    supplies: files of its own, which may lie in what it has mounted.
     """
     request = record.request
     parent = record.host.cgroup_parent or cgroup_parent
@@ -104,18 +106,23 @@ def container_plan(
         hostname=request.hostname,
         cgroup_path=posixpath.join("/", parent, record.id),
         netns_path=attachment.netns_path,
-        mounts=tuple(
-            _mount_plan(
-                point, subpaths.get(point.destination, point.source), point.destination in read_only_below,
-                mapped=ids is not None and any(Path(point.source).is_relative_to(folder) for folder in own_folders),
-            )
-            for point in record.mounts
-        ),
+        mounts=_parents_first([
+            *(
+                _mount_plan(
+                    point, subpaths.get(point.destination, point.source), point.destination in read_only_below,
+                    mapped=ids is not None
+                    and any(Path(point.source).is_relative_to(folder) for folder in own_folders),
+                )
+                for point in record.mounts
+            ),
+            *supplies,
+        ]),
         # A client's own mount at /etc/hosts and the like stands over the engine's file.
         files={
             target: source
             for target, source in attachment.files.items()
             if all(point.destination != target for point in record.mounts)
+            and all(file.target != target for file in record.supplied)
         },
         joined=joined,
         annotations=record.host.annotations,
@@ -151,6 +158,10 @@ def exec_plan(
         remap=record.remap,
         detached=detached,
     )
+
+
+def _parents_first(mounts: Sequence[MountPlan]) -> tuple[MountPlan, ...]:
+    return tuple(sorted(mounts, key=lambda mount: (mount.target.count("/"), mount.target)))
 
 
 def _mount_plan(point: MountPoint, source: str, read_only_below: bool, *, mapped: bool) -> MountPlan:

@@ -73,6 +73,7 @@ class Removal:
     async def delete_files(self, ident: str) -> None:
         """The container's own layer and folder. What cannot be deleted now is tried again at the next start."""
         try:
+            await self._core.supplies.clear(ident)
             await self._core.images.remove_rootfs(ident)
             await asyncio.to_thread(_delete_tree, self._core.settings.container_dir(ident))
         except (SwarmletError, OSError) as err:

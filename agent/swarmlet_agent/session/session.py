@@ -33,6 +33,7 @@ from swarmlet.model.ways import NodeWays
 from swarmlet.pki import renew_at
 from swarmlet.tls import client_context
 from swarmlet.wire import messages
+from swarmlet.wire.contents import Content, Contents
 from swarmlet.wire.joining import SESSION_PATH
 from swarmlet.wire.leasing import LeaseAnswer, LeasesLost
 from swarmlet.wire.messages import (
@@ -86,8 +87,13 @@ class _SessionEnded(Exception):
 class TaskOrders(Protocol):
     """Who carries out what the manager orders (the task worker)."""
 
+    def supplied(self, items: Sequence[Content]) -> None:
+        """Secrets and configs that the next orders need."""
+        ...
+
     async def assign(
-        self, *, full: bool, tasks: Sequence[Task], removed: Sequence[str], registry_auth: Mapping[str, str]
+        self, *, full: bool, tasks: Sequence[Task], removed: Sequence[str], registry_auth: Mapping[str, str],
+        unneeded: Sequence[str] = (),
     ) -> None:
         """Returns once the orders are on disk; carrying them out goes on by itself."""
         ...
@@ -300,6 +306,9 @@ class AgentSession:
     async def _read(self, socket: aiohttp.ClientWebSocketResponse, address: str) -> None:
         while True:
             match await self._receive(socket, None):
+                case Contents() as contents:
+                    if contents.term >= self._term:
+                        self._orders.supplied(contents.items)
                 case Assignments() as orders:
                     await self._ordered(orders)
                 case StatusAck() as ack:
@@ -325,7 +334,8 @@ class AgentSession:
             self._applied = orders.seq
             self._pulse.beat()
         await self._orders.assign(
-            full=orders.full, tasks=orders.tasks, removed=orders.removed, registry_auth=orders.registry_auth
+            full=orders.full, tasks=orders.tasks, removed=orders.removed, registry_auth=orders.registry_auth,
+            unneeded=orders.unneeded,
         )
 
     async def _welcomed(self, welcome: Welcome, address: str) -> None:

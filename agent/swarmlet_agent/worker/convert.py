@@ -109,8 +109,6 @@ def _host_config(task: Task, spec: ContainerSpec, fields: Mapping[str, str], net
     dns = spec.dns_config
     if spec.isolation not in ("", "default"):
         raise NotSupported(f"isolation {spec.isolation!r} is not supported on linux")
-    if spec.secrets or spec.configs:
-        raise NotSupported("secrets and configs are not supported yet")
     if reservations.generic_resources:
         raise NotSupported("generic resources are not supported yet")
     return HostConfig(

@@ -26,10 +26,12 @@ from swarmlet.model.states import TaskState
 from swarmlet.model.task import Task, TaskStatus
 from swarmlet.model.template import NodeFacts
 from swarmlet.model.times import NS
-from swarmlet_agent.engine.container import Container
+from swarmlet.wire.contents import Content
+from swarmlet_agent.engine.container import Container, SuppliedFile
 from swarmlet_agent.engine.events import Event, EventBus
 from swarmlet_agent.journal import Journal, Write
 from swarmlet_agent.net.records import NetworkRecord
+from swarmlet_agent.worker.contents import ContentStore, NotHere, supplied_files
 from swarmlet_agent.worker.convert import container_for, container_spec
 from swarmlet_agent.worker.decide import (
     Become,
@@ -60,7 +62,11 @@ class TaskEngine(Protocol):
     @property
     def events(self) -> EventBus: ...
 
-    async def create(self, name: str, request: ContainerCreate) -> tuple[Container, list[str]]: ...
+    async def create(
+        self, name: str, request: ContainerCreate, *, supplied: Sequence[SuppliedFile] = ()
+    ) -> tuple[Container, list[str]]: ...
+
+    async def supply(self, ref: str, contents: Sequence[bytes]) -> None: ...
 
     def get(self, ref: str) -> Container: ...
 
@@ -121,6 +127,8 @@ class TaskWorker:
         self._now = now
         self._puller = Puller(images)
         self._auth: dict[str, str] = {}  # service -> credentials, in memory only
+        self._contents = ContentStore()
+        self._waiting: set[str] = set()  # tasks that are to start and lack a secret or config
         self._tasks: dict[str, _Local] = {}
         self._slots = asyncio.Semaphore(starts)
         self._preparing: dict[str, asyncio.Task[None]] = {}
@@ -156,10 +164,22 @@ class TaskWorker:
 
     # Orders
 
+    def supplied(self, items: Sequence[Content]) -> None:
+        """Secrets and configs, for the orders that follow."""
+        self._contents.add(items)
+        waiting, self._waiting = self._waiting, set()
+        for ident in waiting:
+            self._runner.poke(ident)
+
     async def assign(
-        self, *, full: bool, tasks: Sequence[Task], removed: Sequence[str], registry_auth: Mapping[str, str]
+        self, *, full: bool, tasks: Sequence[Task], removed: Sequence[str], registry_auth: Mapping[str, str],
+        unneeded: Sequence[str] = (),
     ) -> None:
-        """Returns once the orders are on disk. full: tasks that are not listed are released."""
+        """Returns once the orders are on disk. full: tasks that are not listed are released. unneeded: secrets and
+        configs to be forgotten."""
+        self._contents.forget(unneeded)
+        if full:
+            self._contents.keep_those_of(tasks)
         self._auth.update(registry_auth)
         gone = set(removed)
         if full:
@@ -234,6 +254,8 @@ class TaskWorker:
                 step = self._next(local)
                 if isinstance(step, Idle):
                     return
+                if isinstance(step, Start) and self._lacks_contents(local):
+                    return
                 if isinstance(step, Start | Prepare):
                     if isinstance(step, Prepare) and not self._puller.present(container_spec(local.task).image):
                         await self._fetch(local)
@@ -303,7 +325,7 @@ class TaskWorker:
     async def _create(self, local: _Local) -> None:
         try:
             request = container_for(local.task, self._node(), self._networks_of(local.task))
-            await self._engine.create(local.task.name, request)
+            await self._engine.create(local.task.name, request, supplied=supplied_files(local.task))
         except Unavailable:
             raise  # not the task's fault: try again
         except SwarmletError as err:
@@ -316,11 +338,26 @@ class TaskWorker:
         except NotFound as err:
             raise Unavailable(str(err)) from err
 
+    def _lacks_contents(self, local: _Local) -> bool:
+        """Whether a secret or config has still to come, with the next session; the task is looked at again then."""
+        try:
+            self._contents.files(local.task, self._node())
+        except NotHere:
+            self._waiting.add(local.task.id)
+            return True
+        except InvalidArgument:
+            return False  # the start says so
+        return False
+
     async def _start_container(self, local: _Local) -> None:
         try:
+            if supplied_files(local.task):
+                await self._engine.supply(local.task.name, self._contents.files(local.task, self._node()))
             await self._engine.start_container(local.task.name)
         except NotModified:
             return
+        except NotHere:
+            return  # gone just now, and so is the wish to start it
         except SwarmletError as err:
             await self._fail(local, f"starting container failed: {err}")
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from swarmlet.engine_api.router import Route
 from swarmlet.engine_api.unsupported import UnsupportedRoutes
+from swarmlet.model.dependency import Config, Secret
 from swarmlet_manager.api.backend import Commands, Place
 from swarmlet_manager.api.routes.containers import ContainerRoutes, Inventory
+from swarmlet_manager.api.routes.dependencies import DependencyRoutes
 from swarmlet_manager.api.routes.events import ClusterEvents, EventRoutes, Subscribable
 from swarmlet_manager.api.routes.images import ImageRoutes
-from swarmlet_manager.api.routes.later import LaterRoutes
 from swarmlet_manager.api.routes.logs import LogRoutes
 from swarmlet_manager.api.routes.networks import NetworkRoutes
 from swarmlet_manager.api.routes.nodes import NodeRoutes
@@ -29,6 +30,7 @@ def cluster_routes(
         SystemRoutes(commands, fleet, place), UnsupportedRoutes(), SwarmRoutes(commands), NodeRoutes(commands, place),
         LogRoutes(commands, fleet), ServiceRoutes(commands, fleet), TaskRoutes(commands),
         ContainerRoutes(fleet, inventory), ImageRoutes(fleet), NetworkRoutes(commands, objects), objects,
-        EventRoutes(fleet, ClusterEvents(store)), LaterRoutes(),
+        EventRoutes(fleet, ClusterEvents(store)), DependencyRoutes(commands, Secret),
+        DependencyRoutes(commands, Config),
     )
     return [route for part in parts for route in part.routes()]

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from swarmlet.model.cluster import Cluster, SwarmSpec
+from swarmlet.model.dependency import ConfigSpec, Dependency, Kind, SecretSpec
 from swarmlet.model.network import Network, NetworkCreate
 from swarmlet.model.node import Node, NodeSpec
 from swarmlet.model.service import Service, ServiceSpec
@@ -21,11 +22,30 @@ class Tokens(Protocol):
     def manager(self) -> str: ...
 
 
+class Depended(Protocol):
+    """`control.dependencies.Dependencies`: secrets and configs."""
+
+    def all(self, kind: Kind) -> list[Dependency]: ...
+
+    def get(self, kind: Kind, ref: str) -> Dependency: ...
+
+    def data(self, record: Dependency) -> bytes: ...
+
+    async def create(self, kind: Kind, spec: SecretSpec | ConfigSpec) -> Dependency: ...
+
+    async def update(self, kind: Kind, ref: str, version: int, spec: SecretSpec | ConfigSpec) -> Dependency: ...
+
+    async def remove(self, kind: Kind, ref: str) -> None: ...
+
+
 class Commands(Protocol):
     """`control.Control`: reads from memory; a command that returns is in etcd."""
 
     @property
     def state(self) -> State: ...
+
+    @property
+    def dependencies(self) -> Depended: ...
 
     async def create_service(self, spec: ServiceSpec, registry_auth: str = "") -> Service: ...
 

@@ -1,6 +1,6 @@
-"""Sealing of small secrets that are kept in the store (registry credentials of services).
+"""Sealing of what is kept in the store and must not lie there in clear (registry credentials, secrets, configs).
 
-ChaCha20-Poly1305 with the cluster's own key: a dump, a log or a fixture of a record gives nothing away.
+ChaCha20-Poly1305: a dump, a log or a fixture of a record gives nothing away.
 The nonce is random and stands in front; `about` binds the sealed bytes to their place.
 """
 
@@ -23,17 +23,22 @@ def new_key() -> bytes:
 
 def seal(key: bytes, text: str, about: str) -> bytes:
     """b"" for an empty text."""
-    if not text:
-        return b""
-    nonce = os.urandom(_NONCE_BYTES)
-    return nonce + ChaCha20Poly1305(key).encrypt(nonce, text.encode(), about.encode())
+    return seal_bytes(key, text.encode(), about) if text else b""
 
 
 def unseal(key: bytes, sealed: bytes, about: str) -> str:
     """Internal if the bytes were not sealed with this key for this place."""
-    if not sealed:
-        return ""
+    return unseal_bytes(key, sealed, about).decode() if sealed else ""
+
+
+def seal_bytes(key: bytes, data: bytes, about: str) -> bytes:
+    nonce = os.urandom(_NONCE_BYTES)
+    return nonce + ChaCha20Poly1305(key).encrypt(nonce, data, about.encode())
+
+
+def unseal_bytes(key: bytes, sealed: bytes, about: str) -> bytes:
+    """Internal if the bytes were not sealed with this key for this place."""
     try:
-        return ChaCha20Poly1305(key).decrypt(sealed[:_NONCE_BYTES], sealed[_NONCE_BYTES:], about.encode()).decode()
+        return ChaCha20Poly1305(key).decrypt(sealed[:_NONCE_BYTES], sealed[_NONCE_BYTES:], about.encode())
     except (InvalidTag, ValueError) as err:
         raise Internal(f"what was sealed for {about} cannot be opened with this cluster's key") from err

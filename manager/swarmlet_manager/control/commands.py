@@ -28,9 +28,10 @@ from swarmlet.model.task import Task
 from swarmlet.pki import new_join_token
 from swarmlet_manager.ca.seal import seal
 from swarmlet_manager.control import edits
+from swarmlet_manager.control.dependencies import Dependencies, Vault
 from swarmlet_manager.control.naming import new_name
 from swarmlet_manager.control.ports import StorePort
-from swarmlet_manager.decide import allocate, fixed, networks, validate
+from swarmlet_manager.decide import allocate, dependencies, fixed, networks, validate
 from swarmlet_manager.state import Delete, Op, Put, State
 
 #: How often a command whose record changed under it looks again before it gives up.
@@ -64,6 +65,7 @@ class Control:
         self,
         store: StorePort,
         nodes: NodeViews,
+        vault: Vault,
         *,
         now: Callable[[], int] = time.time_ns,
         new_id: Callable[[], str] = new_cluster_id,
@@ -77,6 +79,8 @@ class Control:
         self._names: KeyedLocks[str] = KeyedLocks()
         #: Held from a decision on what is unique in the cluster (subnets, ports) to its commit.
         self._unique = asyncio.Lock()
+        #: Secrets and configs.
+        self.dependencies = Dependencies(store, vault, self._unique, now=now, new_id=new_id)
 
     @property
     def state(self) -> State:
@@ -166,13 +170,15 @@ class Control:
 
     @contextlib.asynccontextmanager
     async def _deciding_on(self, spec: ServiceSpec) -> AsyncIterator[None]:
-        """Commands whose results must not collide come one after another; the others side by side. The networks a
-        service names are there, and stay, inside the block. NotFound."""
+        """Commands whose results must not collide come one after another; the others side by side. The networks,
+        secrets and configs a service names are there, and stay, inside the block. NotFound, InvalidArgument."""
         wanted = cluster_networks(spec.task_template)
-        if not wanted and (spec.endpoint_spec is None or not spec.endpoint_spec.ports):
+        publishes = spec.endpoint_spec is not None and spec.endpoint_spec.ports
+        if not wanted and not publishes and not dependencies.has_references(spec):
             yield
             return
         async with self._unique:
+            dependencies.check_existence(self.state, spec)
             for network_id in wanted:
                 self.network(network_id)
             if self.state.ingress is None and ingress_ports(spec.endpoint_spec.ports if spec.endpoint_spec else ()):

@@ -8,6 +8,7 @@ from swarmlet.errors import InvalidArgument, NotSupported
 from swarmlet.model.common import HealthConfig, Mount
 from swarmlet.model.service import ContainerSpec, Privileges
 from swarmlet.model.times import NS
+from swarmlet_manager.decide.dependencies import check_references
 
 #: Engine API: durations of a health check are 0 (inherit) or at least this.
 _MINIMUM_HEALTH_NS = NS // 1000
@@ -33,10 +34,7 @@ def check_container_spec(container: ContainerSpec) -> None:
     _check_mounts(container.mounts)
     if container.healthcheck is not None:
         _check_health(container.healthcheck)
-    if container.secrets:
-        raise NotSupported("secrets of services are not supported yet")
-    if container.configs:
-        raise NotSupported("configs of services are not supported yet")
+    check_references(container)
     if container.isolation not in ("", "default"):
         raise NotSupported(f"isolation {container.isolation} exists on Windows only")
     if container.privileges is not None:
@@ -94,7 +92,7 @@ def _check_health(health: HealthConfig) -> None:
 
 def _check_privileges(privileges: Privileges) -> None:
     if privileges.credential_spec is not None:
-        raise NotSupported("credential specs exist on Windows only")
+        raise NotSupported("credential specs, and configs as such, exist on Windows only")
     if privileges.selinux_context is not None:
         raise NotSupported("SELinux contexts of services are not supported yet")
     if privileges.seccomp is not None and privileges.seccomp.mode not in ("", "default", "unconfined"):

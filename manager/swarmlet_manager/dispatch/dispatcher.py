@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Protocol
 
 import msgspec
@@ -31,11 +31,13 @@ from swarmlet.model.task import Task, TaskStatus
 from swarmlet.model.times import NS
 from swarmlet.tls import require_role
 from swarmlet.wire import messages
+from swarmlet.wire.contents import Content
 from swarmlet.wire.joining import SESSION_PATH
 from swarmlet.wire.leasing import LeaseAnswer, LeaseAsk, LeasesHeld, LeasesLost
 from swarmlet.wire.messages import PROTOCOL_VERSION, DescriptionUpdate, Hello, Inventory, WaysUpdate, Welcome
 from swarmlet_manager.ca.seal import unseal
 from swarmlet_manager.control.ports import StorePort
+from swarmlet_manager.dispatch.contentfeed import Wanted, contents_of
 from swarmlet_manager.dispatch.inventory import Inventories
 from swarmlet_manager.dispatch.leaving import Leaving
 from swarmlet_manager.dispatch.liveness import Liveness
@@ -64,6 +66,14 @@ class LeaseOffice(Protocol):
     ) -> asyncio.Future[LeaseAnswer | LeasesLost | None]: ...
 
 
+class Vault(Protocol):
+    """Who unseals secrets and configs (`ca.vault`)."""
+
+    def open(self, sealed: bytes, about: str) -> bytes:
+        """Unavailable; Internal for what was sealed with another key."""
+        ...
+
+
 class Dispatcher:
     """One per manager process; `start` and `stop` follow leadership.
 
@@ -74,12 +84,14 @@ class Dispatcher:
         self,
         store: StorePort,
         leases: LeaseOffice,
+        vault: Vault,
         *,
         leader_addr: Callable[[], str],
         now: Callable[[], int] = time.time_ns,
     ) -> None:
         self._store = store
         self._leases = leases
+        self._vault = vault
         self._leader_addr = leader_addr
         self._now = now
         self._sessions: dict[str, Session] = {}
@@ -263,6 +275,10 @@ class Dispatcher:
             if cluster is not None and service is not None and service.sealed_auth:
                 found[service_id] = unseal(cluster.seal_key, service.sealed_auth, service_id)
         return found
+
+    def contents(self, wanted: Iterable[Wanted]) -> Iterator[Content]:
+        """Secrets and configs, opened for the agent that has tasks with them."""
+        return contents_of(self.state, wanted, self._vault.open)
 
     # Tasks leave before they stop
 

@@ -7,7 +7,7 @@ sends counts as a sign of life.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Protocol
 
 import msgspec
@@ -18,6 +18,7 @@ from swarmlet.log import get_logger
 from swarmlet.loops import Pulse
 from swarmlet.model.task import Task, TaskStatus
 from swarmlet.wire import messages
+from swarmlet.wire.contents import Content, Contents
 from swarmlet.wire.leasing import LeaseAnswer, LeaseAsk, LeasesHeld, LeasesLost
 from swarmlet.wire.messages import (
     Applied,
@@ -31,6 +32,7 @@ from swarmlet.wire.messages import (
     WaysUpdate,
     Welcome,
 )
+from swarmlet_manager.dispatch.contentfeed import ContentFeed, Wanted, in_messages
 from swarmlet_manager.dispatch.feed import Feed
 from swarmlet_manager.dispatch.netfacts import Facts
 from swarmlet_manager.dispatch.netfeed import NetworkFeed
@@ -82,6 +84,8 @@ class SessionOwner(Protocol):
 
     def auth_for(self, tasks: list[Task]) -> dict[str, str]: ...
 
+    def contents(self, wanted: Iterable[Wanted]) -> Iterator[Content]: ...
+
     def is_leaving(self, task_id: str) -> bool: ...
 
     def awaited(self, session: Session) -> tuple[int, ...]: ...
@@ -101,6 +105,7 @@ class Session:
         self._acknowledged = 0
         self._sent_ack = 0
         self._feed = Feed(node_id)
+        self._contents = ContentFeed(node_id)
         self._networks = NetworkFeed(node_id, owner.facts, mesh_news=mesh_news)
         self._confirming: dict[int, tuple[int, ...]] = {}  # sequence -> groups of tasks that wait for its effect
         self._pulse = Pulse(SPACING_S)
@@ -142,6 +147,7 @@ class Session:
     def note(self, task_id: str) -> None:
         """This task may be news for the agent."""
         self._feed.note(task_id)
+        self._contents.note(task_id)
         self._pulse.beat()
 
     def note_networks(self, changes: Sequence[Change], *, mesh: bool) -> None:
@@ -268,19 +274,26 @@ class Session:
     async def _order(self) -> None:
         # Both of one state: what a task needs of its networks comes with it.
         full, tasks, removed = self._feed.take(self._owner.state, self._owner.is_leaving)
+        wanted, unneeded = self._contents.take(self._owner.state)
         networking = self._networks.take(self._owner.state)
+        auth = self._owner.auth_for(tasks)
+        for items in in_messages(self._owner.contents(wanted)):
+            await self._send(Contents(term=self._term, items=items))
+            for item in items:
+                if item.lacking:
+                    self._contents.lacks(item)
         groups = self._owner.awaited(self)
         if groups and not networking:
             self._owner.left(self, groups)
-        if full or tasks or removed or networking:
+        if full or tasks or removed or networking or unneeded:
             self._seq += 1
             if groups and networking:
                 self._confirming[self._seq] = groups
             await self._send(
                 Assignments(
                     term=self._term, seq=self._seq, full=full, tasks=tuple(tasks), removed=tuple(removed),
-                    registry_auth=self._owner.auth_for(tasks), networking=networking or None,
-                    confirm=self._seq in self._confirming,
+                    registry_auth=auth, networking=networking or None,
+                    confirm=self._seq in self._confirming, unneeded=tuple(unneeded),
                 )
             )
 

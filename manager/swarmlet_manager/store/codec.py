@@ -20,6 +20,7 @@ import msgspec
 
 from swarmlet.errors import Internal
 from swarmlet.model.cluster import Cluster
+from swarmlet.model.dependency import Config, Secret
 from swarmlet.model.network import Lease, Network, NetworkAttachment
 from swarmlet.model.node import Node
 from swarmlet.model.service import PortConfig, Service, TaskSpec
@@ -29,8 +30,8 @@ from swarmlet.model.task import Task, TaskStatus
 #: The number of this layout. A store with a higher one is refused.
 SCHEMA = 1
 
-Whole = Cluster | Lease | Network | Node | Service
-_Whole = TypeVar("_Whole", Cluster, Lease, Network, Node, Service)
+Whole = Cluster | Config | Lease | Network | Node | Secret | Service
+_Whole = TypeVar("_Whole", Cluster, Config, Lease, Network, Node, Secret, Service)
 
 
 class _Head(msgspec.Struct, array_like=True, frozen=True, gc=False):
@@ -78,7 +79,7 @@ class _Block(msgspec.Struct, array_like=True, frozen=True, gc=False):
 
 _encoder = msgspec.msgpack.Encoder()
 _decoders: dict[type, msgspec.msgpack.Decoder[Whole]] = {
-    kind: msgspec.msgpack.Decoder(kind) for kind in (Cluster, Lease, Network, Node, Service)
+    kind: msgspec.msgpack.Decoder(kind) for kind in (Cluster, Config, Lease, Network, Node, Secret, Service)
 }
 _block_decoder = msgspec.msgpack.Decoder(_Block)
 _spec_decoder = msgspec.msgpack.Decoder(TaskSpec)

@@ -4,7 +4,8 @@
     <prefix>leader                        held by the elected manager through its lease
     <prefix>wseq                          the leader's write sequence: changed by every transaction
     <prefix>cluster                       the cluster record
-    <prefix>nodes/<id>, services/<id>     one record per key; networks/<id> and leases/<id> as well
+    <prefix>nodes/<id>, services/<id>     one record per key; networks/<id>, leases/<id>,
+                                          secrets/<id> and configs/<id> as well
     <prefix>tasks/<service id>/<block>    up to 64 slots of a service in one key
 
 A task's block follows from what never changes about it, so it stays where it is for life: replicated tasks by
@@ -19,6 +20,7 @@ from dataclasses import dataclass
 
 from swarmlet.errors import InvalidArgument
 from swarmlet.model.cluster import Cluster
+from swarmlet.model.dependency import Config, Secret
 from swarmlet.model.network import Lease, Network
 from swarmlet.model.node import Node
 from swarmlet.model.service import Service
@@ -30,8 +32,10 @@ SLOTS_PER_BLOCK = 64
 HASHED_BLOCKS = 64
 
 #: Records with a key of their own, by folder; the cluster's is single.
-Foldered = Lease | Network | Node | Service
-_KINDS: dict[str, type[Foldered]] = {"leases": Lease, "networks": Network, "nodes": Node, "services": Service}
+Foldered = Config | Lease | Network | Node | Secret | Service
+_KINDS: dict[str, type[Foldered]] = {
+    "configs": Config, "leases": Lease, "networks": Network, "nodes": Node, "secrets": Secret, "services": Service,
+}
 _FOLDERS: dict[type, str] = {kind: folder for folder, kind in _KINDS.items()}
 
 

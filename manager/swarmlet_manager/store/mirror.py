@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+from swarmlet.model.dependency import Config, Secret
 from swarmlet.model.network import Lease, Network
 from swarmlet.model.service import Service
 from swarmlet.model.task import Task
@@ -98,7 +99,7 @@ class Mirror:
         # Tasks last when putting, first when removing: no task without its service in between.
         return [
             *state.tasks.values(), *state.leases.values(), *state.services.values(), *state.networks.values(),
-            *state.nodes.values(), *cluster,
+            *state.secrets.values(), *state.configs.values(), *state.nodes.values(), *cluster,
         ]
 
     def _follow(self, event: Event) -> list[Change]:
@@ -122,6 +123,10 @@ class Mirror:
                 return state.networks.get(ident)
             case _ if kind is Lease:
                 return state.leases.get(ident)
+            case _ if kind is Secret:
+                return state.secrets.get(ident)
+            case _ if kind is Config:
+                return state.configs.get(ident)
             case _:
                 return state.nodes.get(ident) if ident else state.cluster
 

@@ -29,6 +29,7 @@ from swarmlet.model.task import Task, TaskStatus
 from swarmlet_agent.api.tunnel import TunnelRoutes
 from swarmlet_manager.api.app import cluster_routes
 from swarmlet_manager.ca.authority import Authority
+from swarmlet_manager.ca.vault import Vault
 from swarmlet_manager.control.commands import Control
 from swarmlet_manager.fleet.client import Fleet
 from swarmlet_manager.state import Put
@@ -254,8 +255,10 @@ async def manager_lab(folder: Path) -> AsyncIterator[Lab]:
     await store.wait_for_leadership()
     await authority.ensure_cluster()
     await until(lambda: store.state.cluster is not None)
+    vault = Vault(store, folder)
+    await vault.ensure()
     inventory = Inventory()
-    control = Control(store, inventory)
+    control = Control(store, inventory, vault)
     fleet = Fleet(store.state, None)
     server = Server(cluster_routes(control, fleet, inventory, Here(), store))
     socket = folder / "manager.sock"

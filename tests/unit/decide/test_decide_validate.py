@@ -11,7 +11,6 @@ from msgspec.structs import replace
 from swarmlet.errors import InvalidArgument, NotSupported, SwarmletError
 from swarmlet.model.common import BindOptions, HealthConfig, Mount
 from swarmlet.model.service import (
-    ConfigReference,
     CredentialSpec,
     DiscreteResource,
     EndpointSpec,
@@ -26,7 +25,6 @@ from swarmlet.model.service import (
     ReplicatedMode,
     Reservation,
     ResourceRequirements,
-    SecretReference,
     ServiceMode,
     ServiceSpec,
     TaskRestartPolicy,
@@ -184,8 +182,6 @@ def test_a_spec_that_cannot_be_meant_is_refused_by_name(spec: ServiceSpec, messa
             "network host",
         ),
         (replace(GOOD, mode=ServiceMode(replicated_job=ReplicatedJobMode())), "service mode replicated job"),
-        (with_container(secrets=(SecretReference(),)), "secrets"),
-        (with_container(configs=(ConfigReference(),)), "configs"),
         (with_container(privileges=Privileges(credential_spec=CredentialSpec(file="x"))), "credential specs"),
         (with_task(plugin_spec={"Name": "x"}), "plugins"),
         (with_task(runtime="plugin"), "plugins"),

@@ -21,6 +21,7 @@ from swarmlet.model.task import Task, TaskStatus
 from swarmlet.pki import Identity
 from swarmlet.tls import TlsIdentity, server_context
 from swarmlet.wire import messages
+from swarmlet.wire.contents import Content
 from swarmlet.wire.joining import SESSION_PATH
 from swarmlet.wire.messages import (
     Assignments,
@@ -84,9 +85,14 @@ class Orders:
     def __init__(self) -> None:
         self.given: list[tuple[bool, list[str], list[str]]] = []
         self.trouble: list[SwarmletError] = []
+        self.contents: list[Content] = []
+
+    def supplied(self, items: Sequence[Content]) -> None:
+        self.contents += items
 
     async def assign(
-        self, *, full: bool, tasks: Sequence[Task], removed: Sequence[str], registry_auth: Mapping[str, str]
+        self, *, full: bool, tasks: Sequence[Task], removed: Sequence[str], registry_auth: Mapping[str, str],
+        unneeded: Sequence[str] = (),
     ) -> None:
         if self.trouble:
             raise self.trouble.pop()

@@ -14,7 +14,6 @@ from swarmlet.model.container import EndpointIPAMConfig, PortBinding
 from swarmlet.model.network import NetworkAttachment
 from swarmlet.model.service import (
     AppArmorOptions,
-    ConfigReference,
     ContainerSpec,
     CredentialSpec,
     DnsConfig,
@@ -155,7 +154,6 @@ def test_a_template_that_cannot_be_resolved_is_refused_by_name(text: str) -> Non
     ("spec", "more"),
     [
         (ContainerSpec(image="x", isolation="hyperv"), {}),
-        (ContainerSpec(image="x", configs=(ConfigReference(config_name="c"),)), {}),
         (ContainerSpec(image="x", privileges=Privileges(credential_spec=CredentialSpec(file="f"))), {}),
     ],
 )

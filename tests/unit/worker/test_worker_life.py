@@ -203,13 +203,13 @@ async def test_many_tasks_are_made_a_few_at_a_time(node: Node) -> None:
     busy, most = 0, 0
     create = node.engine.create
 
-    async def counted(*args: object) -> object:
+    async def counted(*args: object, **more: object) -> object:
         nonlocal busy, most
         busy += 1
         most = max(most, busy)
         await asyncio.sleep(0.002)
         busy -= 1
-        return await create(*args)  # type: ignore[arg-type]
+        return await create(*args, **more)  # type: ignore[arg-type]
 
     node.engine.create = counted  # type: ignore[assignment, method-assign]
     async with node.worker(starts=3) as worker:

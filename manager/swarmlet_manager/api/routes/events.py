@@ -1,4 +1,4 @@
-"""/events of the whole cluster: what every node's engine tells, and what happens to services and nodes."""
+"""/events of the whole cluster: what every node's engine tells, and what happens to the cluster's objects."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from swarmlet.engine_api.router import Call, Route
 from swarmlet.engine_api.streams import JsonStream
 from swarmlet.errors import InvalidArgument, SwarmletError
 from swarmlet.log import get_logger
+from swarmlet.model.dependency import Config, Secret
 from swarmlet.model.node import Node
 from swarmlet.model.service import Service
 from swarmlet.model.times import NS, parse_timestamp
@@ -44,7 +45,7 @@ class Subscribable(Protocol):
 
 
 class ClusterEvents:
-    """Service and node events made from changes of the state; the last `HISTORY` are kept."""
+    """Events of services, nodes, secrets and configs, made from changes of the state; the last `HISTORY` are kept."""
 
     def __init__(self, store: Subscribable) -> None:
         self._recent: deque[Json] = deque(maxlen=HISTORY)
@@ -67,7 +68,7 @@ class ClusterEvents:
 
 
 def event_of(change: Change, now: int) -> Json | None:
-    """The event a change stands for, if it stands for one (swarm scope: service, node)."""
+    """The event a change stands for, if it stands for one (swarm scope: service, node, secret, config)."""
     before, after = change.before, change.after
     match change.record:
         case Service() as record:
@@ -89,6 +90,9 @@ def event_of(change: Change, now: int) -> Json | None:
                 return _event("node", "remove", record.id, name, now)
             attributes = name | _node_attributes(before, after)
             return _event("node", "update", record.id, attributes, now) if len(attributes) > 1 else None
+        case Secret() | Config() as record:
+            action = "create" if before is None else "remove" if after is None else "update"
+            return _event(type(record).__name__.lower(), action, record.id, {"name": record.name}, now)
         case _:
             return None
 
@@ -216,7 +220,7 @@ class EventRoutes:
 
 
 def matches(filters: Filters, event: Json) -> bool:
-    """Filters of /events as they apply to services and nodes."""
+    """Filters of /events as they apply to objects of the cluster."""
     actor = event["Actor"]
     names = (actor["ID"], actor["Attributes"].get("name", ""))
     return (
@@ -224,8 +228,10 @@ def matches(filters: Filters, event: Json) -> bool:
         and filters.matches("event", event["Action"])
         and filters.matches("scope", event["scope"])
         and all(key not in filters for key in ("container", "image", "volume", "network", "daemon", "label", "plugin"))
-        and (("service" not in filters) or (event["Type"] == "service" and filters.matches("service", *names)))
-        and (("node" not in filters) or (event["Type"] == "node" and filters.matches("node", *names)))
+        and all(
+            event["Type"] == kind and filters.matches(kind, *names)
+            for kind in ("service", "node", "secret", "config") if kind in filters
+        )
     )
 
 
