@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from e2e_cluster import Cluster, View
+from e2e_dependencies import remove_all
 from installed_clients import ansible
 
 #: Every task is a process of Python: on a machine with much else to do that adds up.
@@ -76,6 +77,15 @@ def test_the_swarm(cluster: Cluster, tidy_node: View, tmp_path: Path) -> None:
     program = shutil.which("docker")
     assert program
     assert "failed=0" in play("swarm.yml", tmp_path, engine=cluster.view.url, docker_cli=program)
+
+
+def test_secrets_and_configs(cluster: Cluster, tidy_node: View, tmp_path: Path) -> None:
+    program = shutil.which("docker")
+    assert program
+    try:
+        assert "failed=0" in play("dependencies.yml", tmp_path, engine=cluster.view.url, docker_cli=program)
+    finally:
+        remove_all(cluster)
 
 
 def _python_of_the_host() -> list[str]:
