@@ -293,6 +293,9 @@ CLUSTER: dict[str, list[Case]] = {
             "Name": "bad", "TaskTemplate": {"ContainerSpec": {"Image": "busybox"}, "Networks": [{"Target": "ov"}]},
         }),
         service("malformed secret reference", container={"Secrets": [{"SecretName": "s"}]}),
+        service("secret references 's' and 't' have a conflicting target: 'x'", container={"Secrets": [
+            {"SecretName": name, "SecretID": "i", "File": {"Name": "x"}} for name in ("s", "t")
+        ]}),
         service("secret not found: s", container={
             "Secrets": [{"SecretName": "s", "SecretID": "i", "File": {"Name": "s"}}],
         }),

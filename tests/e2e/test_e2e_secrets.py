@@ -126,9 +126,6 @@ def test_what_a_service_cannot_mean_is_refused(secrets: Cluster) -> None:
     make(secrets, "one")
     create = ("service", "create", "-d", "--name", "bad")
     assert "secret not found: nope" in refusal(secrets, *create, "--secret", "nope", "busybox")
-    assert "secret references 'one' and 'one' have a conflicting target: 'x'" in refusal(
-        secrets, *create, "--secret", "source=one,target=x", "--secret", "source=one,target=x", "busybox"
-    )
     assert "duplicate mount point: /etc/x" in refusal(
         secrets, *create, "--secret", "source=one,target=/etc/x", "--mount", "type=tmpfs,target=/etc/x", "busybox"
     )
