@@ -7,6 +7,7 @@ import io
 import json
 import tarfile
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -135,7 +136,7 @@ def test_images_are_imported_in_every_way(
         api.import_image_from_image("127.0.0.1:1/none", repository="imported/none")
 
 
-def test_images_are_committed(node_api: docker.APIClient, images: list[str]) -> None:
+def test_images_are_committed(cluster: Cluster, node_api: docker.APIClient, images: list[str]) -> None:
     api = node_api
     ident = api.create_container("busybox", ["touch", "/test"])["Id"]
     api.start(ident)
@@ -147,6 +148,8 @@ def test_images_are_committed(node_api: docker.APIClient, images: list[str]) -> 
     images.append("committed:1")
     shown = api.inspect_image(made)
     assert shown["Parent"] == api.inspect_image("busybox")["Id"]
+    with closing(docker.APIClient(base_url=cluster.node(1).url, version="1.44")) as old:
+        assert old.inspect_image(made)["Container"] == ident
     assert (shown["Comment"], shown["Author"]) == ("m", "me") and "8000/tcp" in shown["Config"]["ExposedPorts"]
     assert shown["Config"]["Cmd"] == ["bash"] and shown["Config"]["Labels"] == {"a": "b"}
 

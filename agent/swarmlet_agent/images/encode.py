@@ -95,9 +95,15 @@ def inspect(
     if version < (1, 44):
         shown["VirtualSize"] = image.size_bytes
     if version < (1, 45):
-        shown["Container"] = ""
+        shown["Container"] = msgspec.json.decode(configuration.raw, type=_Origin).container
         shown["ContainerConfig"] = dict(_NO_CONFIG)
     return shown
+
+
+class _Origin(msgspec.Struct, frozen=True):
+    """The container that an image was committed from, which Docker's configurations name."""
+
+    container: str = ""
 
 
 def _folders(diffs: Sequence[Path]) -> dict[str, str]:

@@ -32,6 +32,7 @@ from swarmlet_agent.images.patience import patiently, retrying
 from swarmlet_agent.images.platforms import Platform
 from swarmlet_agent.images.progress import Hub, Throttle
 from swarmlet_agent.images.reference import Reference
+from swarmlet_agent.images.refusals import RegistryUnreachable
 from swarmlet_agent.images.registry import Fetched, Registries, Repository
 from swarmlet_agent.images.transfer import fetch_blob
 from swarmlet_agent.images.types import RegistryAuth
@@ -85,10 +86,17 @@ class Puller:
         raise error
 
     async def tags(self, ref: Reference, auth: RegistryAuth | None) -> list[str]:
-        """All tags of a repository; the registry itself is asked, mirrors may know only some."""
-        repository = (await self._registries.open(ref, auth))[-1]
-        await repository.connect()
-        return await repository.tags()
+        """All tags of a repository, from the registry itself: mirrors, which may know only some, are for want of it."""
+        *mirrors, registry = await self._registries.open(ref, auth)
+        error: RegistryUnreachable | None = None
+        for repository in (registry, *mirrors):
+            try:
+                await repository.connect()
+                return await repository.tags()
+            except RegistryUnreachable as err:
+                error = error or err
+        assert error is not None
+        raise error
 
     async def manifest_for(
         self, repository: Repository, top: Fetched, ref: Reference, wanted: Platform

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from ipaddress import IPv4Interface, IPv6Interface, ip_interface
+from ipaddress import IPv4Interface, IPv6Interface, ip_interface, ip_network
 
 import msgspec
 
@@ -90,20 +90,29 @@ def check_settings(network: NetworkRecord, settings: EndpointSettings) -> None:
     ipam = settings.ipam_config
     if ipam is not None:
         link_local(ipam.link_local_ips)
-    for address, part in ((ipam.ipv4_address, network.v4), (ipam.ipv6_address, network.v6)) if ipam is not None else ():
-        if not address:
-            continue
-        if network.predefined:
-            raise InvalidArgument("user specified IP address is supported on user defined networks only")
-        if not part.chosen:
-            raise InvalidArgument(
-                "user specified IP address is supported only when connecting to networks with user configured subnets"
-            )
+        for version, address in ((4, ipam.ipv4_address), (6, ipam.ipv6_address)):
+            if address:
+                _check_address(network, version, address)
     if settings.aliases and network.predefined:
         raise InvalidArgument("network-scoped aliases are only supported for user-defined networks")
     check_options(settings.driver_opts)
     if settings.mac_address:
         check_mac(settings.mac_address)
+
+
+def _check_address(network: NetworkRecord, version: int, address: str) -> None:
+    """Whether a container may ask for this address. That it is free and in the subnet is its pool's to say."""
+    if network.predefined:
+        raise InvalidArgument("user specified IP address is supported on user defined networks only")
+    if (network.v4, network.v6)[version == 6].chosen:
+        return
+    unused = network.unused_of(version)
+    if not unused:
+        raise InvalidArgument(
+            "user specified IP address is supported only when connecting to networks with user configured subnets"
+        )
+    if not any(parse_address(address, f"IPv{version} address") in ip_network(part.subnet) for part in unused):
+        raise InvalidArgument(f"no configured subnet or ip-range contain the IP address {address}")
 
 
 def link_local(addresses: Sequence[str]) -> list[IPv4Interface | IPv6Interface]:

@@ -71,8 +71,9 @@ def plan_network(
     record = NetworkRecord(
         id=network_id, name=request.name, driver=driver, created_at=now, subnet=v4.subnet, gateway=v4.gateway,
         ip_range=v4.ip_range, auxiliary=v4.auxiliary, chosen_subnet=v4.chosen, v6=v6, more=(*more4, *more6),
-        internal=request.internal,
-        attachable=request.attachable, options=dict(request.options), labels=dict(request.labels),
+        unused=_unused(request.ipam, [version for version, some in parts.items() if not some]),
+        internal=request.internal, attachable=request.attachable,
+        options=dict(request.options), labels=dict(request.labels),
         ipam_options=None if request.ipam.options is None else dict(request.ipam.options),
     )
     if request.config_from is not None:
@@ -81,6 +82,17 @@ def plan_network(
         parent = plan_parent(request, network_id, existing.values(), links)
         return replace(record, parent=parent.name, mode=parent.mode)
     return _bridge_network(record, links)
+
+
+def _unused(ipam: Ipam, versions: Collection[int]) -> tuple[Subnet, ...]:
+    """What was asked for of families that are not enabled: dockerd keeps it and shows it."""
+    return tuple(
+        Subnet(
+            subnet=config.subnet, gateway=config.gateway, ip_range=config.ip_range,
+            auxiliary=dict(config.auxiliary_addresses), chosen=True,
+        )
+        for version in versions for config in configs_of(ipam, version) if config.subnet
+    )
 
 
 def _bridge_network(record: NetworkRecord, links: Collection[str]) -> NetworkRecord:

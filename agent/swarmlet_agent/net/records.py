@@ -66,6 +66,8 @@ class NetworkRecord(Record, frozen=True, kw_only=True):
     v6: Subnet = Subnet()
     #: Further subnets of either family, each with a gateway of its own: only of a macvlan network.
     more: tuple[Subnet, ...] = ()
+    #: Asked for, of a family that the network does not have: containers may name addresses there, and get none.
+    unused: tuple[Subnet, ...] = ()
     internal: bool = False
     attachable: bool = False
     inter_container: bool = True
@@ -131,6 +133,9 @@ class NetworkRecord(Record, frozen=True, kw_only=True):
     def subnets(self) -> tuple[Subnet, ...]:
         """All of them, in the order they were asked for, IPv4's first."""
         return tuple(sorted((*self.families, *self.more), key=lambda part: ":" in part.subnet))
+
+    def unused_of(self, version: int) -> tuple[Subnet, ...]:
+        return tuple(part for part in self.unused if (6 if ":" in part.subnet else 4) == version)
 
 
 class EndpointRecord(Record, frozen=True, kw_only=True):

@@ -23,7 +23,7 @@ def view(network: NetworkRecord, attached: Iterable[tuple[SandboxRecord, Endpoin
     asked = plan_config.blueprint(network) if network.blueprint else None
     if asked is not None:
         config += [to_api(each) for each in asked.ipam.config]
-    for part in network.subnets:
+    for part in (*network.subnets, *network.unused):
         entry: dict[str, object] = {"Subnet": part.subnet}
         if part.ip_range:
             entry["IPRange"] = part.ip_range

@@ -8,6 +8,7 @@ import io
 import json
 import subprocess
 from collections.abc import AsyncIterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -289,6 +290,19 @@ async def test_docker_py_imports_and_loads(client: Client) -> None:
     assert imported["RootFS"]["Layers"] == [digest(files({"x": b"y"}))]
 
 
+async def test_what_is_wrong_with_an_archive_is_told_in_the_stream_as_clients_expect_it(client: Client) -> None:
+    """docker-py raises its ImageLoadError for a line of the answer alone."""
+    status, told = await client.call("POST", "/images/load", data=b"rubbish" * 1000)
+    assert status == 200 and "invalid archive" in told["error"] and told["errorDetail"]["message"] == told["error"]
+
+    def work() -> None:
+        with closing(docker.DockerClient(base_url=f"unix://{client.socket}")) as engine:
+            engine.images.load(b"abc")
+
+    with pytest.raises(docker.errors.ImageLoadError, match="invalid archive"):
+        await asyncio.to_thread(work)
+
+
 async def test_images_made_from_busybox_are_the_same_each_time_and_load(client: Client) -> None:
     for build, name in ((busybox_archive, "busybox:latest"), (demo_archive, "swarmlet-demo:latest")):
         archive = await asyncio.to_thread(build, Path("/usr/bin/busybox"), name)
@@ -359,10 +373,18 @@ async def test_bad_requests_name_what_is_wrong(client: Client, method: str, path
     assert words in body["message"]
 
 
-async def test_bad_credentials_are_refused_without_being_repeated(client: Client) -> None:
-    headers = {"X-Registry-Auth": base64.b64encode(b"geheim").decode()}
-    status, lines = await client.call("POST", "/images/create?fromImage=x&tag=1", headers=headers)
-    assert status == 400 and "X-Registry-Auth" in lines[0]["message"] and "geheim" not in lines[0]["message"]
+async def test_a_header_that_is_no_credentials_is_nobodys_and_never_repeated(
+    client: Client, registry: FakeRegistry, caplog: pytest.LogCaptureFixture
+) -> None:
+    registry.push("x", "1", _IMAGE)
+    for placeholder in ("placeholder", base64.b64encode(b"geheim").decode()):
+        headers = {"X-Registry-Auth": placeholder}
+        where = f"fromImage={registry.host}/x&tag=1"
+        status, lines = await client.call("POST", f"/images/create?{where}", headers=headers)
+        assert status == 200 and "error" not in lines[-1]
+        assert (await client.call("GET", f"/distribution/{registry.host}/x:1/json", headers=headers))[0] == 200
+    assert "goes without credentials" in caplog.text
+    assert "geheim" not in caplog.text and "placeholder" not in caplog.text
 
 
 async def test_older_clients_get_the_fields_of_their_time(client: Client) -> None:

@@ -122,6 +122,23 @@ async def test_an_archive_is_loaded_on_every_node_whole(lab: Lab) -> None:
     assert all(node.bodies == [archive] for node in lab.nodes)
 
 
+async def test_an_archive_that_is_none_is_told_in_the_stream_and_one_node_that_cannot_take_it_by_name(lab: Lab) -> None:
+    broken = {"errorDetail": {"message": "invalid archive"}, "error": "invalid archive"}
+    for number in (1, 2):
+        node = fake_node(lab, number)
+        node.streams("POST", "/images/load", _lines(broken))
+        await lab.join(node)
+    async with lab.client.post(f"{API}/images/load", data=io.BytesIO(b"x")) as answer:
+        assert answer.status == 200 and json.loads(await answer.read()) == broken
+    node = fake_node(lab, 3)
+    node.streams("POST", "/images/load", _lines({"stream": "Loaded image: busybox:1\n"}))
+    await lab.join(node)
+    async with lab.client.post(f"{API}/images/load", data=io.BytesIO(b"x")) as answer:
+        first, last = (json.loads(line) for line in (await answer.read()).splitlines())
+    assert first == {"stream": "Loaded image: busybox:1\n"}
+    assert last["error"] == "node-1: invalid archive; node-2: invalid archive"
+
+
 async def test_images_are_listed_once_with_all_their_tags(lab: Lab) -> None:
     for number, tag in ((1, "a:1"), (2, "b:1")):
         node = fake_node(lab, number)

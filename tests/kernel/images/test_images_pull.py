@@ -270,6 +270,22 @@ async def test_docker_hub_is_asked_through_its_mirrors_first(tmp_path: Path, reg
     assert seen[0] == {"status": "Pulling from library/made", "id": "latest"}
 
 
+async def test_all_tags_of_docker_hub_come_from_a_mirror_where_the_hub_cannot_be_reached(
+    tmp_path: Path, registry: FakeRegistry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    registry.push("library/made", "1", MadeImage(_LAYERS[:1]))
+    registry.push("library/made", "2", MadeImage(_LAYERS))
+    monkeypatch.setenv("HTTPS_PROXY", "http://127.0.0.1:9")  # nobody is there, so that nothing leaves this machine
+    made = Node(tmp_path / "mirrored", registry_mirrors=["http://127.0.0.1:9", f"http://{registry.host}"])
+    await made.start()
+    try:
+        pulled = await made.store.pull_all_tags("made")
+    finally:
+        await made.stop()
+
+    assert [image.repo_tags for image in pulled] == [("made:1",), ("made:2",)]
+
+
 @pytest.mark.parametrize(
     "raw", [b"{", b"[]", b'{"schemaVersion": 1}', b'{"schemaVersion": 2, "config": {"digest": "../../x"}}']
 )

@@ -25,6 +25,7 @@ from swarmlet.model.service import (
     ReplicatedMode,
     Reservation,
     ResourceRequirements,
+    SeLinuxContext,
     ServiceMode,
     ServiceSpec,
     TaskRestartPolicy,
@@ -183,6 +184,7 @@ def test_a_spec_that_cannot_be_meant_is_refused_by_name(spec: ServiceSpec, messa
         ),
         (replace(GOOD, mode=ServiceMode(replicated_job=ReplicatedJobMode())), "service mode replicated job"),
         (with_container(privileges=Privileges(credential_spec=CredentialSpec(file="x"))), "credential specs"),
+        (with_container(privileges=Privileges(selinux_context=SeLinuxContext(type="t"))), "SELinux contexts"),
         (with_task(plugin_spec={"Name": "x"}), "plugins"),
         (with_task(runtime="plugin"), "plugins"),
         (with_task(network_attachment_spec={"ContainerID": "x"}), "network attachments"),
@@ -223,3 +225,7 @@ def test_names_of_any_length_are_judged_in_no_time(text: str) -> None:
             check_service_spec(spec)
         except SwarmletError as err:
             assert str(err)
+
+
+def test_a_service_may_do_without_selinux_labels_as_all_containers_do() -> None:
+    check_service_spec(with_container(privileges=Privileges(selinux_context=SeLinuxContext(disable=True))))

@@ -10,7 +10,9 @@ from msgspec.structs import replace
 
 from swarmlet.errors import Conflict, Forbidden, InvalidArgument, NotAManager, NotFound, NotSupported, SwarmletError
 from swarmlet.ipam import PoolOverlap
+from swarmlet.model.container import EndpointIPAMConfig, EndpointSettings
 from swarmlet.model.network import Subnet
+from swarmlet_agent.net.plan_attach import check_settings
 from swarmlet_agent.net.plan_create import default_network, plan_network
 from swarmlet_agent.net.records import NetworkRecord
 from swarmlet_agent.net.requests import ConfigReference, Ipam, IpamConfig, NetworkCreate
@@ -293,3 +295,21 @@ def test_a_name_exists_once() -> None:
     taken = {"x": NetworkRecord(id="x", name="app")}
     with pytest.raises(Conflict, match="network with name app already exists"):
         plan_network(NetworkCreate(name="app"), network_id="n", now=1, existing=taken, host_routes=[], links=[])
+
+
+def test_a_subnet_of_a_family_that_is_not_enabled_is_kept_and_shown_and_addresses_may_be_named_in_it() -> None:
+    asked = ipam(subnet="2001:db8:9::/64", gateway="2001:db8:9::ffff", ip_range="2001:db8:9::/96")
+    network = plan(NetworkCreate(name="x", ipam=asked))
+
+    assert network.subnet and not network.v6.subnet
+    shown = view(network)
+    assert not shown.enable_ipv6 and shown.ipam["Config"][-1] == {
+        "Subnet": "2001:db8:9::/64", "Gateway": "2001:db8:9::ffff", "IPRange": "2001:db8:9::/96",
+    }  # fmt: skip
+    check_settings(network, EndpointSettings(ipam_config=EndpointIPAMConfig(ipv6_address="2001:db8:9::f00d")))
+    for address, words in (
+        ({"ipv6_address": "2001:db8:8::1"}, "no configured subnet or ip-range contain the IP address 2001:db8:8::1"),
+        ({"ipv4_address": "10.9.9.9"}, "only when connecting to networks with user configured subnets"),
+    ):
+        with pytest.raises(InvalidArgument, match=words):
+            check_settings(network, EndpointSettings(ipam_config=EndpointIPAMConfig(**address)))

@@ -17,7 +17,7 @@ from swarmlet.model.container import ContainerConfig, ContainerCreate, HostConfi
 from swarmlet.model.times import NS
 from swarmlet_agent.api.detach import DetachKeys, parse_keys
 from swarmlet_agent.api.shapes import inspect
-from swarmlet_agent.api.shapes.decode import normalise_create
+from swarmlet_agent.api.shapes.decode import normalise_create, with_runtime
 from swarmlet_agent.api.shapes.durations import human_duration, status_text
 from swarmlet_agent.api.shapes.stats import host_cpu_ns
 from swarmlet_agent.api.shapes.summary import command_line
@@ -98,6 +98,14 @@ def test_nulls_are_dropped_but_where_they_mean_something() -> None:
         "NetworkingConfig": {"EndpointsConfig": {"front": None, "back": {}}},
     }
     assert msgspec.convert(clean, ContainerCreate).networking_config.endpoints_config["front"] is None
+
+
+def test_a_runtime_beside_the_host_configuration_is_meant_unless_that_has_one() -> None:
+    said = {"Image": "x", "Runtime": "crun"}
+    assert with_runtime(said)["HostConfig"] == {"Runtime": "crun"}
+    assert with_runtime({**said, "HostConfig": {"Init": True}})["HostConfig"] == {"Init": True, "Runtime": "crun"}
+    assert with_runtime({**said, "HostConfig": {"Runtime": "runc"}})["HostConfig"] == {"Runtime": "runc"}
+    assert with_runtime({"Image": "x"}) == {"Image": "x"} and with_runtime([]) == []
 
 
 json_values = st.recursive(

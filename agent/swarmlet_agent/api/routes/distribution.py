@@ -10,7 +10,8 @@ from swarmlet.engine_api.answers import json_answer
 from swarmlet.engine_api.filters import Filters
 from swarmlet.engine_api.router import Call, Route
 from swarmlet.errors import SwarmletError, Unauthorized
-from swarmlet_agent.images.auth import decode_auth, decode_body
+from swarmlet_agent.api.routes.credentials import credentials
+from swarmlet_agent.images.auth import decode_body
 from swarmlet_agent.images.refusals import RegistryDenied
 from swarmlet_agent.images.types import RegistryAuth
 
@@ -39,7 +40,7 @@ class DistributionRoutes:
 
     async def _inspect(self, call: Call) -> web.StreamResponse:
         """DistributionInspect: 200; 400 bad name; 401 denied; 404 unknown; 500 unreachable."""
-        auth = _given(call)
+        auth = credentials(call)
         try:
             return json_answer(await self._images.distribution(call.params["name"], auth))
         except RegistryDenied as err:
@@ -57,13 +58,9 @@ class DistributionRoutes:
     async def _search(self, call: Call) -> web.StreamResponse:
         """ImageSearch: 200; 400 for bad arguments; 500 unreachable."""
         found = await self._images.search(
-            call.text("term"), limit=call.number("limit") or 0, filters=call.filters(), auth=_given(call)
+            call.text("term"), limit=call.number("limit") or 0, filters=call.filters(), auth=credentials(call)
         )
         return json_answer(found)
-
-
-def _given(call: Call) -> RegistryAuth | None:
-    return decode_auth(call.request.headers.get("X-Registry-Auth", ""))
 
 
 def _plain(err: SwarmletError) -> Unauthorized:

@@ -18,7 +18,8 @@ from swarmlet.errors import InvalidArgument, SwarmletError
 from swarmlet.log import get_logger
 from swarmlet.model.times import parse_rfc3339
 from swarmlet.wire.imports import CREATED_AT
-from swarmlet_agent.images.auth import decode_auth, decode_body
+from swarmlet_agent.api.routes.credentials import credentials
+from swarmlet_agent.images.auth import decode_body
 from swarmlet_agent.images.platforms import Platform
 from swarmlet_agent.images.progress import Listener
 from swarmlet_agent.images.reference import parse_reference
@@ -99,7 +100,7 @@ class ImageRoutes:
         """ImageCreate: pull with fromImage, import with fromSrc. 200 and progress; errors before it have a status."""
         image, source = call.text("fromImage"), call.text("fromSrc")
         if image:
-            auth = decode_auth(call.request.headers.get("X-Registry-Auth", ""))
+            auth = credentials(call)
             ref, all_tags = pull_reference(image, call.text("tag"))
             platform = _platform(call)
             if all_tags:
@@ -130,11 +131,11 @@ class ImageRoutes:
         return await stream.end()
 
     async def _load(self, call: Call) -> web.StreamResponse:
-        """ImageLoad: 200 and progress; 400 for what is no image archive."""
+        """ImageLoad: 200 and progress. What is wrong with the archive is a line of it, as clients expect of dockerd."""
         quiet, platform = call.flag("quiet", default=True), _platform(call)
         return await _with_progress(call, lambda listener: self._images.load(
             call.request.content.iter_any(), platform=platform, quiet=quiet, progress=listener
-        ))
+        ), always_a_stream=True)
 
     async def _save_one(self, call: Call) -> web.StreamResponse:
         return await self._save(call, [call.params["name"]])
@@ -241,9 +242,8 @@ def _created(call: Call) -> int | None:
 
 async def _asker(call: Call) -> RegistryAuth | None:
     """The header; clients of old sent the same JSON as the body."""
-    header = call.request.headers.get("X-Registry-Auth", "")
-    if header:
-        return decode_auth(header)
+    if "X-Registry-Auth" in call.request.headers:
+        return credentials(call)
     auth = decode_body(await call.request.content.read(_MAX_CREDENTIALS))
     return auth if auth.username or auth.identity_token or auth.registry_token else None
 
@@ -276,8 +276,10 @@ def _platform_text(text: str) -> str:
         raise InvalidArgument(f"invalid platform: {err}") from err
 
 
-async def _with_progress(call: Call, work: Callable[[Listener], Awaitable[object]]) -> web.StreamResponse:
-    """Run it with progress sent as it comes. Before the first line an error is a status, later a line.
+async def _with_progress(
+    call: Call, work: Callable[[Listener], Awaitable[object]], *, always_a_stream: bool = False
+) -> web.StreamResponse:
+    """Run it with progress sent as it comes. Before the first line an error is a status, later (or always) a line.
 
     A client that goes away ends it, also while there is nothing to tell.
     """
@@ -286,7 +288,7 @@ async def _with_progress(call: Call, work: Callable[[Listener], Awaitable[object
         async with WhileConnected(call.request):
             await work(stream.send)
     except SwarmletError as err:
-        if not stream.started:
+        if not stream.started and not always_a_stream:
             raise
         await stream.fail(str(err))
     return await stream.end()

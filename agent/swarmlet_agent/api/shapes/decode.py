@@ -20,7 +20,8 @@ async def container_create(call: Call) -> ContainerCreate:
     body = await call.raw_json(keep_nulls=True)
     if body is None:
         raise InvalidArgument(NO_BODY)
-    return as_meant(convert(normalise_create(spelled(body, ContainerCreate)), ContainerCreate), call.version)
+    meant = with_runtime(normalise_create(spelled(body, ContainerCreate)))
+    return as_meant(convert(meant, ContainerCreate), call.version)
 
 
 async def exec_request(call: Call) -> ExecRequest:
@@ -48,6 +49,14 @@ def normalise_create(body: Any) -> Any:
         elif value is not None:
             clean[key] = _clean(value, (key,))
     return {**clean, **_words(clean, "Cmd"), **_words(clean, "Entrypoint")}
+
+
+def with_runtime(body: Any) -> Any:
+    """docker-py's low level says `runtime` beside HostConfig, where engines of old read it; HostConfig's own wins."""
+    if not isinstance(body, dict) or not (runtime := body.get("Runtime")):
+        return body
+    host = body.get("HostConfig", {})
+    return body if not isinstance(host, dict) else {**body, "HostConfig": {"Runtime": runtime, **host}}
 
 
 def _clean(value: Any, where: tuple[str, ...]) -> Any:

@@ -123,9 +123,10 @@ class ImageRoutes:
         return await stream.end()
 
     async def load(self, call: Call) -> web.StreamResponse:
-        return await self._to_all(call)
+        """What is wrong with the archive is a line of the answer, as a node says it."""
+        return await self._to_all(call, always_a_stream=True)
 
-    async def _to_all(self, call: Call) -> web.StreamResponse:
+    async def _to_all(self, call: Call, *, always_a_stream: bool = False) -> web.StreamResponse:
         """A body for every node: kept in a file, sent to all, the first node's answer for the client."""
         nodes = self._some(self._fleet.schedulable())
         if len(nodes) == 1:
@@ -147,7 +148,11 @@ class ImageRoutes:
         results = {node.description.hostname: task.result() for node, task in zip(nodes, tasks, strict=True)}
         good = [body for body in results.values() if isinstance(body, bytes)]
         if not good:
-            raise next(error for error in results.values() if isinstance(error, SwarmletError))
+            error = next(error for error in results.values() if isinstance(error, SwarmletError))
+            if not always_a_stream:
+                raise error
+            await stream.fail(str(error))
+            return await stream.end()
         for line in good[0].splitlines():
             if line.strip():
                 await stream.send(json.loads(line))
@@ -170,7 +175,7 @@ class ImageRoutes:
                 body = await answer.read()
                 if answer.status >= 400:
                     decoded(answer.status, body)
-                return body
+                return body if (wrong := stream_error(body)) is None else Internal(wrong)
         except SwarmletError as err:
             return err
         except aiohttp.ClientError as err:
@@ -304,6 +309,13 @@ def split_tag(name: str) -> tuple[str, str]:
     ends = [at for mark in "@:" if (at := name.find(mark, start)) >= 0]
     end = min(ends, default=len(name))
     return name[:end], name[end:]
+
+
+def stream_error(body: bytes) -> str | None:
+    """The error that a stream of progress ends with, if it does."""
+    last = body.strip().rpartition(b"\n")[2]
+    told = json.loads(last).get("error") if last.startswith(b"{") else None
+    return None if told is None else str(told)
 
 
 def merged_names(some: Sequence[str] | None, others: Sequence[str] | None) -> list[str]:
