@@ -1,4 +1,4 @@
-"""The stream an unpacking reads: a thread that decompresses and hashes ahead of the one that writes files."""
+"""The stream an unpacking reads: decompressed and hashed, ahead of who writes the files if there is a core for it."""
 
 from __future__ import annotations
 
@@ -23,25 +23,27 @@ class BadLayer(InvalidArgument):
 class Feed:
     """`with feed: for piece in feed.pieces(…)`; `diff_id` and `size` are right once all pieces were taken."""
 
-    def __init__(self, source: BinaryIO, length: int, limit: int) -> None:
+    def __init__(self, source: BinaryIO, length: int, limit: int, *, ahead: bool = True) -> None:
+        """ahead: in a thread. Without a core of its own that is slower: two threads wait for each other's turns."""
         self._source, self._left, self._limit = source, length, limit
         self._queue: queue.Queue[bytes | BaseException | None] = queue.Queue(_QUEUE)
         self._stopping = threading.Event()
         self._hash = hashlib.sha256()
         self._consumed = 0
         self.size = 0
-        self._thread = threading.Thread(target=self._run, name="decompress", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="decompress", daemon=True) if ahead else None
 
     @property
     def diff_id(self) -> str:
         return "sha256:" + self._hash.hexdigest()
 
     def __enter__(self) -> None:
-        self._thread.start()
+        if self._thread is not None:
+            self._thread.start()
 
     def __exit__(self, *_: object) -> None:
         self._stopping.set()
-        while self._thread.is_alive():
+        while self._thread is not None and self._thread.is_alive():
             try:
                 self._queue.get_nowait()
             except queue.Empty:
@@ -49,21 +51,29 @@ class Feed:
 
     def pieces(self, report: Callable[[int], None] | None) -> Iterator[bytes]:
         reported = 0
-        while (piece := self._queue.get()) is not None:
-            if isinstance(piece, BaseException):
-                raise piece
+        for piece in self._made() if self._thread is None else self._queued():
             if report is not None and self._consumed - reported >= _REPORT_EVERY:
                 reported = self._consumed
                 report(reported)
             yield piece
 
+    def _queued(self) -> Iterator[bytes]:
+        while (piece := self._queue.get()) is not None:
+            if isinstance(piece, BaseException):
+                raise piece
+            yield piece
+
+    def _made(self) -> Iterator[bytes]:
+        for piece in decompressed(self._read):
+            self.size += len(piece)
+            if self.size > self._limit:
+                raise BadLayer(f"the layer unpacks to more than {self._limit} bytes")
+            self._hash.update(piece)
+            yield piece
+
     def _run(self) -> None:
         try:
-            for piece in decompressed(self._read):
-                self.size += len(piece)
-                if self.size > self._limit:
-                    raise BadLayer(f"the layer unpacks to more than {self._limit} bytes")
-                self._hash.update(piece)
+            for piece in self._made():
                 self._put(piece)
                 if self._stopping.is_set():
                     return

@@ -141,14 +141,14 @@ class _Download:
         self.size, self._hash, self._resumed = 0, hashlib.sha256(), False
 
     async def _write(self, pieces: list[bytes]) -> None:
-        data = b"".join(pieces)
         try:
-            await asyncio.to_thread(self._hash_and_write, data)
+            await asyncio.to_thread(self._hash_and_write, pieces)
         except OSError as err:
             raise Internal(f"blob {self._blob.digest} cannot be stored: {err.strerror}") from err
-        self.size += len(data)
+        self.size += sum(map(len, pieces))
 
-    def _hash_and_write(self, data: bytes) -> None:
-        self._hash.update(data)
-        self.file.write(data)
+    def _hash_and_write(self, pieces: list[bytes]) -> None:
+        for piece in pieces:
+            self._hash.update(piece)
+            self.file.write(piece)
         self.file.flush()

@@ -5,7 +5,7 @@ made so far (path -> kind) is the truth: a name is followed through folders the 
 file system. Absolute names and links begin at the layer's root; names and links that lead out of it, and hard links to
 what the layer does not contain, are errors. The caller adds a second wall (chroot).
 
-Decompressing and hashing run in a thread beside the one that writes: both release the interpreter.
+Decompressing and hashing may run in a thread beside the one that writes: both release the interpreter.
 """
 
 from __future__ import annotations
@@ -66,14 +66,15 @@ class Unpacked:
 def unpack_layer(
     source: BinaryIO, length: int, root: bytes, kept: bytes, recipe: BinaryIO, *,
     label: str, expected: str | None = None, limits: Limits = Limits(), report: Callable[[int], None] | None = None,
+    ahead: bool = True,
 ) -> Unpacked:
     """Unpack `length` bytes of `source` (compressed or not) into the empty folder `root`.
 
     expected: the diff id it must have, or None. label names the layer in errors. report is called now and then with
-    the source bytes consumed. BadLayer if it is broken, escapes or is something else than promised; OSError from
-    the disk. What was written so far is the caller's to remove.
+    the source bytes consumed. ahead: see Feed. BadLayer if it is broken, escapes or is something else than promised;
+    OSError from the disk. What was written so far is the caller's to remove.
     """
-    feed = Feed(source, length, limits.tar_bytes)
+    feed = Feed(source, length, limits.tar_bytes, ahead=ahead)
     with feed:
         writer = _Writer(TarReader(feed.pieces(report)), root, kept, RecipeWriter(recipe), label, limits)
         try:

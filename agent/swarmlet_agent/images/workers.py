@@ -29,13 +29,13 @@ class _Worker:
         self._process, self._in, self._out = process, process.stdin, process.stdout
 
     async def run(self, job: Job, progress: Callable[[int], Awaitable[None]]) -> Report:
-        data = msgspec.msgpack.encode(job)
+        data = msgspec.json.encode(job)
         try:
             self._in.write(LENGTH.pack(len(data)) + data)
             await self._in.drain()
             while True:
                 (size,) = LENGTH.unpack(await self._out.readexactly(LENGTH.size))
-                report = msgspec.msgpack.decode(await self._out.readexactly(size), type=Report)
+                report = msgspec.json.decode(await self._out.readexactly(size), type=Report)
                 if report.finished:
                     return report
                 await progress(report.consumed)
@@ -70,12 +70,14 @@ class UnpackPool:
         self._size = size
         self._idle: list[_Worker] = []
         self._users = 0
+        self._left = 0  # layers that are to come, or under way
         self._starting: asyncio.Task[None] | None = None
 
     @contextlib.asynccontextmanager
     async def in_use(self, layers: int = 1) -> AsyncIterator[None]:
         """layers: about how many will come. Processes for them start now: the layers have yet to be fetched."""
         self._users += 1
+        self._left += layers
         if layers and self._users == 1:
             self._starting = asyncio.create_task(self._start(min(layers, self._size)), name="start unpackers")
         try:
@@ -83,6 +85,7 @@ class UnpackPool:
         finally:
             self._users -= 1
             if not self._users:
+                self._left = 0
                 await _finish(self._end())
 
     async def _start(self, count: int) -> None:
@@ -102,22 +105,27 @@ class UnpackPool:
         progress: Callable[[int], Awaitable[None]],
     ) -> Unpacked:
         """Into the empty `folder`. BadLayer, or Internal for the disk's troubles. Cancelling kills the process."""
-        job = Job(str(source), offset, length, str(folder), label, expected, self._limits)
         async with self._free:
             if self._starting is not None and not self._idle:
                 await asyncio.wait([self._starting])
             worker = self._idle.pop() if self._idle else await _start()
+            # With a layer for each core a second thread would only wait for its turn.
+            ahead = self._left < (os.cpu_count() or 1)
+            job = Job(str(source), offset, length, str(folder), label, expected, self._limits, ahead)
             try:
                 report = await worker.run(job, progress)
             except BaseException:
                 await _finish(worker.end(kill=True))
                 raise
+            finally:
+                self._left -= 1
             self._idle.append(worker)
         if report.bad_layer:
             raise BadLayer(report.error)
         if report.error:
             raise Internal(report.error)
-        return Unpacked(report.diff_id, report.tar_bytes, report.size_bytes, report.implied)
+        implied = tuple(path.encode("latin-1") for path in report.implied)
+        return Unpacked(report.diff_id, report.tar_bytes, report.size_bytes, implied)
 
 
 async def _start() -> _Worker:
