@@ -75,6 +75,8 @@ class Build:
         self.results: dict[int, asyncio.Future[State]] = {
             stage.number: loop.create_future() for stage in plan.stages
         }
+        #: Of each stage that has begun: the id of the image at its bottom, "" for scratch.
+        self.bases: dict[int, str] = {}
         self.entries: list[CacheEntry] = []
         self.cache_hits: list[str] = []
         self.used_args: set[str] = set(plan.used)

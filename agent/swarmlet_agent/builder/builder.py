@@ -203,7 +203,7 @@ class Builder:
         unused = sorted(set(options.build_args) - build.used_args - PREDEFINED - {KEEP_GIT_DIR})
         if unused:
             await listener({"stream": f"[Warning] One or more build-args [{' '.join(unused)}] were not consumed\n"})
-        await self._workshop.add(state.configuration, options.tags)
+        await self._workshop.add(state.configuration, options.tags, build.bases[build.plan.target])
         await listener({"stream": f"Successfully built {state.short_id}\n"})
         for name in options.tags:
             await listener({"stream": f"Successfully tagged {name.familiar}\n"})

@@ -49,8 +49,10 @@ class StageRun:
         await self._announce(number, self.stage.begin.code)
         if self.stage.base_stage >= 0:
             self.state = await build.results[self.stage.base_stage]
+            build.bases[self.stage.number] = build.bases[self.stage.base_stage]
         else:
             self.state = await build.image(self.stage.image, self.stage.platform, self.lane)
+            build.bases[self.stage.number] = self.state.id if self.state.short_id else ""
         triggers = self.state.config.on_build
         self.config = begin_stage(self.state.config)
         await self.lane.say(f" ---> {self.state.short_id}\n")

@@ -6,7 +6,7 @@ transaction; memory follows once it is on disk.
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 
 import msgspec
@@ -26,7 +26,7 @@ class ImageRecord(Record, frozen=True, kw_only=True):
     """raw_config: the configuration as it came, whose digest is the id; tagged_at in ns, 0 = never here.
 
     manifest: as it came from a registry, with its media type; b"" for what never did. parent: id of the image that a
-    commit was made on, "" for any other.
+    commit or a build was made on, "" for any other.
     """
 
     id: str
@@ -48,6 +48,7 @@ class Catalogue:
         self._names: dict[str, str] = {}
         self._by_image: dict[str, set[str]] = defaultdict(set)
         self._images: dict[str, Image] = {}
+        self._children: Counter[str] = Counter()
         #: Grows with every change of images or their names.
         self.revision = 0
 
@@ -107,6 +108,26 @@ class Catalogue:
     def images(self) -> list[Image]:
         return [self.image(image_id) for image_id in self._records]
 
+    def has_children(self, image_id: str) -> bool:
+        """Whether other images that are here were made on this one."""
+        return bool(self._children[image_id])
+
+    def parent(self, image_id: str) -> str:
+        """The id of the image that this one was made on, if both are here; else ""."""
+        record = self._records.get(image_id)
+        return record.parent if record is not None and record.parent in self._records else ""
+
+    def children_first(self) -> list[Image]:
+        """All images, each before the one that it was made on."""
+
+        def depth(image: Image) -> int:
+            steps, at = 0, image.id
+            while at := self.parent(at):
+                steps += 1
+            return steps
+
+        return sorted(self.images(), key=depth, reverse=True)
+
     def record(self, image_id: str) -> ImageRecord:
         return self._records[image_id]
 
@@ -148,6 +169,7 @@ class Catalogue:
         for name in names:
             self._unpoint(name.full)
         self.revision += 1
+        self._forget_parent(image_id)
         self._records.pop(image_id, None)
         self._configs.pop(image_id, None)
         self._images.pop(image_id, None)
@@ -163,9 +185,18 @@ class Catalogue:
 
     def _remember(self, record: ImageRecord) -> None:
         self.revision += 1
+        self._forget_parent(record.id)
+        if record.parent:
+            self._children[record.parent] += 1
         self._records[record.id] = record
         self._configs[record.id] = parse_config(record.raw_config)
         self._images.pop(record.id, None)
+
+    def _forget_parent(self, image_id: str) -> None:
+        before = self._records.get(image_id)
+        if before is not None and before.parent:
+            self._children[before.parent] -= 1
+            self._children += Counter()
 
     def _point(self, name: str, image_id: str) -> None:
         self.revision += 1

@@ -75,7 +75,7 @@ class Shelf:
         """Promise the image: its layers are installed and pinned, and are on disk before it is in the journal.
 
         manifest: the one it came with, and its media type. kept: forms of its layers that are in their places.
-        parent: the image that it is a commit on.
+        parent: the image that it was made on.
         """
         await self.layers.sync(config.chain_ids)
         layers = [layer for chain in config.chain_ids if (layer := self.layers.get(chain)) is not None]
@@ -84,7 +84,8 @@ class Shelf:
         async with self._changing:
             before = self.catalogue.record(config.id) if config.id in self.catalogue else None
             record = before or ImageRecord(
-                id=config.id, raw_config=config.raw, layers=config.chain_ids, comment=comment, parent=parent,
+                id=config.id, raw_config=config.raw, layers=config.chain_ids, comment=comment,
+                parent=parent if parent != config.id else "",
                 size_bytes=sum(layer.size_bytes for layer in layers),
             )
             if manifest[0]:

@@ -36,7 +36,7 @@ from swarmlet_agent.images.pull import Puller
 from swarmlet_agent.images.push import Pusher
 from swarmlet_agent.images.reference import Reference, is_image_id, parse_reference
 from swarmlet_agent.images.registry import Download, Registries
-from swarmlet_agent.images.removal import Removal, User, plan_removal
+from swarmlet_agent.images.removal import Removal, User, plan_parent, plan_pruning, plan_removal
 from swarmlet_agent.images.rootfs import RootStore
 from swarmlet_agent.images.save import Saved, archive_chunks
 from swarmlet_agent.images.search import search
@@ -145,10 +145,14 @@ class ImageStore:
         return sum(each.size_bytes for each in self._layers.all()) + kept.total(), listed
 
     def list_images(
-        self, filters: Filters, version: tuple[int, int], *, shared_size: bool = False, manifests: bool = False
+        self, filters: Filters, version: tuple[int, int], *, everything: bool = False, shared_size: bool = False,
+        manifests: bool = False,
     ) -> list[dict[str, Any]]:
-        """GET /images/json."""
-        chosen = listing.select(self.all(), filters, self.get, time.time_ns())
+        """GET /images/json. everything: also images without a name that others were made on."""
+        shown = [image for image in self.all() if everything or not self._is_between(image)]
+        if filters.flag("dangling"):
+            shown = [image for image in shown if not self._catalogue.has_children(image.id)]
+        chosen = listing.select(shown, filters, self.get, time.time_ns())
         patterns = filters.get("reference")
         sizes = self._shared_sizes() if shared_size else {}
         return [
@@ -168,7 +172,7 @@ class ImageStore:
         return encode.inspect(
             image, record, self._catalogue.configuration(image.id),
             [self._layers.diff(chain) for chain in image.layers],
-            record.parent if record.parent in self._catalogue else "", version,
+            self._catalogue.parent(image.id), version,
         ) | (self._manifests(image) if manifests else {})
 
     def history(self, ref: str, wanted: str = "") -> list[dict[str, Any]]:
@@ -293,15 +297,23 @@ class ImageStore:
         image = await self._shelf.tag(ref, name)
         self._event("tag", image.id, name.familiar, image)
 
-    async def remove(self, ref: str, *, force: bool = False, platform: str = "") -> Deleted:
-        """docker rmi: [{"Untagged": …}, {"Deleted": …}]. NotFound; Conflict in dockerd's words."""
+    async def remove(
+        self, ref: str, *, force: bool = False, prune_parents: bool = True, platform: str = ""
+    ) -> Deleted:
+        """docker rmi: [{"Untagged": …}, {"Deleted": …}]. NotFound; Conflict in dockerd's words.
+
+        prune_parents: the images that it was made on go too, if nothing else needs them.
+        """
         self._of_platform(ref, parse_platform(platform))
 
         def plan(image_id: str) -> Removal:
             named = self._named(ref, image_id)
-            return plan_removal(image_id, self._catalogue.names(image_id), named, self._users(image_id), force=force)
+            return plan_removal(
+                image_id, self._catalogue.names(image_id), named, self._users(image_id), force=force,
+                has_children=self._catalogue.has_children(image_id),
+            )
 
-        return self._told(await self._shelf.remove(ref, plan))
+        return await self._removed(ref, plan, prune_parents=prune_parents)
 
     async def prune(self, filters: Filters) -> tuple[Deleted, int]:
         """docker image prune: what was deleted, and the bytes that freed."""
@@ -311,15 +323,15 @@ class ImageStore:
         before = {layer.chain_id: layer.size_bytes for layer in self._layers.all()}
         kept = self._kept.all()
         deleted: Deleted = []
-        for image in self.all():
+        for image in self._catalogue.children_first():
             if (
-                (dangling_only and not listing.is_dangling(image)) or self._users(image.id)
+                image.id not in self._catalogue or (dangling_only and not listing.is_dangling(image))
                 or (until is not None and image.created >= until)
                 or not filters.matches_labels(image.config.labels)
                 or ("label!" in filters and filters.matches_labels(image.config.labels, "label!"))
             ):
                 continue
-            deleted += self._told(await self._shelf.remove(image.id, self._plan_pruning))
+            deleted += await self._removed(image.id, self._plan_pruning, prune_parents=True)
         freed = sum(before.get(entry.get("Deleted", ""), 0) for entry in deleted)
         left = self._kept.all()
         freed += sum(blob.size for blob in kept if blob not in left) + await self._partials.prune()
@@ -375,8 +387,30 @@ class ImageStore:
     # inside
 
     def _plan_pruning(self, image_id: str) -> Removal | None:
-        """All of it, unless someone has begun to use it."""
-        return None if self._users(image_id) else Removal(tuple(self._catalogue.names(image_id)), delete=True)
+        return plan_pruning(
+            self._catalogue.names(image_id), self._users(image_id),
+            has_children=self._catalogue.has_children(image_id),
+        )
+
+    def _plan_parent(self, image_id: str) -> Removal | None:
+        return plan_parent(
+            self._catalogue.names(image_id), self._users(image_id),
+            has_children=self._catalogue.has_children(image_id),
+        )
+
+    async def _removed(self, ref: str, plan: Callable[[str], Removal | None], *, prune_parents: bool) -> Deleted:
+        """What was removed, in clients' lines: each image before the one that it was made on."""
+        parent = self._catalogue.parent(self._catalogue.find(ref))
+        done = await self._shelf.remove(ref, plan)
+        deleted = self._told(done)
+        while parent and prune_parents and done is not None and done[1].delete:
+            ref, parent = parent, self._catalogue.parent(parent)
+            try:
+                done = await self._shelf.remove(ref, self._plan_parent)
+            except NotFound:  # somebody was faster
+                break
+            deleted += self._told(done)
+        return deleted
 
     def _told(self, done: tuple[Image, Removal, list[Layer]] | None) -> Deleted:
         """A removal's events and the lines that clients print."""
@@ -390,6 +424,9 @@ class ImageStore:
             lines += [{"Deleted": image.id}, *({"Deleted": layer.chain_id} for layer in layers)]
             self._event("delete", image.id, image.id, image)
         return lines
+
+    def _is_between(self, image: Image) -> bool:
+        return not image.repo_tags and not image.repo_digests and self._catalogue.has_children(image.id)
 
     def _manifests(self, image: Image) -> dict[str, Any]:
         users = [user.container_id for user in self._users(image.id)]

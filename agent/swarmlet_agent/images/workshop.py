@@ -75,9 +75,9 @@ class Workshop:
         """Remove those of the layers that nothing needs any more; what went."""
         return await self._shelf.sweep(chains)
 
-    async def add(self, configuration: Configuration, names: Sequence[Reference]) -> Image:
-        """A finished image, under these names. Its layers are pinned."""
-        image = await self._shelf.add(configuration, names, tagged=bool(names))
+    async def add(self, configuration: Configuration, names: Sequence[Reference], parent: str) -> Image:
+        """A finished image, under these names. Its layers are pinned. parent: the one that it was built on, or ""."""
+        image = await self._shelf.add(configuration, names, tagged=bool(names), parent=parent)
         for name in names:
             self._event("tag", image.id, name.familiar, image)
         return image

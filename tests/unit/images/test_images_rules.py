@@ -1,4 +1,4 @@
-"""The pure rules of the image store: removal, filters, changes, challenges, manifests, streams."""
+"""The pure rules of the image store: filters, changes, challenges, manifests, streams."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from swarmlet.engine_api.filters import Filters
-from swarmlet.errors import Conflict, InvalidArgument, NotFound
+from swarmlet.errors import InvalidArgument, NotFound
 from swarmlet.model.container import ImageConfig
 from swarmlet_agent.images import platforms
 from swarmlet_agent.images.auth import Challenge, decode_auth, parse_challenges
@@ -43,95 +43,15 @@ from swarmlet_agent.images.manifests import (
 from swarmlet_agent.images.platforms import Platform, best_platform, host_platform, matches, parse_platform
 from swarmlet_agent.images.proxies import choose_proxy, shown_proxies
 from swarmlet_agent.images.reference import Reference, parse_reference
-from swarmlet_agent.images.removal import User, plan_removal
 from swarmlet_agent.images.tarstream import TarReader, parse_pax
 from swarmlet_agent.images.types import Image
 
 _ID = "sha256:" + "12" * 32
 _DIGEST = "sha256:" + "ab" * 32
-_RUNNING, _STOPPED = User("c" * 64, True), User("d" * 64, False)
 
 
 def names(*written: str) -> list[Reference]:
     return [parse_reference(name) for name in written]
-
-
-# removal
-
-
-def test_the_last_name_takes_the_image_along_and_others_do_not() -> None:
-    two = names("a:1", "b:1")
-
-    assert not plan_removal(_ID, two, two[0], [], force=False).delete
-    assert plan_removal(_ID, two[:1], two[0], [], force=False).delete
-    with_digest = names("a:1", f"a@{_DIGEST}")
-    assert plan_removal(_ID, with_digest, with_digest[0], [], force=False) == plan_removal(
-        _ID, with_digest, None, [], force=False
-    )
-    assert plan_removal(_ID, two, None, [], force=True).untag == tuple(two)
-
-
-@pytest.mark.parametrize(
-    ("named", "users", "force", "words"),
-    [
-        (
-            "a:1",
-            [_STOPPED],
-            False,
-            'unable to remove repository reference "a:1" (must force) - container dddddddddddd is using '
-            "its referenced image 121212121212",
-        ),
-        (
-            "",
-            [_STOPPED],
-            False,
-            "unable to delete 121212121212 (must be forced) - image is being used by stopped container dddddddddddd",
-        ),
-        ("", [_STOPPED, _RUNNING], False, "(cannot be forced) - image is being used by running container cccccccccccc"),
-        (
-            "",
-            [_RUNNING],
-            True,
-            "unable to delete 121212121212 (cannot be forced) - image is being used by running container",
-        ),
-    ],
-)
-def test_images_in_use_are_kept_with_dockers_words(named: str, users: list[User], force: bool, words: str) -> None:
-    ref = parse_reference(named) if named else None
-    with pytest.raises(Conflict) as refused:
-        plan_removal(_ID, names("a:1"), ref, users, force=force)
-    assert words in str(refused.value)
-
-
-def test_several_repositories_need_force() -> None:
-    with pytest.raises(Conflict, match=r"\(must be forced\) - image is referenced in multiple repositories"):
-        plan_removal(_ID, names("a:1", "b:1"), None, [], force=False)
-
-
-_name_sets = st.lists(
-    st.sampled_from(names("a:1", "a:2", "b:1", f"a@{_DIGEST}", f"b@{_DIGEST}")), unique=True, max_size=5
-)
-
-
-@given(
-    known=_name_sets,
-    pick=st.integers(0, 9),
-    users=st.lists(st.sampled_from([_RUNNING, _STOPPED]), max_size=2),
-    force=st.booleans(),
-)
-def test_a_removal_never_takes_an_image_from_a_running_container(
-    known: list[Reference], pick: int, users: list[User], force: bool
-) -> None:
-    named = known[pick] if pick < len(known) else None
-    try:
-        plan = plan_removal(_ID, known, named, users, force=force)
-    except Conflict:
-        return
-    assert set(plan.untag) <= set(known)
-    if plan.delete:
-        assert set(plan.untag) == set(known)
-        assert not any(user.running for user in users)
-        assert force or not users
 
 
 # lists

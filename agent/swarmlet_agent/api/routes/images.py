@@ -36,7 +36,8 @@ class ImageBackend(Protocol):
     """What these routes use of the image store."""
 
     def list_images(
-        self, filters: Filters, version: tuple[int, int], *, shared_size: bool = False, manifests: bool = False
+        self, filters: Filters, version: tuple[int, int], *, everything: bool = False, shared_size: bool = False,
+        manifests: bool = False,
     ) -> list[dict[str, Any]]: ...
     def inspect(
         self, ref: str, version: tuple[int, int], wanted: str = "", *, manifests: bool = False
@@ -62,7 +63,9 @@ class ImageBackend(Protocol):
     def fetch_url(self, url: str) -> AsyncIterator[bytes]: ...
     def save(self, refs: Sequence[str]) -> AsyncGenerator[bytes, None]: ...
     async def tag(self, ref: str, repo: str, tag: str = "") -> None: ...
-    async def remove(self, ref: str, *, force: bool = False, platform: str = "") -> list[dict[str, str]]: ...
+    async def remove(
+        self, ref: str, *, force: bool = False, prune_parents: bool = True, platform: str = ""
+    ) -> list[dict[str, str]]: ...
     async def prune(self, filters: Filters) -> tuple[list[dict[str, str]], int]: ...
 
 
@@ -91,7 +94,7 @@ class ImageRoutes:
         if call.version < (1, 41) and call.text("filter"):
             filters = filters.having("reference", *filters.get("reference"), call.text("filter"))
         shown = self._images.list_images(
-            filters, call.version, shared_size=call.flag("shared-size"),
+            filters, call.version, everything=call.flag("all"), shared_size=call.flag("shared-size"),
             manifests=call.flag("manifests") and call.version >= (1, 47),
         )
         return json_answer(shown)
@@ -202,7 +205,9 @@ class ImageRoutes:
         if len(texts) > 1:
             raise InvalidArgument("multiple platforms are not supported")
         platform = _platform_text(texts[0]) if texts else ""
-        done = await self._images.remove(call.params["name"], force=call.flag("force"), platform=platform)
+        done = await self._images.remove(
+            call.params["name"], force=call.flag("force"), prune_parents=not call.flag("noprune"), platform=platform
+        )
         return json_answer(done)
 
     async def _prune(self, call: Call) -> web.StreamResponse:
