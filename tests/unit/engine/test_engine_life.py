@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 
 import pytest
+from engine_made import LONG, request
 from fakes.engine_world import image
 from msgspec.structs import replace
 
@@ -12,21 +13,12 @@ from swarmlet.errors import Conflict, Internal, InvalidArgument, NotFound, NotMo
 from swarmlet.model.common import Mount
 from swarmlet.model.container import (
     ContainerCreate,
-    EndpointSettings,
     HostConfig,
     LogConfig,
-    NetworkingConfig,
-    PortBinding,
     RestartPolicy,
 )
 from swarmlet_agent.images.machine import this_machine
 from swarmlet_agent.runtime.types import StartFailed
-
-LONG = ("sleep", "1000")
-
-
-def request(*cmd: str, **host: object) -> ContainerCreate:
-    return ContainerCreate(image="busybox", cmd=cmd or LONG, host_config=HostConfig(**host))  # type: ignore[arg-type]
 
 
 async def test_a_created_container_is_found_by_id_name_and_prefix(node):
@@ -180,32 +172,6 @@ async def test_a_failed_start_of_a_passing_container_removes_it(node):
     assert node.engine.list() == []
 
 
-async def test_an_unknown_network_fails_the_start_and_names_it(node):
-    await node.engine.create("web", request(network_mode="nowhere"))
-
-    with pytest.raises(NotFound, match="network nowhere not found"):
-        await node.engine.start_container("web")
-
-    assert node.world.mounted == set()
-
-
-async def test_a_taken_port_fails_the_second_start(node):
-    ports = {"80/tcp": (PortBinding(host_port="8080"),)}
-    await node.run(*LONG, host=HostConfig(port_bindings=ports))
-    record, _ = await node.engine.create("", request(port_bindings=ports))
-
-    with pytest.raises(Conflict, match="port is already allocated"):
-        await node.engine.start_container(record.id)
-
-
-async def test_a_port_is_free_again_once_stop_has_answered(node):
-    ports = {"80/tcp": (PortBinding(host_port="8080"),)}
-    first = await node.run(*LONG, host=HostConfig(port_bindings=ports))
-    await node.engine.stop(first)
-
-    await node.run(*LONG, host=HostConfig(port_bindings=ports))
-
-
 async def test_stop_sends_the_images_signal_and_kills_who_does_not_listen(node):
     node.world.images["x"] = image("x", cmd=("stubborn",), stop_signal="SIGQUIT")
     record, _ = await node.engine.create("", ContainerCreate(image="x"))
@@ -313,101 +279,6 @@ async def test_waiting_for_what_does_not_run_answers_at_once(node):
         node.engine.register_wait(record.id, "sometime")
 
 
-async def test_who_attaches_before_the_start_misses_nothing(node):
-    record, _ = await node.engine.create("", request("echo", "hello"))
-    streams = await node.engine.attach(record.id)
-    reading = asyncio.create_task(_read(streams))
-    await node.settle()
-    await node.engine.start_container(record.id)
-
-    assert await reading == b"hello\n"
-
-
-async def test_an_attachment_ends_with_a_start_that_fails(node):
-    record, _ = await node.engine.create("", request("nosuch"))
-    streams = await node.engine.attach(record.id)
-    with pytest.raises(StartFailed):
-        await node.engine.start_container(record.id)
-
-    assert await _read(streams) == b""
-    await streams.close()
-
-
-async def test_a_closed_attachment_is_forgotten(node):
-    record, _ = await node.engine.create("", request())
-    streams = await node.engine.attach(record.id)
-    await streams.close()
-    await node.engine.start_container(record.id)
-
-    assert "runtime.attach" not in node.world.calls
-
-
-async def test_exec_streams_end_with_the_exit_code_known(node):
-    ident = await node.run(*LONG)
-    run = node.engine.exec_create(ident, _exec("echo", "hi"))
-    streams = await node.engine.exec_start(run)
-    assert streams is not None
-
-    assert await _read(streams) == b"hi\n"
-    assert node.engine.exec_inspect(run).exit_code == 0
-    assert not node.engine.exec_inspect(run).running
-    with pytest.raises(Conflict, match="has already run"):
-        await node.engine.exec_start(run)
-
-
-async def test_a_detached_exec_runs_by_itself(node):
-    ident = await node.run(*LONG)
-    run = node.engine.exec_create(ident, _exec("exit", "4"))
-
-    assert await node.engine.exec_start(run, detach=True) is None
-    await node.settle()
-    assert node.engine.exec_inspect(run).exit_code == 4
-    told = [event.action for event in node.engine.events._ring]
-    assert told[-3:] == ["exec_create: exit 4", "exec_start: exit 4", "exec_die"]
-
-
-async def test_an_exec_that_cannot_start_has_its_code_too(node):
-    ident = await node.run(*LONG)
-    run = node.engine.exec_create(ident, _exec("nosuch"))
-
-    with pytest.raises(StartFailed):
-        await node.engine.exec_start(run)
-    assert node.engine.exec_inspect(run).exit_code == 127
-
-
-async def test_exec_needs_a_running_container_and_a_command(node):
-    ident = await node.run(*LONG)
-    with pytest.raises(InvalidArgument, match="No exec command specified"):
-        node.engine.exec_create(ident, _exec())
-    await node.engine.pause(ident)
-    with pytest.raises(Conflict, match="is paused, unpause the container before exec"):
-        node.engine.exec_create(ident, _exec("ls"))
-    await node.engine.stop(ident)
-    with pytest.raises(Conflict, match="is not running"):
-        node.engine.exec_create(ident, _exec("ls"))
-    with pytest.raises(NotFound, match="No such exec instance: x"):
-        node.engine.exec_inspect("x")
-
-
-async def test_exec_runs_as_the_user_asked_for(node):
-    ident = await node.run(*LONG, user="web")
-    assert node.engine.get(ident).uid == 33
-    plans = []
-    runtime = node.engine._core.runtime
-    original = runtime.exec
-
-    async def spy(container_id, plan):
-        plans.append(plan)
-        return await original(container_id, plan)
-
-    runtime.exec = spy
-    for user in ("", "root", "7:10"):
-        await node.engine.exec_start(node.engine.exec_create(ident, _exec("echo", user=user, env=("A=1",))))
-
-    assert [(plan.uid, plan.gid, plan.groups) for plan in plans] == [(33, 34, (34,)), (0, 0, (0, 10)), (7, 10, (10,))]
-    assert plans[0].env[-1] == "A=1"
-
-
 async def test_an_unknown_user_fails_the_start(node):
     record, _ = await node.engine.create("", replace(request(), user="ghost"))
     with pytest.raises(InvalidArgument, match="unable to find user ghost: no matching entries in passwd file"):
@@ -448,19 +319,6 @@ async def test_a_bind_without_source_folder_is_made_and_a_mount_refused(node, tm
     mount = Mount(type="bind", source=str(tmp_path / "gone"), target="/x")
     with pytest.raises(InvalidArgument, match="bind source path does not exist"):
         await node.engine.create("", request(mounts=(mount,)))
-
-
-async def test_a_containers_network_can_be_shared_while_it_runs(node):
-    first = await node.run(*LONG, name="first")
-    shared = HostConfig(network_mode="container:first")
-    second = await node.run(*LONG, host=shared)
-
-    assert node.engine.get(second).host.network_mode == f"container:{first}"
-    assert node.world.networks[second].share_with == first
-    await node.engine.stop(second)
-    await node.engine.stop(first)
-    with pytest.raises(Conflict, match="cannot join network namespace of a non running container"):
-        await node.engine.start_container(second)
 
 
 async def test_options_that_are_not_honoured_are_refused_by_name(node):
@@ -523,37 +381,6 @@ async def test_a_container_that_cannot_be_killed_is_told(node, monkeypatch):
     assert node.engine.get(ident).state.status == "running"
 
 
-async def test_networks_and_usage(node):
-    ident = await node.run(*LONG)
-    usage, counters = await node.engine.usage(ident)
-
-    assert usage.memory_bytes == 1000
-    assert counters[0].rx_bytes == 7
-    assert node.engine.users_of(node.engine.get(ident).image_id) == [(ident, True)]
-
-
-async def test_every_network_asked_for_is_wished(node):
-    wishes = NetworkingConfig(endpoints_config={"default": None, "web": None})
-    ident = await node.run(*LONG, networking_config=wishes)
-
-    assert sorted(node.engine.get(ident).endpoints) == ["bridge", "web"]
-
-
-async def test_a_connected_network_is_shown_at_once_and_asked_for_at_each_start(node):
-    ident = await node.run(*LONG)
-    given = EndpointSettings(aliases=("me",), endpoint_id="e", ip_address="10.0.0.9", mac_address="02:42:0a:00:00:09")
-    await node.engine.endpoint_changed(ident, "web", given)
-    assert node.engine.get(ident).endpoints["web"] == given
-
-    await node.engine.stop(ident)
-    await node.again()
-    assert node.engine.view(ident).endpoints["web"] == EndpointSettings(aliases=("me",))
-    await node.engine.start_container(ident)
-    assert node.engine.get(ident).endpoints["web"].ip_address == "172.17.0.2"
-    await node.engine.endpoint_changed(ident, "web", None)
-    assert sorted(node.engine.get(ident).endpoints) == ["bridge"]
-
-
 async def test_a_shared_ipc_namespace_needs_a_donor_that_shares(node):
     await node.run(*LONG, name="closed")
     open_id = await node.run(*LONG, name="open", host=HostConfig(ipc_mode="shareable"))
@@ -576,13 +403,3 @@ async def test_prune_takes_only_what_does_not_run(node):
     assert report.containers_deleted == (record.id,)
     assert report.space_reclaimed == 4096
     assert {item.id for item in node.engine.list()} == {running, node.engine.get("kept").id}
-
-
-async def _read(streams) -> bytes:
-    return b"".join([piece async for _, piece in streams])
-
-
-def _exec(*cmd: str, **options: object):
-    from swarmlet_agent.engine.container import ExecRequest
-
-    return ExecRequest(cmd=cmd, attach_stdout=True, **options)  # type: ignore[arg-type]
