@@ -1,4 +1,4 @@
-"""Memory of a busy moment goes back to the system."""
+"""Memory of a busy moment goes back to the system, or serves the next one, as a process wants it."""
 
 from __future__ import annotations
 
@@ -34,3 +34,23 @@ print(resident_mib() - before)
 def test_pieces_freed_behind_one_that_is_kept_go_back_to_the_system(how: str, keeps_it: bool) -> None:
     done = subprocess.run([sys.executable, "-c", PROGRAM, how], capture_output=True, text=True, check=True)
     assert (float(done.stdout) > 32) == keeps_it
+
+
+#: Prints how many pages the system had to clear for 16 MiB, 16 times.
+REUSE = """
+import resource, sys
+from swarmlet.memory import keep_for_reuse
+
+assert sys.argv[1] == "default" or keep_for_reuse()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(16):
+    pieces = [bytearray(b"x") * (1 << 20) for _ in range(16)]
+    del pieces
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.parametrize(("how", "clears_each"), [("reuse", False), ("default", True)])
+def test_a_process_that_ends_soon_has_pages_cleared_once(how: str, clears_each: bool) -> None:
+    done = subprocess.run([sys.executable, "-c", REUSE, how], capture_output=True, text=True, check=True)
+    assert (int(done.stdout) > 20_000) == clears_each
