@@ -6,6 +6,7 @@ import base64
 import json
 import os
 import signal
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -137,7 +138,8 @@ def test_docker_py(configs: Cluster) -> None:
 def test_events_tell_of_configs(configs: Cluster) -> None:
     ident = make(configs, "one", b"x")
     configs.view("config", "rm", "one")
-    said = configs.view("events", "--since", "5m", "--until", "0s", "-f", "config=one", "--format", "{{json .}}")
+    until = str(time.time())  # the client makes whole seconds of a duration
+    said = configs.view("events", "--since", "5m", "--until", until, "-f", "config=one", "--format", "{{json .}}")
     events = [json.loads(line) for line in said.splitlines() if ident in line]
     assert [(event["Type"], event["Action"]) for event in events] == [("config", "create"), ("config", "remove")]
 

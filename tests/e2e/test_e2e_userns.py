@@ -47,6 +47,32 @@ def sh(node: View, *args: str, script: str) -> str:
     return node("run", "--rm", *args, "busybox", "sh", "-c", script)
 
 
+def test_secrets_and_configs_have_the_containers_ids(whole_cluster: Cluster, node: View) -> None:
+    view = whole_cluster.view
+    view("secret", "create", "mapped", "-", input=b"for one")
+    view("config", "create", "mapped", "-", input=b"for all")
+    try:
+        view(
+            "service", "create", "-d", "--name", "mapped", "--constraint", "node.hostname==node-3", "--user", "1000",
+            "--secret", "source=mapped,target=mine,uid=1000,gid=7,mode=0400", "--config", "source=mapped,target=/all",
+            "--secret", "source=mapped,target=roots,mode=0400", "busybox", "sleep", "600",
+        )  # fmt: skip
+        whole_cluster.wait_running("mapped", 1)
+        ident = node("ps", "-q", "--filter", "label=com.docker.swarm.service.name=mapped")
+        assert node("exec", ident, "cat", "/run/secrets/mine", "/all") == "for onefor all"
+        assert node("exec", ident, "stat", "-c", "%u:%g %a", "/run/secrets/mine", "/all").splitlines() == [
+            "1000:7 400", "0:0 444"
+        ]
+        assert node.run("exec", ident, "cat", "/run/secrets/roots").returncode
+        pid = node("inspect", "-f", "{{.State.Pid}}", ident)
+        info = os.stat(f"/proc/{pid}/root/run/secrets/mine")
+        assert (info.st_uid, info.st_gid) == (FIRST + 1000, FIRST + 7)
+    finally:
+        view.run("service", "rm", "mapped")
+        view("secret", "rm", "mapped")
+        view("config", "rm", "mapped")
+
+
 def test_the_containers_root_is_nobody_on_the_host(node: View) -> None:
     assert "name=userns" in node("info", "-f", "{{.SecurityOptions}}")
     node("run", "-d", "--name", "mapped", "busybox", "sh", "-c", "touch /mine; chown 5:6 /mine; sleep 600")

@@ -179,7 +179,10 @@ class ContainerFiles:
             opening = asyncio.to_thread(
                 open_view, root.path, binds(record), read_only=record.host.readonly_rootfs,
                 owner=record.remap.root if record.remap is not None else (0, 0),
-                guarded=[*_UNSEEN, *(point.destination for point in record.mounts if point.type == "tmpfs")],
+                guarded=[
+                    *_UNSEEN, *(point.destination for point in record.mounts if point.type == "tmpfs"),
+                    *(file.target for file in record.supplied),
+                ],
             )
             view = await finished(opening, undo=View.close)
             try:
