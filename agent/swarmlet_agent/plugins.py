@@ -7,6 +7,6 @@ from swarmlet_agent.decide.log_options import LOG_DRIVERS
 #: Sorted, as dockerd has them; the log driver "none" is none.
 PLUGINS: dict[str, tuple[str, ...]] = {
     "Volume": ("local",),
-    "Network": ("bridge", "host", "macvlan", "null", "overlay"),
+    "Network": ("bridge", "host", "ipvlan", "macvlan", "null", "overlay"),
     "Log": tuple(sorted(set(LOG_DRIVERS) - {"none"})),
 }

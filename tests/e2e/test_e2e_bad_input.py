@@ -223,7 +223,8 @@ BOTH: dict[str, list[Case]] = {
         host(400, 'log driver "fluentd" is not supported', LogConfig={"Type": "fluentd"}),
         host(400, "--storage-opt is supported only for overlay over xfs", StorageOpt={"size": "1g"}),
         host(400, 'Invalid isolation: "hyperv"', Isolation="hyperv"),
-        network(400, "driver ipvlan is not supported", Name="iv", Driver="ipvlan"),
+        network(400, "requested ipvlan mode 'l9' is not valid", Name="iv", Driver="ipvlan",
+                Options={"ipvlan_mode": "l9"}),
         network(400, "invalid subnet", Name="x", IPAM={"Config": [{"Subnet": "no"}]}),
         network(403, "predefined", Name="bridge"),
         Case(403, "bridge", "DELETE", "/networks/bridge"),
@@ -461,7 +462,7 @@ def test_an_update_that_cannot_be_meant_changes_nothing(cluster: Cluster) -> Non
         (1, "No such image: nope", ["rmi", "nope"]),
         (1, "invalid archive", ["load"]),
         (1, "client version 1.23 is too old", ["ps"]),
-        (1, "driver ipvlan is not supported", ["network", "create", "-d", "ipvlan", "iv"]),
+        (1, "mode 'l9' is not valid", ["network", "create", "-d", "ipvlan", "-o", "ipvlan_mode=l9", "iv"]),
     ],
 )
 def test_the_docker_command_shows_the_reason(

@@ -21,7 +21,10 @@ MIN_MTU = 1350
 NEEDED_NAMESPACES = ("cgroup", "ipc", "mnt", "net", "pid", "uts")
 NEEDED_CONTROLLERS = ("cpu", "cpuset", "memory", "pids")
 NEEDED_LINKS = {"bridge": "container networks", "veth": "container networks"}
-WANTED_LINKS = {"vxlan": "networks across hosts", "macvlan": "macvlan networks", "wireguard": "encrypted networks"}
+WANTED_LINKS = {
+    "vxlan": "networks across hosts", "macvlan": "macvlan networks", "ipvlan": "ipvlan networks",
+    "wireguard": "encrypted networks",
+}
 PACKAGES = {"conmon": "conmon", "nft": "nftables", "ip": "iproute2", "mount": "mount"}
 
 

@@ -109,8 +109,8 @@ def _can_make(kind: str) -> bool:
             words = "id 1 dstport 4789"
         case "veth":
             words = "peer name doctor1"
-        case "macvlan":  # it needs an interface below it
-            before, words = "ip link add name doctor1 type veth peer name doctor2 && ", "mode bridge"
+        case "macvlan" | "ipvlan":  # it needs an interface below it
+            before = "ip link add name doctor1 type veth peer name doctor2 && "
     link = "link doctor1" if before else ""
     return not _run(["unshare", "-n", "sh", "-c", f"{before}ip link add name doctor0 {link} type {kind} {words}"])[1]
 

@@ -22,7 +22,7 @@ from swarmlet.log import get_logger
 from swarmlet.model.container import EndpointSettings
 from swarmlet.model.ids import new_hex_id
 from swarmlet_agent.journal import Journal
-from swarmlet_agent.net import plan_attach, plan_config, plan_macvlan, plan_rules, views
+from swarmlet_agent.net import plan_attach, plan_config, plan_parents, plan_rules, views
 from swarmlet_agent.net.container_files import ContainerFiles
 from swarmlet_agent.net.dns import EmbeddedDns, HostResolvers
 from swarmlet_agent.net.firewall_check import explain, find_dropping
@@ -353,7 +353,7 @@ class BridgeNetworks:
         ground = self._ground
         if network.exclusive:
             return
-        if not network.parent or not plan_macvlan.users_of(network.parent, ground.catalog.by_id, network.id):
+        if not network.parent or not plan_parents.users_of(network.parent, ground.catalog.by_id, network.id):
             ground.kernel.driver(network).remove(network)
 
     async def _remove(self, network: NetworkRecord) -> None:

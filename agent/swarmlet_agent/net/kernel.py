@@ -20,7 +20,6 @@ from swarmlet_agent.net import conntrack, netlink, netns, plan_attach, plan_endp
 from swarmlet_agent.net.balance.kernel import Balancers
 from swarmlet_agent.net.dns_sockets import DnsSockets, bind_dns, change_rules_here
 from swarmlet_agent.net.link_drivers import GROUP, BridgeLinks, LinkDriver, delete_ours
-from swarmlet_agent.net.macvlan import MacvlanLinks
 from swarmlet_agent.net.mesh.kernel import Mesh
 from swarmlet_agent.net.netlink import Link, Message, Netlink
 from swarmlet_agent.net.nft import Nft, NftError
@@ -28,9 +27,11 @@ from swarmlet_agent.net.nftset import ElementsError, ElementSocket
 from swarmlet_agent.net.overlay.links import OverlayLinks
 from swarmlet_agent.net.plan_attach import DefaultRoutes
 from swarmlet_agent.net.plan_dns_rules import dns_rules
+from swarmlet_agent.net.plan_parents import KINDS
 from swarmlet_agent.net.plan_port_elements import port_changes
 from swarmlet_agent.net.plan_rules import TABLE, dns_ruleset, no_ruleset, without_ipv6
 from swarmlet_agent.net.records import EndpointRecord, NetworkRecord, PortRecord, SandboxRecord
+from swarmlet_agent.net.site_links import SiteLinks
 from swarmlet_agent.net.slots import NFPROTO
 from swarmlet_agent.net.wireguard.kernel import Wireguard
 from swarmlet_agent.net.wireguard.userspace import UserspaceDevices
@@ -96,7 +97,8 @@ class KernelNet:
         self.overlays = OverlayLinks(self._host)
         self._mesh = Mesh()
         self._wireguard = Wireguard(self._wireguard_program)
-        self._drivers = {"bridge": self.bridges, "macvlan": MacvlanLinks(self._host), "overlay": self.overlays}
+        sites = {name: SiteLinks(self._host, kind) for name, kind in KINDS.items()}
+        self._drivers = {"bridge": self.bridges, "overlay": self.overlays, **sites}
 
     def close(self) -> None:
         for sockets in self._dns.values():

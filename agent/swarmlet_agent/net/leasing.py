@@ -86,6 +86,7 @@ class Leasing:
             id=ident, network_id=network.id, network=network.name, leased=lease is not None,
             interface=plan_endpoint.interface_name(settings.driver_opts, network, others),
             veth=plan_attach.veth_name(ident) if network.bridge else "", wish=settings,
+            direct=network.routed and not network.closed,
             names=plan_attach.dns_names(sandbox.container_name, sandbox.container_id, sandbox.hostname, settings)
             if named else (),
         )
@@ -95,18 +96,20 @@ class Leasing:
                 part = pool.of(address)
                 endpoint = replace(
                     endpoint, ip=str(address), prefix=part.subnet.prefixlen,
-                    gateway="" if network.closed else part.gateway,
+                    gateway="" if network.closed or network.routed else part.gateway,
                 )
             if (pool := catalog.pool(network.id, 6)) is not None:
                 address = pool.take(wanted6) if wanted6 else pool.take_again(earlier.ip6 if earlier is not None else "")
                 part = pool.of(address)
                 endpoint = replace(
                     endpoint, ip6=str(address), prefix6=part.subnet.prefixlen,
-                    gateway6="" if network.closed else part.gateway,
+                    gateway6="" if network.closed or network.routed else part.gateway,
                 )
         except BaseException:
             catalog.give_back(endpoint)
             raise
+        if network.driver == "ipvlan":
+            return endpoint  # its interface has the MAC of the parent
         return replace(endpoint, mac=settings.mac_address or mac_of(ip_address(endpoint.addresses[0])))
 
     def _check_granted(self, network: NetworkRecord, address: str) -> None:

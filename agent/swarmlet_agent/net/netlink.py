@@ -29,12 +29,15 @@ IFLA_ADDRESS, IFLA_IFNAME, IFLA_MTU, IFLA_LINK, IFLA_MASTER, IFLA_LINKINFO = 1, 
 IFLA_STATS64, IFLA_GROUP, IFLA_NET_NS_FD, IFLA_EXT_MASK = 23, 27, 28, 29
 IFLA_INFO_KIND, IFLA_INFO_DATA, IFLA_INFO_SLAVE_KIND, IFLA_INFO_SLAVE_DATA = 1, 2, 4, 5
 IFLA_BRPORT_MODE, IFLA_BRPORT_ISOLATED = 4, 33
-VETH_INFO_PEER = IFLA_MACVLAN_MODE = IFLA_VLAN_ID = 1
+VETH_INFO_PEER = IFLA_MACVLAN_MODE = IFLA_VLAN_ID = IFLA_IPVLAN_MODE = 1
+IFLA_IPVLAN_FLAGS = 2
 _NESTED = 0x8000
 IFA_ADDRESS, IFA_LOCAL, IFA_BROADCAST, IFA_FLAGS = 1, 2, 4, 8
 _IFA_F_NODAD = 2
 RTA_DST, RTA_OIF, RTA_GATEWAY, RTA_TABLE = 1, 4, 5, 15
 RT_TABLE_MAIN, RTPROT_BOOT, RTN_UNICAST = 254, 3, 1
+#: No gateway in between.
+_SCOPE_LINK = 253
 #: Leave statistics out of a dump of links.
 _RTEXT_FILTER_SKIP_STATS = 8
 
@@ -164,6 +167,15 @@ def new_macvlan(
     return new_link("macvlan", name, group=group, info=_u32(IFLA_MACVLAN_MODE, mode), more=more)
 
 
+def new_ipvlan(name: str, *, parent: int, mode: int, flag: int, group: int, netns_fd: int | None = None) -> Message:
+    """An ipvlan of a link of this namespace, down; netns_fd: in that namespace. Mode and flag are 16 bits wide."""
+    more = _u32(IFLA_LINK, parent)
+    if netns_fd is not None:
+        more += _u32(IFLA_NET_NS_FD, netns_fd)
+    info = attr(IFLA_IPVLAN_MODE, struct.pack("=H", mode)) + attr(IFLA_IPVLAN_FLAGS, struct.pack("=H", flag))
+    return new_link("ipvlan", name, group=group, info=info, more=more)
+
+
 def set_bridge_port(name: str, *, hairpin: bool, isolated: bool) -> Message:
     """A port's flags. isolated: no frames to or from other isolated ports (inter-container traffic off)."""
     data = attr(IFLA_BRPORT_MODE, bytes([hairpin])) + attr(IFLA_BRPORT_ISOLATED, bytes([isolated]))
@@ -214,9 +226,11 @@ def add_address(index: int, address: IPv4Interface | IPv6Interface) -> Message:
 
 
 def default_route(index: int, gateway: IPv4Address | IPv6Address) -> Message:
-    """The default route (there already is fine: it is replaced)."""
-    body = _RTMSG.pack(family_of(gateway), 0, 0, 0, RT_TABLE_MAIN, RTPROT_BOOT, 0, RTN_UNICAST, 0)
-    body += attr(RTA_GATEWAY, gateway.packed) + _u32(RTA_OIF, index)
+    """The default route (there already is fine: it is replaced). Unspecified gateway: all is right behind the link."""
+    direct = gateway.is_unspecified
+    scope = _SCOPE_LINK if direct else 0
+    body = _RTMSG.pack(family_of(gateway), 0, 0, 0, RT_TABLE_MAIN, RTPROT_BOOT, scope, RTN_UNICAST, 0)
+    body += (b"" if direct else attr(RTA_GATEWAY, gateway.packed)) + _u32(RTA_OIF, index)
     return Message(RTM_NEWROUTE, NLM_F_ACK | NLM_F_CREATE | NLM_F_REPLACE, body, f"adding the route via {gateway}")
 
 
@@ -231,9 +245,8 @@ def remove_host_route(index: int, address: IPv4Address | IPv6Address) -> Message
 
 
 def _host_route(index: int, address: IPv4Address | IPv6Address) -> bytes:
-    # Scope "link" (253): no gateway in between.
     length = address.max_prefixlen
-    body = _RTMSG.pack(family_of(address), length, 0, 0, RT_TABLE_MAIN, RTPROT_BOOT, 253, RTN_UNICAST, 0)
+    body = _RTMSG.pack(family_of(address), length, 0, 0, RT_TABLE_MAIN, RTPROT_BOOT, _SCOPE_LINK, RTN_UNICAST, 0)
     return body + attr(RTA_DST, address.packed) + _u32(RTA_OIF, index)
 
 

@@ -96,6 +96,10 @@ def check_settings(network: NetworkRecord, settings: EndpointSettings) -> None:
     if settings.aliases and network.predefined:
         raise InvalidArgument("network-scoped aliases are only supported for user-defined networks")
     check_options(settings.driver_opts)
+    if settings.mac_address and network.driver == "ipvlan":
+        raise InvalidArgument(
+            f"network {network.name}: ipvlan interfaces do not support custom mac address assignment"
+        )
     if settings.mac_address:
         check_mac(settings.mac_address)
 
@@ -154,12 +158,12 @@ class DefaultRoutes:
     v6: EndpointRecord | None = None
 
     def of(self, endpoint: EndpointRecord) -> tuple[str, ...]:
-        """Gateways of the default routes that this endpoint has."""
+        """What the default routes of this endpoint lead to."""
         found = []
         if self.v4 is not None and self.v4.id == endpoint.id:
-            found.append(endpoint.gateway)
+            found.append(endpoint.ways_out[0])
         if self.v6 is not None and self.v6.id == endpoint.id:
-            found.append(endpoint.gateway6)
+            found.append(endpoint.ways_out[1])
         return tuple(found)
 
     @property
@@ -182,8 +186,8 @@ def default_routes(
         key=lambda endpoint: (-endpoint.wish.gw_priority, len(endpoint.addresses) < 2, endpoint.network),
     )
     return DefaultRoutes(
-        v4=next((endpoint for endpoint in outward if endpoint.gateway), None),
-        v6=next((endpoint for endpoint in outward if endpoint.gateway6), None),
+        v4=next((endpoint for endpoint in outward if endpoint.ways_out[0]), None),
+        v6=next((endpoint for endpoint in outward if endpoint.ways_out[1]), None),
     )
 
 

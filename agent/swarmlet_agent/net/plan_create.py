@@ -14,7 +14,7 @@ from swarmlet.model.network import OPTION_MTU, Subnet
 from swarmlet_agent.net.plan_config import config_network, resolved
 from swarmlet_agent.net.plan_endpoint import OPTION_NAME_PREFIX
 from swarmlet_agent.net.plan_ipam import DEFAULT_POOLS, Pools
-from swarmlet_agent.net.plan_macvlan import plan_parent
+from swarmlet_agent.net.plan_parents import KINDS, plan_parent
 from swarmlet_agent.net.records import PREDEFINED, NetworkRecord
 from swarmlet_agent.net.requests import Ipam, IpamConfig, NetworkCreate
 
@@ -60,7 +60,7 @@ def plan_network(
     used = [ip_network(part.subnet) for known in existing.values() for part in known.subnets]
     parts: dict[int, list[Subnet]] = {4: [], 6: []}
     for version in (*((4,) if request.enable_ipv4 else ()), *((6,) if request.enable_ipv6 else ())):
-        several = driver == "macvlan"
+        several = driver in KINDS
         asked = configs_of(request.ipam, version) if several else [config_of(request.ipam, version, driver)]
         for config in asked:
             part = plan_family(config, used=used, host_routes=host_routes, pools=pools.of(version, seed))
@@ -78,9 +78,9 @@ def plan_network(
     )
     if request.config_from is not None:
         record = replace(record, config_from=request.config_from.network)
-    if driver == "macvlan":
-        parent = plan_parent(request, network_id, existing.values(), links)
-        return replace(record, parent=parent.name, mode=parent.mode)
+    if driver in KINDS:
+        parent = plan_parent(KINDS[driver], request, network_id, existing.values(), links)
+        return replace(record, parent=parent.name, mode=parent.mode, flag=parent.flag)
     return _bridge_network(record, links)
 
 
@@ -152,9 +152,7 @@ def _check_kind(request: NetworkCreate) -> None:
         raise NotAManager
     if driver in ("host", "null"):
         raise Forbidden(f'only one instance of "{driver}" network is allowed')
-    if driver == "ipvlan":
-        raise NotSupported("network driver ipvlan is not supported; use macvlan or bridge")
-    if driver not in ("bridge", "macvlan"):
+    if driver not in ("bridge", *KINDS):
         raise NotFound(
             "plugin", driver, f'could not find plugin {driver} in v1 plugin registry: plugin "{driver}" not found'
         )

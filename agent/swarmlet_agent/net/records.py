@@ -10,8 +10,8 @@ from swarmlet.model.network import Subnet
 
 BRIDGE, HOST, NONE = "bridge", "host", "none"
 PREDEFINED = (BRIDGE, HOST, NONE)
-#: Parents of closed macvlan networks: this and the id's first 12 characters.
-OWN_PARENT = "dm-"
+#: Parents of closed networks of the drivers macvlan and ipvlan: these and the id's first 12 characters.
+OWN_PARENTS = ("dm-", "di-")
 
 
 class PortTaken(Conflict):
@@ -37,7 +37,7 @@ class NetworkFailure(SwarmletError):
 
 
 class NetworkRecord(Record, frozen=True, kw_only=True):
-    """A network on this node. driver: bridge, macvlan, host or null; overlay for the cluster's.
+    """A network on this node. driver: bridge, macvlan, ipvlan, host or null; overlay for the cluster's.
 
     subnet, gateway, ip_range: IPv4's first, as text; "" where there is none.
     """
@@ -47,9 +47,10 @@ class NetworkRecord(Record, frozen=True, kw_only=True):
     driver: str = "bridge"
     created_at: int = 0
     bridge: str = ""
-    #: Of a macvlan network: the host's interface that its containers sit on, and how they see each other.
+    #: Of a macvlan or ipvlan network: the host's interface that its containers sit on, and how they see each other.
     parent: str = ""
     mode: str = ""
+    flag: str = ""
     subnet: str = ""
     gateway: str = ""
     ip_range: str = ""
@@ -64,7 +65,7 @@ class NetworkRecord(Record, frozen=True, kw_only=True):
     chosen_subnet: bool = False
     #: Its IPv6 addresses; without a subnet it has no IPv6.
     v6: Subnet = Subnet()
-    #: Further subnets of either family, each with a gateway of its own: only of a macvlan network.
+    #: Further subnets of either family, each with a gateway of its own: only of a macvlan or ipvlan network.
     more: tuple[Subnet, ...] = ()
     #: Asked for, of a family that the network does not have: containers may name addresses there, and get none.
     unused: tuple[Subnet, ...] = ()
@@ -106,7 +107,12 @@ class NetworkRecord(Record, frozen=True, kw_only=True):
     @property
     def closed(self) -> bool:
         """Nothing leads out of it."""
-        return self.internal or self.parent.startswith(OWN_PARENT)
+        return self.internal or self.parent.startswith(OWN_PARENTS)
+
+    @property
+    def routed(self) -> bool:
+        """Its containers send everything out by the interface: the host's own routes say where it goes."""
+        return self.driver == "ipvlan" and self.mode != "l2"
 
     @property
     def bridge_parts(self) -> tuple[Subnet, ...]:
@@ -141,7 +147,8 @@ class NetworkRecord(Record, frozen=True, kw_only=True):
 class EndpointRecord(Record, frozen=True, kw_only=True):
     """A container's place in one network. wish: what was asked for. gateway "": none (internal network).
 
-    ip, prefix, gateway are IPv4's, those with a 6 IPv6's.
+    ip, prefix, gateway are IPv4's, those with a 6 IPv6's. direct: whatever is elsewhere is sent out by the interface
+    itself, without a gateway.
     """
 
     id: str
@@ -155,6 +162,7 @@ class EndpointRecord(Record, frozen=True, kw_only=True):
     ip6: str = ""
     prefix6: int = 0
     gateway6: str = ""
+    direct: bool = False
     mac: str = ""
     names: tuple[str, ...] = ()
     #: A plain container's place in a network of the cluster: `id` is its lease's.
@@ -170,6 +178,12 @@ class EndpointRecord(Record, frozen=True, kw_only=True):
             ip_prefix_len=self.prefix, ipv6_gateway=self.gateway6, global_ipv6_address=self.ip6,
             global_ipv6_prefix_len=self.prefix6, dns_names=self.names,
         )
+
+    @property
+    def ways_out(self) -> tuple[str, str]:
+        """What its default routes would lead to, by family: a gateway, the unspecified address, or "" for none."""
+        v4, v6 = ("0.0.0.0" if self.ip else "", "::" if self.ip6 else "") if self.direct else ("", "")
+        return self.gateway or v4, self.gateway6 or v6
 
     @property
     def addresses(self) -> tuple[str, ...]:

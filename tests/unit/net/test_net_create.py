@@ -52,6 +52,21 @@ def test_a_macvlan_network_sits_on_an_interface_a_vlan_of_one_or_on_its_own() ->
     assert {network.bridge for network in made} == {""} and all(network.subnet for network in made)
 
 
+def ipvlan(**options: str) -> NetworkCreate:
+    return NetworkCreate(name="x", driver="ipvlan", options=options)
+
+
+def test_an_ipvlan_network_has_a_mode_and_a_flag_and_a_way_out_without_gateways_in_the_modes_l3() -> None:
+    made = [plan(ipvlan(**options), links=("eth0",)) for options in (
+        {}, {"parent": "eth0", "ipvlan_mode": "l3", "ipvlan_flag": "vepa"}, {"parent": "eth0.7", "ipvlan_mode": "l3s"},
+    )]  # fmt: skip
+
+    assert [(network.parent, network.mode, network.flag) for network in made] == [
+        ("di-" + "a" * 12, "l2", "bridge"), ("eth0", "l3", "vepa"), ("eth0.7", "l3s", "bridge"),
+    ]  # fmt: skip
+    assert [(network.closed, network.routed) for network in made] == [(True, False), (False, True), (False, True)]
+
+
 def test_a_macvlan_network_may_have_several_subnets_of_a_family() -> None:
     asked = Ipam(config=(
         IpamConfig(subnet="10.2.0.0/24", gateway="10.2.0.254", auxiliary_addresses={"printer": "10.2.0.9"}),
@@ -136,7 +151,11 @@ def test_a_gateway_that_nobody_named_spares_auxiliary_addresses() -> None:
         (NetworkCreate(name="a/b"), InvalidArgument, "invalid network name"),
         (NetworkCreate(name="bridge"), Forbidden, "operation is not permitted on predefined bridge network"),
         (NetworkCreate(name="x", driver="overlay"), NotAManager, "This node is not a swarm manager"),
-        (NetworkCreate(name="x", driver="ipvlan"), NotSupported, "ipvlan is not supported"),
+        (ipvlan(parent="lo"), InvalidArgument, "loopback interface is not a valid ipvlan parent link"),
+        (ipvlan(ipvlan_mode="l4"), InvalidArgument, "requested ipvlan mode 'l4' is not valid, 'l2' mode is the"),
+        (ipvlan(ipvlan_flag="x"), InvalidArgument, "requested ipvlan flag 'x' is not valid, 'bridge' is the ipvlan"),
+        (ipvlan(parent="eth7.5"), InvalidArgument, "parent interface was not found on the host: eth7"),
+        (ipvlan(macvlan_mode="bridge"), NotSupported, "macvlan_mode is not supported by the driver ipvlan"),
         (macvlan(parent="lo"), InvalidArgument, "loopback interface is not a valid macvlan parent link"),
         (macvlan(parent="eth9"), InvalidArgument, "required interface name format is: name.vlan_id"),
         (macvlan(parent="eth0.x"), InvalidArgument, "unable to parse a valid vlan id from: x"),

@@ -1,4 +1,4 @@
-"""The kernel's side of macvlan networks. Runs in the "net" thread only.
+"""The kernel's side of networks on a host's interface (macvlan, ipvlan). Runs in the "net" thread only.
 
 A parent that was there before stays as it was; one that we made (a VLAN, or the closed network's own) has our group
 number and goes with its last network.
@@ -7,24 +7,43 @@ number and goes with its last network.
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
 from swarmlet.errors import Conflict, Internal, NotSupported
 from swarmlet_agent.net import netlink
 from swarmlet_agent.net.link_drivers import GROUP, delete_ours
-from swarmlet_agent.net.netlink import Link, Netlink, NetlinkError
-from swarmlet_agent.net.plan_macvlan import MODES, vlan_of
-from swarmlet_agent.net.records import OWN_PARENT, EndpointRecord, NetworkRecord
+from swarmlet_agent.net.netlink import Link, Message, Netlink, NetlinkError
+from swarmlet_agent.net.plan_parents import KINDS, Kind, vlan_of
+from swarmlet_agent.net.records import OWN_PARENTS, EndpointRecord, NetworkRecord
 
 _UNKNOWN_KIND = (errno.EOPNOTSUPP, errno.EINVAL, errno.ENODEV)
 
 
-class MacvlanLinks:
+def _macvlan(network: NetworkRecord, name: str, parent: int, mac: str, netns_fd: int | None) -> Message:
+    mode = KINDS["macvlan"].modes[network.mode]
+    own = "" if network.mode == "passthru" else mac
+    return netlink.new_macvlan(name, parent=parent, mode=mode, group=GROUP, mac=own, netns_fd=netns_fd)
+
+
+def _ipvlan(network: NetworkRecord, name: str, parent: int, mac: str, netns_fd: int | None) -> Message:
+    """It has no MAC of its own."""
+    kind = KINDS["ipvlan"]
+    mode, flag = kind.modes[network.mode], kind.flags[network.flag]
+    return netlink.new_ipvlan(name, parent=parent, mode=mode, flag=flag, group=GROUP, netns_fd=netns_fd)
+
+
+_INTERFACES: dict[str, Callable[[NetworkRecord, str, int, str, int | None], Message]] = {
+    "macvlan": _macvlan, "ipvlan": _ipvlan,
+}
+
+
+class SiteLinks:
     """A `LinkDriver`: parents and containers' interfaces."""
 
-    def __init__(self, host: Netlink) -> None:
+    def __init__(self, host: Netlink, kind: Kind) -> None:
         self._host = host
+        self._interface = _INTERFACES[kind.driver]
 
     def make(self, network: NetworkRecord) -> None:
         self.ensure(network)
@@ -34,7 +53,7 @@ class MacvlanLinks:
         """The network's parent, up if it is ours. NotSupported where the kernel cannot, Conflict where it is gone."""
         link = self._host.link(network.parent)
         if link is None:
-            if network.parent.startswith(OWN_PARENT):
+            if network.parent.startswith(OWN_PARENTS):
                 link = self._make_closed(network.parent)
             else:
                 link = self._make_vlan(network)
@@ -46,7 +65,7 @@ class MacvlanLinks:
         name = f"mvp{network.id[:9]}"
         parent = self._parent(network)
         with _explained(network):
-            self._host.send([netlink.new_macvlan(name, parent=parent.index, mode=MODES[network.mode], group=GROUP)])
+            self._host.send([self._interface(network, name, parent.index, "", None)])
         delete_ours(self._host, name)
 
     def remove(self, network: NetworkRecord) -> None:
@@ -54,16 +73,14 @@ class MacvlanLinks:
         delete_ours(self._host, network.parent)
 
     def links_of(self, network: NetworkRecord) -> Iterable[str]:
-        return (network.parent, peer_of(network.parent)) if network.parent.startswith(OWN_PARENT) else (network.parent,)
+        name = network.parent
+        return (name, peer_of(name)) if name.startswith(OWN_PARENTS) else (name,)
 
     def plug(self, netns_fd: int, endpoint: EndpointRecord, network: NetworkRecord) -> None:
         """A container's interface in its namespace, down."""
         parent = self._parent(network)
         with _explained(network):
-            self._host.send([netlink.new_macvlan(
-                endpoint.interface, parent=parent.index, mode=MODES[network.mode], group=GROUP,
-                mac="" if network.mode == "passthru" else endpoint.mac, netns_fd=netns_fd,
-            )])
+            self._host.send([self._interface(network, endpoint.interface, parent.index, endpoint.mac, netns_fd)])
 
     def _parent(self, network: NetworkRecord) -> Link:
         link = self._host.link(network.parent)
@@ -108,7 +125,7 @@ class MacvlanLinks:
 
 def peer_of(parent: str) -> str:
     """The unused end of a closed network's pair."""
-    return "dp-" + parent.removeprefix(OWN_PARENT)
+    return "dp-" + parent.partition("-")[2]
 
 
 @contextmanager
@@ -118,7 +135,8 @@ def _explained(network: NetworkRecord) -> Iterator[None]:
         yield
     except NetlinkError as err:
         if err.code == errno.EOPNOTSUPP:
-            raise NotSupported(f"network {network.name}: this host's kernel has no macvlan (module macvlan)") from err
+            driver = network.driver
+            raise NotSupported(f"network {network.name}: this host's kernel has no {driver} (module {driver})") from err
         raise Conflict(
             f"network {network.name}: no interface can be made on {network.parent} in mode {network.mode}: {err}"
         ) from err
