@@ -486,7 +486,7 @@ def test_the_docker_command_shows_the_reason(
         ("replicated job is not supported", ["service", "create", "--mode", "replicated-job", "busybox"]),
         ("operator", ["service", "create", "--constraint", "nonsense", "busybox"]),
         ("at least 4MiB", ["service", "create", "--limit-memory", "1k", "busybox"]),
-        ("secret data must be larger than 0", ["secret", "create", "s", "-"]),
+        ("invalid name, only 64", ["secret", "create", "a/b", "-"]),
         ("service nope not found", ["service", "scale", "-d", "nope=3"]),
         ("service nope not found", ["service", "rm", "nope"]),
         ("nope", ["service", "inspect", "nope"]),
