@@ -12,17 +12,29 @@ _ACK = 0x10
 _BEYOND = 1 << 30
 
 
+Ends = tuple[str, int]
+
+
 def stray_segment(line: socket.socket) -> bytes:
-    """A TCP segment of the connection: right ports and acknowledgement, one byte in a wrong place. To be sent by a raw
+    """A TCP segment of the client: right ports and acknowledgement, one byte in a wrong place. To be sent by a raw
     socket of the same family."""
-    own, peer = line.getsockname(), line.getpeername()
     sent, received = _sequences(line)
-    source, target = ip_address(own[0]).packed, ip_address(peer[0]).packed
+    return _segment(line.getsockname()[:2], line.getpeername()[:2], sent, received)
+
+
+def stray_answer(line: socket.socket, backend: Ends) -> bytes:
+    """As `stray_segment`, of the backend that the client's connection was led to."""
+    sent, received = _sequences(line)
+    return _segment(backend, line.getsockname()[:2], received, sent)
+
+
+def _segment(source: Ends, target: Ends, sent: int, received: int) -> bytes:
     header = struct.pack(
-        "!HHIIBBHHH", own[1], peer[1], (sent + _BEYOND) % (1 << 32), received, 5 << 4, _ACK, 64, 0, 0
+        "!HHIIBBHHH", source[1], target[1], (sent + _BEYOND) % (1 << 32), received, 5 << 4, _ACK, 64, 0, 0
     )
     segment = header + b"!"
-    pseudo = source + target + struct.pack("!IxxxB", len(segment), socket.IPPROTO_TCP)
+    ends = ip_address(source[0]).packed + ip_address(target[0]).packed
+    pseudo = ends + struct.pack("!IxxxB", len(segment), socket.IPPROTO_TCP)
     return segment[:16] + struct.pack("!H", _checksum(pseudo + segment)) + segment[18:]
 
 

@@ -13,6 +13,7 @@ from ipaddress import ip_address
 import pytest
 from net_lab import Lab, in_own_network
 from net_spaces import Spaces
+from stray import stray_answer
 
 from swarmlet.errors import Internal
 from swarmlet_agent.net import conntrack, netns
@@ -22,6 +23,7 @@ pytestmark = pytest.mark.kernel
 VIP, VIP6, PORT = "10.9.0.200", "fd09::200", 80
 BACKENDS = {"b1": ("10.9.0.11", "fd09::11"), "b2": ("10.9.0.12", "fd09::12"), "b3": ("10.9.0.13", "fd09::13")}
 TCP, UDP = socket.SOCK_STREAM, socket.SOCK_DGRAM
+TCP_PACKETS = socket.IPPROTO_TCP
 
 
 def services(*names: str) -> dict[str, tuple[str, ...]]:
@@ -68,6 +70,36 @@ async def test_a_backend_reaches_itself_through_its_own_service(lab: Lab) -> Non
         for vip, own in zip((VIP, VIP6), BACKENDS["b1"], strict=True):
             for kind in (TCP, UDP):
                 assert await spaces.ask("b1", vip, PORT, kind) == f"b1 {own}"
+
+
+@in_own_network
+async def test_an_answer_that_cannot_be_tracked_breaks_no_connection(lab: Lab) -> None:
+    """It is not translated: the client knows no connection to the backend's own address, and would reset it."""
+    async with AsyncExitStack() as stack:
+        spaces, balancers = await world(lab, stack)
+        balancers.apply("c", services("b1"))
+        for vip, backend, family in zip((VIP, VIP6), BACKENDS["b1"], (socket.AF_INET, socket.AF_INET6), strict=True):
+            line = stack.enter_context(await spaces.connect("c", vip, PORT))
+            assert (await line.ask()).startswith("b1")
+            client = line.channel.getsockname()[0]
+            with spaces.inside("b1", lambda family=family: socket.socket(family, socket.SOCK_RAW, TCP_PACKETS)) as raw:
+                for _ in range(3):
+                    raw.sendto(stray_answer(line.channel, (backend, PORT)), (client, 0))
+                    await asyncio.sleep(0.05)
+                    assert (await line.ask()).startswith("b1")
+
+
+@in_own_network
+async def test_tables_of_an_earlier_release_are_replaced(lab: Lab) -> None:
+    """In both families, though the container has a service in one of them only by now."""
+    async with AsyncExitStack() as stack:
+        spaces, balancers = await world(lab, stack)
+        for family in ("ip", "ip6"):
+            spaces.command("c", "nft", "add", "table", family, "swlbalance1")
+        balancers.apply("c", {VIP: (BACKENDS["b1"][0],)})
+
+        assert "swlbalance1" not in spaces.command("c", "nft", "list", "tables")
+        assert (await spaces.ask("c", VIP, PORT)).startswith("b1 ")
 
 
 @in_own_network
@@ -189,7 +221,7 @@ async def test_rules_that_someone_removed_are_made_again_with_the_next_change(la
         balancers.apply("c", services("b2"))
         assert (await spaces.ask("c", VIP, PORT)).startswith("b2 ")
 
-        spaces.command("c", "nft", "flush", "map", "ip", "swlbalance1", "s1")
+        spaces.command("c", "nft", "flush", "map", "ip", "swlbalance2", "s1")
         balancers.apply("c", services("b3"))
         assert (await spaces.ask("c", VIP, PORT)).startswith("b3 ")
         assert (await spaces.ask("c", VIP6, PORT)).startswith("b3 ")

@@ -349,7 +349,7 @@ def vips(path: Path) -> Iterator[str]:
     found: defaultdict[str, set[str]] = defaultdict(set)
     for entry in listed("nsenter", f"--net={path}", "nft", "-j", "list", "ruleset")["nftables"]:
         for body in (entry.get("set"), entry.get("map")):
-            if body is None or body["table"] != "swlbalance1":
+            if body is None or body["table"] != "swlbalance2":
                 continue
             for element in body.get("elem", []):
                 if body["name"] == "vips":

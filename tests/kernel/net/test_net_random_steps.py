@@ -80,7 +80,7 @@ async def test_vips_are_what_they_should_be_after_any_steps(lab: Lab) -> None:
                 balancers = Balancers(spaces.folder)
                 balancers.apply("c", wanted)
             if step % LOOK_EVERY == 0:
-                found = elements(spaces, "c", "swlbalance1")
+                found = elements(spaces, "c", "swlbalance2")
                 assert {*found["ip", "vips"], *found["ip6", "vips"]} == set(wanted), step
                 shares = chosen(found, 1)
                 assert {key[1]: {json.loads(one) for one in values} for key, values in shares.items()} == {

@@ -10,6 +10,7 @@ from swarmlet.errors import Internal
 from swarmlet.log import get_logger
 from swarmlet_agent.net import conntrack, netns
 from swarmlet_agent.net.balance.plan import (
+    FORMER,
     TABLE,
     Programmed,
     Services,
@@ -18,6 +19,7 @@ from swarmlet_agent.net.balance.plan import (
     plan,
     replacement,
     ruleset,
+    ruleset_anew,
 )
 from swarmlet_agent.net.dns_sockets import change_rules_here
 from swarmlet_agent.net.nftset import ElementsError, ElementSocket
@@ -36,7 +38,8 @@ class Balancer:
         self._path = path
         self._socket = ElementSocket()
         self._programmed: Programmed | None = None
-        self._families = {family for family, number in NFPROTO.items() if self._socket.has_table(number, TABLE)}
+        self._families = _families_with(self._socket, TABLE)
+        self._former = {family for name in FORMER for family in _families_with(self._socket, name)}
 
     def close(self) -> None:
         self._socket.close()
@@ -57,10 +60,11 @@ class Balancer:
     def _move(self, after: Programmed, vips: Iterable[str] | None) -> None:
         before, self._programmed = self._programmed, None
         families = {6 if ":" in vip else 4 for vip in (after.slots if vips is None else vips)}
-        if missing := sorted(families - self._families):
+        if missing := sorted((families | self._former) - self._families):
             with netns.inside(self._path):
-                change_rules_here("".join(ruleset(family) for family in missing))
+                change_rules_here("".join((ruleset_anew if self._former else ruleset)(family) for family in missing))
             self._families.update(missing)
+            self._former.clear()
         if before is None:
             self._replace(after)
         else:
@@ -82,7 +86,7 @@ class Balancer:
             # The tables are not as we made them: from here on as in a new namespace.
             broken, self._families = self._families, set()
             with netns.inside(self._path):
-                change_rules_here("".join(_anew(family) for family in sorted(broken)))
+                change_rules_here("".join(ruleset_anew(family) for family in sorted(broken)))
             self._families = broken
             self._socket.apply(replacement(after, self._families))
 
@@ -136,9 +140,8 @@ class Balancers:
     def _had_any(self, container_id: str) -> bool:
         """Whether an earlier agent gave the container VIPs."""
         with netns.inside(self._folder / container_id), ElementSocket() as channel:
-            return any(channel.has_table(number, TABLE) for number in NFPROTO.values())
+            return any(_families_with(channel, name) for name in (TABLE, *FORMER))
 
 
-def _anew(family: int) -> str:
-    table = f"{'ip' if family == 4 else 'ip6'} {TABLE}"
-    return f"table {table} {{}}\ndelete table {table}\n{ruleset(family)}"
+def _families_with(channel: ElementSocket, table: str) -> set[int]:
+    return {family for family, number in NFPROTO.items() if channel.has_table(number, table)}
