@@ -68,6 +68,7 @@ def host_traits(runtime: RuntimeInfo, remap: Remap | None) -> HostTraits:
         runtimes=runtime.runtimes,
         cgroupns_mode="private" if runtime.cgroup_version == "2" else "host",
         apparmor=runtime.apparmor,
+        apparmor_profile=runtime.apparmor_profile,
         remap=remap,
     )
 

@@ -30,6 +30,7 @@ from swarmlet_agent.engine.supplies import Supplies
 from swarmlet_agent.engine.waiters import LateResults, Waiters
 from swarmlet_agent.images.rootfs import IMAGE_MARK
 from swarmlet_agent.journal import Journal
+from swarmlet_agent.runtime.security import shown_profile
 
 log = get_logger(__name__)
 Result = TypeVar("Result")
@@ -72,6 +73,7 @@ class HostTraits:
     runtimes: tuple[str, ...] = ("runc",)
     cgroupns_mode: str = "host"
     apparmor: bool = False
+    apparmor_profile: str = ""
     #: For containers that do not ask for the host's user namespace.
     remap: Remap | None = None
 
@@ -149,6 +151,10 @@ class Core:
         if unit is None:  # its name is taken, but it is still being made
             raise NotFound("container", ref)
         return unit
+
+    def apparmor_profile(self, ref: str) -> str:
+        """The one that a container has, or will have; "" on a host without AppArmor."""
+        return shown_profile(self.find(ref).record.host, self.traits.apparmor, self.traits.apparmor_profile)
 
     def add(self, record: Container) -> Unit:
         unit = Unit(record)

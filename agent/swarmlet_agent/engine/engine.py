@@ -342,12 +342,7 @@ class Engine:
         return self._execs.create(ref, request)
 
     async def exec_start(
-        self,
-        ident: str,
-        *,
-        detach: bool = False,
-        tty: bool | None = None,
-        console_size: tuple[int, int] | None = None,
+        self, ident: str, *, detach: bool = False, tty: bool | None = None, console_size: tuple[int, int] | None = None,
     ) -> Streams | None:
         """Its streams, None if detached. tty None: as created. Conflict the second time; StartFailed 126, 127."""
         return await self._execs.start(ident, detach=detach, tty=tty, console_size=console_size)
@@ -361,6 +356,9 @@ class Engine:
     def exec_ids(self, ref: str) -> tuple[str, ...]:
         """Execs of a container that have not ended."""
         return self._execs.of(self._core.find(ref).id)
+
+    def apparmor_profile(self, ref: str) -> str:
+        return self._core.apparmor_profile(ref)
 
     # Measuring
 

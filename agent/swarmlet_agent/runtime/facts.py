@@ -12,17 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from swarmlet_agent.decide.kernel import KernelLimits
-from swarmlet_agent.runtime import caps
+from swarmlet_agent.runtime import apparmor, caps
 from swarmlet_agent.runtime import seccomp as profiles
 from swarmlet_agent.runtime.seccomp_default import DEFAULT_PROFILE, held_to_docker
 
 #: The host's folders and files these facts come from.
 CGROUP_ROOT = Path("/sys/fs/cgroup")
 _MEMORY_NODES = Path("/sys/devices/system/node/online")
-_APPARMOR = Path("/sys/module/apparmor/parameters/enabled")
-_APPARMOR_PROFILES = Path("/sys/kernel/security/apparmor/profiles")
-#: AppArmor profiles that confine a container by default, where someone has loaded them.
-_DEFAULT_PROFILES = ("swarmlet-default", "docker-default")
 #: A program for `--init` must be static: it runs inside any image.
 _INIT_PROGRAMS = (
     "/usr/bin/tini-static",
@@ -74,7 +70,6 @@ def probe(
     is_v2 = (cgroup_root / "cgroup.controllers").exists()
     status = _status()
     release = re.match(r"(\d+)\.(\d+)", platform.release())
-    apparmor = _APPARMOR.exists() and _APPARMOR.read_text().strip() == "Y"
     return HostFacts(
         cgroup_version=2 if is_v2 else 1,
         hybrid=not is_v2 and _unified_has_controllers(cgroup_root),
@@ -83,8 +78,8 @@ def probe(
         available_caps=caps.from_mask(int(status.get("CapBnd", "0"), 16)),
         seccomp="Seccomp" in status,
         default_profile=_default_profile(profile) if profile is not None and profile.exists() else None,
-        apparmor=apparmor,
-        apparmor_profile=_loaded_profile() if apparmor else "",
+        apparmor=apparmor.is_enabled(),
+        apparmor_profile=apparmor.default_profile(),
         init_path=find_init(),
         open_files=open_files,
         swap_accounting=_swap_accounting(is_v2, cgroup_root),
@@ -161,14 +156,6 @@ def _status() -> dict[str, str]:
 def _unified_has_controllers(root: Path) -> bool:
     controllers = root / "unified" / "cgroup.controllers"
     return controllers.exists() and bool(controllers.read_text().strip())
-
-
-def _loaded_profile() -> str:
-    try:
-        loaded = {line.split(" ")[0] for line in _APPARMOR_PROFILES.read_text().splitlines()}
-    except OSError:  # securityfs is not mounted: nothing can be said, so nothing is asked for
-        return ""
-    return next((name for name in _DEFAULT_PROFILES if name in loaded), "")
 
 
 def _swap_accounting(is_v2: bool, root: Path) -> bool:

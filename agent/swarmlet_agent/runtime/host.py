@@ -28,7 +28,8 @@ class RuntimeInfo:
 
     name: the default runtime's; runtimes: every name that a container may ask for.
 
-    seccomp: containers get a filter by default. The flags say which limits this host can apply.
+    seccomp: containers get a filter by default; apparmor_profile: the profile they get by default. The flags say which
+    limits this host can apply.
     """
 
     name: str = ""
@@ -41,6 +42,7 @@ class RuntimeInfo:
     cgroup_driver: str = "cgroupfs"
     seccomp: bool = False
     apparmor: bool = False
+    apparmor_profile: str = ""
     init_path: str = ""
     memory_limit: bool = False
     swap_limit: bool = False
@@ -76,7 +78,8 @@ async def choose(wanted: str, facts: HostFacts, cgroups: Cgroups) -> tuple[dict[
         conmon_version=conmon_version,
         cgroup_version=str(facts.cgroup_version),
         seccomp=facts.seccomp and facts.default_profile is not None,
-        apparmor=bool(facts.apparmor_profile),
+        apparmor=facts.apparmor,
+        apparmor_profile=facts.apparmor_profile,
         init_path=facts.init_path,
         memory_limit=cgroups.has_controller("memory"),
         swap_limit=cgroups.has_controller("memory") and facts.swap_accounting,

@@ -106,6 +106,14 @@ def apparmor_profile(host: HostConfig, options: SecurityOptions, facts: HostFact
     return options.apparmor if facts.apparmor else ""
 
 
+def shown_profile(host: HostConfig, apparmor: bool, default: str) -> str:
+    """What inspect says of it. apparmor: the host has it."""
+    if not apparmor:
+        return ""
+    chosen = read_options(host.security_opt).apparmor
+    return chosen or ("" if host.privileged else default) or _UNCONFINED
+
+
 def paths(host: HostConfig, cpus: int) -> tuple[list[str], list[str]]:
     """Masked and read-only paths; an explicit list, also an empty one, replaces Docker's."""
     if host.privileged:

@@ -92,7 +92,7 @@ class ContainerRoutes:
         exec_ids = self._backend.exec_ids(container.id)
         return json_answer(container_inspect(
             container, exec_ids=exec_ids, sizes=sizes.get(container.id), version=call.version,
-            folders=self._folders(container),
+            folders=self._folders(container), apparmor=self._backend.apparmor_profile(container.id),
         ))
 
     async def start(self, call: Call) -> web.StreamResponse:

@@ -62,10 +62,10 @@ _KERNEL_MEMORY_GONE = (1, 42)
 
 def container_inspect(
     container: Container, *, exec_ids: Sequence[str] = (), sizes: tuple[int, int] | None = None,
-    version: ApiVersion = NEWEST, folders: tuple[Path, Sequence[Path]] | None = None,
+    version: ApiVersion = NEWEST, folders: tuple[Path, Sequence[Path]] | None = None, apparmor: str = "",
 ) -> dict[str, Any]:
     """sizes: (own bytes, image's bytes), None if not asked for. folders: of its own changes, and of the layers below,
-    highest first; None before it has any."""
+    highest first; None before it has any. apparmor: its profile's name."""
     shown: dict[str, Any] = {
         "Id": container.id,
         "Created": rfc3339(container.created_at),
@@ -83,7 +83,7 @@ def container_inspect(
         "Platform": container.platform,
         "MountLabel": "",
         "ProcessLabel": "",
-        "AppArmorProfile": "",
+        "AppArmorProfile": apparmor,
         "ExecIDs": list(exec_ids) or None,
         "HostConfig": host_config(container.host),
         "GraphDriver": graph_driver(container, folders),
