@@ -19,7 +19,7 @@ from swarmlet.model.service import Service
 from swarmlet.model.states import NodeState, TaskState
 from swarmlet.model.task import Task
 from swarmlet_manager.decide.allocate import pending_status
-from swarmlet_manager.decide.fixed import fixed_in
+from swarmlet_manager.decide.fixed import Wish, fixed_in
 from swarmlet_manager.decide.networks import INGRESS, is_quiet
 from swarmlet_manager.decide.plan import Plan
 from swarmlet_manager.decide.reaper import is_gone
@@ -223,7 +223,7 @@ class Allocator:
                 continue
             wanted = cluster_networks(service.spec.task_template) if has_vip(service.spec) else ()
             try:
-                chosen = {ident: (fixed.vip, "") for ident, fixed in fixed_in(service.spec.task_template).items()}
+                chosen = {ident: fixed.of_service for ident, fixed in fixed_in(service.spec.task_template).items()}
                 vips = self._give(wanted, service.id, service.vips, chosen, service.id)
             except Exhausted as err:
                 lacking[service_id] = str(err)
@@ -232,54 +232,53 @@ class Allocator:
             self._services.discard(service_id)
             if vips != service.vips:
                 self._free([vip for vip in service.vips if vip not in vips], service.id)
+                self._hold(vips, service.id)  # one of its two families may be as it was
                 self._reserve(service)
                 ops.append(Put(replace(service, vips=vips, updated_at=now)))
         return lacking
 
     def _give(
-        self, wanted: Sequence[str], owner: str, had: Sequence[NetworkAttachment],
-        chosen: Mapping[str, tuple[str, str]], service_id: str,
+        self, wanted: Sequence[str], owner: str, had: Sequence[NetworkAttachment], chosen: Mapping[str, Wish],
+        service_id: str,
     ) -> tuple[NetworkAttachment, ...]:
-        """An address in each network, all or none; what is held already stays. Exhausted.
+        """An address of each family in each network, all or none; what is held already stays. Exhausted.
 
-        chosen: network -> the address and MAC that the user of this service wants there, "" for any.
+        chosen: network -> what the user of this service wants there.
         """
         kept = {attachment.network_id: attachment for attachment in had}
         given: list[NetworkAttachment] = []
         fresh: list[NetworkAttachment] = []
         try:
             for network_id in wanted:
-                chosen_address, _ = chosen.get(network_id, ("", ""))
-                known = kept.get(network_id)
-                if known is None or (chosen_address and known.address.partition("/")[0] != chosen_address):
-                    known = self._place(network_id, owner, chosen.get(network_id, ("", "")), service_id)
+                wish, known = chosen.get(network_id, Wish()), kept.get(network_id)
+                if known is None or not _as_wished(known, wish):
+                    known = self._place(network_id, owner, _with_kept(wish, known), service_id)
                     fresh.append(known)
                 given.append(known)
         except Exhausted:
-            for attachment in fresh:
-                for pool, address in self._pools_of(attachment):
-                    pool.free(address, owner)
+            self._let_go(fresh, owner)
+            self._hold(had, owner)
             raise
         return tuple(given)
 
-    def _place(self, network_id: str, owner: str, chosen: tuple[str, str], service_id: str) -> NetworkAttachment:
-        """An address of each family that the network has. chosen: IPv4 and MAC address, "" for any. Exhausted."""
-        address, mac = chosen
-        taken = (
-            self._take_chosen(network_id, address, owner, service_id) if address else self.take(network_id, owner)
+    def _place(self, network_id: str, owner: str, wish: Wish, service_id: str) -> NetworkAttachment:
+        """An address of each family that the network has. Exhausted."""
+        place = NetworkAttachment(
+            network_id=network_id, mac=wish.mac, address=self._take_wished(network_id, wish.address, owner, service_id)
         )
-        place = NetworkAttachment(network_id=network_id, address=taken, mac=mac)
         if network_id not in self._pools6:
             return place
         try:
-            return replace(place, address6=self.take(network_id, owner, version=6))
+            return replace(place, address6=self._take_wished(network_id, wish.address6, owner, service_id, version=6))
         except Exhausted:
-            self._pools[network_id].free(taken, owner)
+            self._let_go([place], owner)
             raise
 
-    def _take_chosen(self, network_id: str, address: str, owner: str, service_id: str) -> str:
-        """An address that is kept for the service. Exhausted while someone else still has it."""
-        pool = self._pools.get(network_id)
+    def _take_wished(self, network_id: str, address: str, owner: str, service_id: str, version: int = 4) -> str:
+        """An address that is kept for the service, or any for "". Exhausted, also while someone else still has it."""
+        if not address:
+            return self.take(network_id, owner, version)
+        pool = self.pool(network_id, version)
         if pool is None:
             raise Exhausted(f"network {network_id} is gone")
         for holder in sorted(pool.owners(address) - {owner, service_id}):
@@ -353,9 +352,7 @@ class Allocator:
 
     def _reserve(self, service: Service) -> None:
         """What its user has chosen is nobody else's."""
-        for place in _reserved(service):
-            if (pool := self._pools.get(place.network_id)) is not None:
-                pool.hold(pool.interface(place.address), service.id)
+        self._hold(list(_reserved(service)), service.id)
 
     def _hold(self, attachments: Sequence[NetworkAttachment], owner: str) -> None:
         for attachment in attachments:
@@ -363,10 +360,14 @@ class Allocator:
                 pool.hold(address, owner)
 
     def _free(self, attachments: Sequence[NetworkAttachment], owner: str) -> None:
+        self._let_go(attachments, owner)
+        for attachment in attachments:
+            self._full.pop(attachment.network_id, None)
+
+    def _let_go(self, attachments: Sequence[NetworkAttachment], owner: str) -> None:
         for attachment in attachments:
             for pool, address in self._pools_of(attachment):
                 pool.free(address, owner)
-                self._full.pop(attachment.network_id, None)
 
     def _pools_of(self, attachment: NetworkAttachment) -> Iterator[tuple[Pool, str]]:
         """Its addresses with the pools they are of; of a network that is gone none."""
@@ -375,12 +376,30 @@ class Allocator:
                 yield pool, address
 
 
-def _of_task(task: Task) -> dict[str, tuple[str, str]]:
-    """Network -> address and MAC that were chosen for this task's slot."""
+def _of_task(task: Task) -> dict[str, Wish]:
+    """Network -> what was chosen for this task's slot."""
     return {ident: fixed.of_slot(task.slot) for ident, fixed in fixed_in(task.spec).items()}
+
+
+def _as_wished(place: NetworkAttachment, wish: Wish) -> bool:
+    have = Wish(place.address.partition("/")[0], "", place.address6.partition("/")[0])
+    return wish.address in ("", have.address) and wish.address6 in ("", have.address6)
+
+
+def _with_kept(wish: Wish, known: NetworkAttachment | None) -> Wish:
+    """The family that nothing is wished of keeps the address it has."""
+    if known is None:
+        return wish
+    return wish._replace(
+        address=wish.address or known.address.partition("/")[0],
+        address6=wish.address6 or known.address6.partition("/")[0],
+    )
 
 
 def _reserved(service: Service) -> Iterator[NetworkAttachment]:
     for network_id, fixed in fixed_in(service.spec.task_template).items():
         for address in fixed.all:
-            yield NetworkAttachment(network_id=network_id, address=address)
+            is_6 = ":" in address
+            yield NetworkAttachment(
+                network_id=network_id, address="" if is_6 else address, address6=address if is_6 else ""
+            )

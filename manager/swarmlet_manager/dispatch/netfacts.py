@@ -113,7 +113,10 @@ def _is_replaced(state: State, task: Task, held: NetworkAttachment) -> bool:
         return False
     return any(
         other.id != task.id and other.is_active
-        and any((place.network_id, place.address) == (held.network_id, held.address) for place in other.networks)
+        and any(
+            place.network_id == held.network_id and not set(held.addresses).isdisjoint(place.addresses)
+            for place in other.networks
+        )
         for other in state.tasks_of_service(task.service_id)
     )
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from swarmlet.errors import Conflict, InvalidArgument, NotSupported, SwarmletError
-from swarmlet.model.network import Ipam, IpamConfig, Lease, Network, NetworkAttachment, NetworkCreate
+from swarmlet.model.network import Ipam, IpamConfig, Lease, Network, NetworkAttachment, NetworkCreate, Subnet
 from swarmlet.model.service import (
     ContainerSpec,
     EndpointSpec,
@@ -24,7 +24,8 @@ from swarmlet.model.service import (
 )
 from swarmlet.model.states import TaskState
 from swarmlet.model.task import Task, TaskStatus
-from swarmlet_manager.decide.fixed import Fixed, check_fixed, check_free, fixed_in
+from swarmlet_manager.decide.addresses import Allocator
+from swarmlet_manager.decide.fixed import Fixed, Wish, check_fixed, check_free, fixed_in
 from swarmlet_manager.decide.validate import check_service_spec
 from swarmlet_manager.state import Put, State
 
@@ -48,14 +49,72 @@ def spec_with(options: dict[str, str], *, replicas: int = 1, name: str = "web", 
 
 def test_each_option_is_understood_and_lists_go_by_slot() -> None:
     spec = spec_with(
-        {"swarmlet.vip": "10.1.0.5", "swarmlet.ip": "10.1.0.6 10.1.0.7", "swarmlet.mac": "06:00:00:00:00:0A"}
+        {
+            "swarmlet.vip": "10.1.0.5", "swarmlet.ip": "10.1.0.6 10.1.0.7", "swarmlet.mac": "06:00:00:00:00:0A",
+            "swarmlet.vip6": "fd01::5", "swarmlet.ip6": "FD01:0::6",
+        }
     )
     found = fixed_in(spec.task_template)["n1"]
-    assert found == Fixed("10.1.0.5", ("10.1.0.6", "10.1.0.7"), ("06:00:00:00:00:0a",))
+    assert found == Fixed(
+        "10.1.0.5", ("10.1.0.6", "10.1.0.7"), ("06:00:00:00:00:0a",), vip6="fd01::5", addresses6=("fd01::6",)
+    )
     assert [found.of_slot(slot) for slot in range(4)] == [
-        ("", ""), ("10.1.0.6", "06:00:00:00:00:0a"), ("10.1.0.7", ""), ("", "")
+        Wish(), Wish("10.1.0.6", "06:00:00:00:00:0a", "fd01::6"), Wish("10.1.0.7"), Wish()
     ]  # fmt: skip
+    assert found.of_service == Wish("10.1.0.5", "", "fd01::5")
     check_service_spec(spec)
+
+
+def test_ipv6_addresses_are_kept_apart_like_ipv4s() -> None:
+    state = world()
+    with pytest.raises(InvalidArgument, match="address fd01::5: network net has no IPv6"):
+        check_free(state, "", spec_with({"swarmlet.ip6": "fd01::5"}))
+    dual = replace(NETWORK, v6=Subnet(subnet="fd01::/64", gateway="fd01::1", chosen=True))
+    state.apply(Put(dual))
+    state.apply(Put(replace(state.services["s1"], vips=(
+        NetworkAttachment(network_id="n1", address="10.1.0.21/24", address6="fd01::21/64"),
+    ))))  # fmt: skip
+    other = replace(state.services["s2"], spec=spec_with({"swarmlet.ip6": "fd01::22"}, name="db"))
+    state.apply(Put(other))
+    for text, whose in (("fd01::1", "gateway"), ("fd01::21", "service other"), ("fd01::22", "service db")):
+        for key in ("swarmlet.ip6", "swarmlet.vip6"):
+            with pytest.raises(Conflict, match=f"address {text} of network net is already in use by .*{whose}"):
+                check_free(state, "", spec_with({key: text}))
+    with pytest.raises(InvalidArgument, match="fd02::5 is not in subnet fd01::/64"):
+        check_free(state, "", spec_with({"swarmlet.vip6": "fd02::5"}))
+    check_free(state, "s2", other.spec)
+    check_free(state, "s1", spec_with({"swarmlet.vip6": "fd01::21"}))
+    check_free(state, "s1", spec_with({"swarmlet.vip6": "fd01::30", "swarmlet.ip6": "fd01::21"}))
+
+
+def test_a_services_other_family_keeps_its_address_when_one_is_chosen() -> None:
+    state = State()
+    state.apply(Put(replace(NETWORK, v6=Subnet(subnet="fd01::/64", gateway="fd01::1", chosen=True))))
+    service = Service(id="s", spec=spec_with({}))
+    books = Allocator(state)
+
+    def put(changed: Service) -> Service:
+        books.apply([state.apply(Put(changed))])
+        for op in books.plan(1).ops:
+            books.apply([state.apply(op)])
+        return state.services["s"]
+
+    (first,) = put(service).vips
+    assert first.address6
+    (second,) = put(replace(state.services["s"], spec=spec_with({"swarmlet.vip6": "fd01::77"}))).vips
+    assert (second.address, second.address6) == (first.address, "fd01::77/64")
+    # What it let go is another's to have, what it kept is not.
+    pool, pool6 = books.pool("n1"), books.pool("n1", 6)
+    assert pool is not None and pool6 is not None
+    assert pool.owners(second.address.partition("/")[0]) == pool6.owners("fd01::77") == {"s"}
+    assert pool6.owners(first.address6.partition("/")[0]) == frozenset()
+    # A chosen one that somebody still has: nothing is changed until it is free.
+    pool6.hold("fd01::99/64", "else")
+    (third,) = put(replace(state.services["s"], spec=spec_with({"swarmlet.vip6": "fd01::99"}))).vips
+    assert third == second and pool.owners(second.address.partition("/")[0]) == {"s"}
+    pool6.free("fd01::99/64", "else")
+    (fourth,) = put(state.services["s"]).vips
+    assert (fourth.address, fourth.address6) == (first.address, "fd01::99/64")
 
 
 @pytest.mark.parametrize(
@@ -65,6 +124,9 @@ def test_each_option_is_understood_and_lists_go_by_slot() -> None:
         ({"swarmlet.ip": ""}, "swarmlet.ip is empty"),
         ({"swarmlet.vip": "10.1.0.5 10.1.0.6"}, "has one virtual address"),
         ({"swarmlet.ip": "10.1.0.5", "swarmlet.vip": "10.1.0.5"}, "name one address twice"),
+        ({"swarmlet.ip": "fd01::5"}, "swarmlet.ip: fd01::5 is not an IPv4 address"),
+        ({"swarmlet.vip6": "10.1.0.5"}, "swarmlet.vip6: 10.1.0.5 is not an IPv6 address"),
+        ({"swarmlet.ip6": "fd01::5 fd01:0::5"}, "name one address twice"),
         ({"swarmlet.mac": "06:00:00:00:00"}, "is not a MAC address"),
         ({"swarmlet.mac": "01:00:00:00:00:01"}, "is not a unicast address"),
         ({"swarmlet.mac": "02:42:0a:01:00:05"}, "are given by the cluster"),
@@ -87,7 +149,7 @@ def test_what_is_no_address_is_refused_by_name(options: dict[str, str], said: st
     ],
 )
 def test_addresses_of_tasks_go_with_replicas_that_have_numbers(change: dict[str, object], said: str) -> None:
-    for option in ({"swarmlet.ip": "10.1.0.5"}, {"swarmlet.mac": "06:00:00:00:00:01"}):
+    for option in ({"swarmlet.ip": "10.1.0.5"}, {"swarmlet.ip6": "fd01::5"}, {"swarmlet.mac": "06:00:00:00:00:01"}):
         with pytest.raises((InvalidArgument, NotSupported), match=said):
             check_fixed(replace(spec_with(option), **change))
         check_fixed(replace(spec_with({"swarmlet.vip": "10.1.0.5"}), **change))
