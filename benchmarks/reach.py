@@ -43,6 +43,7 @@ def measure() -> list[Figure]:
         vip = _vip(manager)
         by_vip: list[float] = []
         by_address: list[float] = []
+        shown: list[float] = []
         for turn in range(MOVES):
             before = task["ID"]
             _move(manager, places[(turn + 1) % 2])
@@ -50,17 +51,20 @@ def measure() -> list[Figure]:
             address = _address(_newest(manager, before, COMING))
             watches = Watch(pid, vip), Watch(pid, address)
             task = _newest(manager, before, ("running",))
+            seen = time.time()
             known = datetime.fromisoformat(task["UpdatedAt"][:26] + "+00:00").timestamp()
             for times, watch in zip((by_vip, by_address), watches, strict=True):
                 times.append(max(0.0, watch.wait() - known) * 1e3)
+            shown.append(max(0.0, watches[0].wait() - seen) * 1e3)
         docker(own.agent_socket, "rm", "-f", client)
         api(manager, "DELETE", "/services/moved")
     return [
-        figure for name, times in (("by its service's address", by_vip), ("by its own address", by_address))
-        for figure in (
-            Figure(f"a moved task reached {name}, p50", statistics.median(times), "ms", n=MOVES),
-            Figure("   p99", _p99(times), "ms", bound=BOUND_MS, n=MOVES),
-        )
+        Figure("a moved task, by its service's address, p50", statistics.median(by_vip), "ms", n=MOVES),
+        Figure("   p99", _p99(by_vip), "ms", n=MOVES),
+        Figure("   since the manager's API shows it, p50", statistics.median(shown), "ms", n=MOVES),
+        Figure("   p99", _p99(shown), "ms", bound=BOUND_MS - 1e3 * POLL_S, n=MOVES),
+        Figure("a moved task, by its own address, p50", statistics.median(by_address), "ms", n=MOVES),
+        Figure("   p99", _p99(by_address), "ms", bound=BOUND_MS, n=MOVES),
     ]
 
 

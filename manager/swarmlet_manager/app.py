@@ -149,7 +149,7 @@ class Manager:
                     running.append(group.create_task(vault.fetch(certificate.client), name="data key"))
                     fleet = Fleet(store.state, certificate.client)
                     place = Place(store, settings.advertised, leader_addr)
-                    routes = cluster_routes(control, fleet, dispatcher, place, store)
+                    routes = cluster_routes(control, fleet, dispatcher, place, store, dispatcher)
                     joins = JoinRoutes(
                         authority, more_managers=bool(settings.etcd.endpoints), own_addr=settings.advertised
                     )

@@ -43,6 +43,11 @@ class TLSInfo(ApiStruct, frozen=True, kw_only=True):
     cert_issuer_public_key: str = ""
 
 
+def unpublished(port: int, protocol: str, service: str) -> str:
+    """How a node's problem begins that does not publish a port of a service; the reason follows."""
+    return f"port {port}/{protocol} of service {service} is not published on this node: "
+
+
 class NodeDescription(ApiStruct, frozen=True, kw_only=True):
     """What the agent reports of its host."""
 

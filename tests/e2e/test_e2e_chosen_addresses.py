@@ -76,6 +76,32 @@ def test_a_service_and_its_tasks_have_the_addresses_that_were_chosen(cluster: Cl
     assert told == {"06:00:00:00:00:61", "06:00:00:00:00:62"}
 
 
+def test_chosen_ipv6_addresses_are_theirs_beside_any_ipv4_ones(cluster: Cluster) -> None:
+    view = cluster.view
+    view("network", "create", "-d", "overlay", "--ipv6", "--subnet", "fd91:5::/64", "fixed")
+    try:
+        view("service", "create", "-d", "--name", "web", *AT_ONCE,
+             *attach(vip6="fd91:5::50", ip6="fd91:5::0061"), *SLEEP)  # fmt: skip
+        view("service", "create", "-d", "--name", "asker", "--mode", "global", "--network", "fixed", *AT_ONCE, *SLEEP)
+        cluster.wait_running("web", 1)
+        cluster.wait_running("asker", 3)
+        shown = view.json("service", "inspect", "web")[0]["Endpoint"]["VirtualIPs"]
+        assert "fd91:5::50/64" in [vip["Addr"] for vip in shown]
+        ((node, ident),) = places(cluster, "web").values()
+        settings = node.json("inspect", ident)[0]["NetworkSettings"]["Networks"]["fixed"]
+        assert settings["GlobalIPv6Address"] == "fd91:5::61"
+        for asking, asker in places(cluster, "asker").values():
+            said = eventually(lambda asking=asking, asker=asker: asking("exec", asker, "nslookup", "-type=aaaa", "web"))
+            assert "fd91:5::50" in said
+            for address in ("fd91:5::61", "fd91:5::50"):
+                inside(asking, asker, "ping", "-6", "-c", "1", "-W", "2", address)
+        done = view.run("service", "create", "-d", "--name", "two", *attach(ip6="fd91:5::61"), *SLEEP)
+        assert done.returncode and b"fd91:5::61 of network fixed is already in use by service web" in done.stderr
+    finally:
+        view("service", "rm", *view("service", "ls", "-q").split())
+        eventually(lambda: view.run("network", "rm", "fixed").returncode == 0, 30)
+
+
 def test_a_replaced_task_has_the_address_again(cluster: Cluster, network: str) -> None:
     view = cluster.view
     view("service", "create", "-d", "--name", "db", *AT_ONCE, *attach(ip="10.91.0.70"), "--constraint",

@@ -111,12 +111,15 @@ def test_a_port_that_something_else_has_on_a_node_is_told_of_and_taken_when_it_i
     """On the other nodes it is published all the same."""
     node = cluster.node(2)
     node("run", "-d", "--name", "squatter", "--hostname", "squatter", "-p", "18208:80", *WEB)
-    cluster.view("service", "create", "-d", "--name", "web", "--hostname", "web", "-p", "18208:80", *AT_ONCE, *WEB)
+    done = cluster.view.run(
+        "service", "create", "-d", "--name", "web", "--hostname", "web", "-p", "18208:80", *AT_ONCE, *WEB
+    )
+    said = "port 18208/tcp of service web is not published on this node: container squatter has it"
+    assert done.returncode == 0 and f"node node-2: {said}" in done.stderr.decode()
     cluster.wait_running("web", 1)
 
     assert eventually(lambda: page(cluster, 1, 18208) == page(cluster, 3, 18208) == "web")
     assert page(cluster, 2, 18208) == "squatter"
-    said = "port 18208/tcp of service web is not published on this node: container squatter has it"
     assert eventually(lambda: node_message(cluster, 2) == said)
     assert node_message(cluster, 1) == ""
     node("rm", "-f", "squatter")

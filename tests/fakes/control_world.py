@@ -231,6 +231,7 @@ class Agent:
     worker: TaskWorker | None = None
     session: AgentSession | None = None
     removed: bool = False
+    problems: tuple[str, ...] = ()
     statuses: StatusBuffer = field(default_factory=StatusBuffer)
     networks: FakeNetworks = field(default_factory=FakeNetworks)
     _task: asyncio.Task[None] | None = None
@@ -256,7 +257,7 @@ class Agent:
         self.session = AgentSession(
             self.identity, data_dir=self.data_dir, journal=self.journal,
             managers=ManagerList(self.journal, managers), place=NodePlace("127.0.0.1", 1),
-            describe=lambda: describe(self.hostname),
+            describe=lambda: replace(describe(self.hostname), problems=self.problems),
             containers=lambda: [ContainerRef(id=one.id, name=one.name) for one in self.engine.list()],
             statuses=self.statuses, orders=self.worker, networks=self.networks,
         )

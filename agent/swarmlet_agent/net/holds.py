@@ -13,6 +13,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from itertools import chain
 
+from swarmlet.model.node import unpublished
 from swarmlet_agent.net.plan_ports import ANY6, ANY_OF_ALL, EPHEMERAL, HostPort, PortWish, aim, blocker, candidates
 from swarmlet_agent.net.records import NetworkFailure, PortRecord, PortTaken
 
@@ -98,7 +99,7 @@ class PortBook:
         return tuple(records)
 
     def take_for_mesh(self, wanted: Mapping[HostPort, str]) -> dict[HostPort, str]:
-        """These, and no others, are the routing mesh's. wanted: what each is called in refusals.
+        """These, and no others, are the routing mesh's. wanted: whose service each is, for refusals.
 
         The answer: those that it cannot have, and why. They are tried again by the next call.
         """
@@ -108,9 +109,9 @@ class PortBook:
         troubles: dict[HostPort, str] = {}
         for port, name in wanted.items():
             if port in self._mesh:
-                self._names[port] = f"{name}, on every node"
+                self._names[port] = f"service {name}, on every node"
                 continue
-            where = f"port {port.port}/{port.protocol} of {name} is not published on this node: "
+            where = unpublished(port.port, port.protocol, name)
             if (other := self._blocker(port)) is not None and other not in self._mesh:
                 troubles[port] = where + f"{self._names.get(other) or 'a container'} has it"
                 continue
@@ -122,7 +123,7 @@ class PortBook:
                     continue
                 holder = None  # another node's address, or no more sockets: nobody is kept off, but it is served
             self._keep(port, holder)
-            self._names[port] = f"{name}, on every node"
+            self._names[port] = f"service {name}, on every node"
             self._mesh.add(port)
         return troubles
 

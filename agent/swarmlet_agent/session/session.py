@@ -379,6 +379,9 @@ class AgentSession:
             await self._tell(socket)
 
     async def _tell(self, socket: aiohttp.ClientWebSocketResponse) -> None:
+        if self._described is None:  # before it says that something holds: it tells what does not
+            self._described = self._describe()
+            await self._send(socket, DescriptionUpdate(description=self._described))
         if self._applied:
             seq, self._applied = self._applied, 0
             await self._send(socket, Applied(seq=seq))
@@ -403,9 +406,6 @@ class AgentSession:
         if self._ways != self._networks.said_ways:
             self._ways = self._networks.said_ways
             await self._send(socket, WaysUpdate(ways=self._ways))
-        if self._described is None:
-            self._described = self._describe()
-            await self._send(socket, DescriptionUpdate(description=self._described))
 
     def _period_ns(self) -> int:
         return NS if self.welcome is None else self.welcome.heartbeat_period_ns

@@ -14,7 +14,7 @@ from swarmlet_manager.api.routes.logs import LogRoutes
 from swarmlet_manager.api.routes.networks import NetworkRoutes
 from swarmlet_manager.api.routes.nodes import NodeRoutes
 from swarmlet_manager.api.routes.objects import ObjectRoutes
-from swarmlet_manager.api.routes.services import ServiceRoutes
+from swarmlet_manager.api.routes.services import Entries, ServiceRoutes
 from swarmlet_manager.api.routes.swarm import SwarmRoutes
 from swarmlet_manager.api.routes.system import SystemRoutes
 from swarmlet_manager.api.routes.tasks import TaskRoutes
@@ -22,13 +22,13 @@ from swarmlet_manager.fleet.client import Fleet
 
 
 def cluster_routes(
-    commands: Commands, fleet: Fleet, inventory: Inventory, place: Place, store: Subscribable
+    commands: Commands, fleet: Fleet, inventory: Inventory, place: Place, store: Subscribable, entries: Entries
 ) -> list[Route]:
     """The Engine API of the whole cluster."""
     objects = ObjectRoutes(fleet)
     parts = (
         SystemRoutes(commands, fleet, place), UnsupportedRoutes(), SwarmRoutes(commands), NodeRoutes(commands, place),
-        LogRoutes(commands, fleet), ServiceRoutes(commands, fleet), TaskRoutes(commands),
+        LogRoutes(commands, fleet), ServiceRoutes(commands, fleet, entries), TaskRoutes(commands),
         ContainerRoutes(fleet, inventory), ImageRoutes(fleet), NetworkRoutes(commands, objects), objects,
         EventRoutes(fleet, ClusterEvents(store)), DependencyRoutes(commands, Secret),
         DependencyRoutes(commands, Config),

@@ -22,9 +22,9 @@ from swarmlet.errors import StaleView, SwarmletError
 from swarmlet.log import get_logger
 from swarmlet.loops import Group
 from swarmlet.model.cluster import Cluster
-from swarmlet.model.defaults import HEARTBEAT_GRACE_PERIODS
+from swarmlet.model.defaults import HEARTBEAT_GRACE_PERIODS, ingress_ports
 from swarmlet.model.network import Lease
-from swarmlet.model.node import Node
+from swarmlet.model.node import Node, unpublished
 from swarmlet.model.service import Service
 from swarmlet.model.states import NodeState, Role, TaskState
 from swarmlet.model.task import Task, TaskStatus
@@ -56,6 +56,8 @@ SWEEPS_PER_PERIOD = 4
 #: How long a task waits, at most, for the nodes to send clients elsewhere before it is told to stop (SwarmKit always
 #: waits that long, for its gossip to converge).
 LEAVE_GRACE_S = 2.0
+#: How long the answer to a command that publishes a port waits, at most, for nodes to say whether they can.
+PUBLISH_GRACE_S = 1.0
 
 
 class LeaseOffice(Protocol):
@@ -98,6 +100,8 @@ class Dispatcher:
         self._liveness = Liveness()
         self._inventories = Inventories()
         self._leaving = Leaving()
+        #: What waits, by its name among the tasks that leave, until every node has done what it can to publish it.
+        self._publishing: dict[str, asyncio.Event] = {}
         self._facts = Facts()
         self._period_changed = asyncio.Event()
         self._collector = StatusCollector(store, now)
@@ -313,9 +317,45 @@ class Dispatcher:
 
     def _may_stop(self, task_ids: Sequence[str]) -> None:
         for task_id in task_ids:
+            if (answered := self._publishing.pop(task_id, None)) is not None:
+                answered.set()
             task = self.state.tasks.get(task_id)
             if task is not None and (session := self._sessions.get(task.node_id)) is not None:
                 session.note(task_id)
+
+    # Ports that nodes cannot publish
+
+    def _let_publish(self, changes: Sequence[Change]) -> None:
+        """As with tasks that leave: every node says when it has done what it can."""
+        for change in changes:
+            if isinstance(change.after, Service) and change.after.ports:
+                before = change.before.ports if isinstance(change.before, Service) else ()
+                if set(ingress_ports(change.after.ports)) - set(before):
+                    self._await_publishing(_ports_of(change.after.id))
+
+    def _await_publishing(self, key: str) -> None:
+        leaving = self._leaving
+        if group := leaving.begin([key], self._sessions):
+            self._publishing.setdefault(key, asyncio.Event())
+            asyncio.get_running_loop().call_later(LEAVE_GRACE_S, lambda: self._may_stop(leaving.end(group)))
+
+    async def port_troubles(self, service: Service) -> list[str]:
+        """Which nodes do not publish which ports of it and why, as far as they have said so within a moment."""
+        if (answered := self._publishing.get(_ports_of(service.id))) is not None:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(PUBLISH_GRACE_S):
+                    await answered.wait()
+        starts = tuple(
+            unpublished(port.published_port, port.protocol, service.spec.name) for port in ingress_ports(service.ports)
+        )
+        found = []
+        for node in sorted(self.state.nodes.values(), key=lambda node: node.description.hostname):
+            session = self._sessions.get(node.id)
+            said = session.problems if session is not None else None
+            said = node.description.problems if said is None else said
+            name = node.description.hostname
+            found += [f"node {name}: {text}" for text in said if starts and text.startswith(starts)]
+        return found
 
     # Loops of the leader
 
@@ -367,6 +407,7 @@ class Dispatcher:
     def _changed(self, changes: Sequence[Change]) -> None:
         """Called by the store with each applied batch: marks what sessions must look at."""
         self._let_leave(changes)
+        self._let_publish(changes)
         networks = [change for change in changes if _concerns_networks(change)]
         mesh = self._facts.mesh.note(changes)
         for each in self._sessions.values() if networks or mesh else ():
@@ -436,6 +477,11 @@ async def _hello(socket: web.WebSocketResponse) -> Hello:
 def _as_peer(node: Node) -> tuple[object, ...]:
     """What other nodes need to know of one."""
     return node.data_path, node.others, node.state, node.number, node.ways.keys
+
+
+def _ports_of(service_id: str) -> str:
+    """What waits for its ports is called so among tasks that leave."""
+    return f"ports of {service_id}"
 
 
 def _concerns_networks(change: Change) -> bool:

@@ -114,6 +114,8 @@ class Session:
         #: The longest heartbeat period by which the agent may still go.
         self.period_ns = 0
         self._description: DescriptionUpdate | None = None
+        #: What the node said last that it cannot do, in this session; None: it said nothing of it.
+        self.problems: tuple[str, ...] | None = None
         self._ways: WaysUpdate | None = None
         self._told = asyncio.Event()
         self._asked: set[asyncio.Future[LeaseAnswer | LeasesLost | None]] = set()
@@ -223,6 +225,7 @@ class Session:
                     self._lease(message)
                 case DescriptionUpdate():
                     self._description = message
+                    self.problems = message.description.problems
                     self._told.set()
                 case WaysUpdate():
                     self._ways = message
@@ -276,13 +279,15 @@ class Session:
         full, tasks, removed = self._feed.take(self._owner.state, self._owner.is_leaving)
         wanted, unneeded = self._contents.take(self._owner.state)
         networking = self._networks.take(self._owner.state)
+        # Of this state, too. What the agent was asked to confirm already is not done because nothing more is to be said.
+        asked = {group for groups in self._confirming.values() for group in groups}
+        groups = tuple(group for group in self._owner.awaited(self) if group not in asked)
         auth = self._owner.auth_for(tasks)
         for items in in_messages(self._owner.contents(wanted)):
             await self._send(Contents(term=self._term, items=items))
             for item in items:
                 if item.lacking:
                     self._contents.lacks(item)
-        groups = self._owner.awaited(self)
         if groups and not networking:
             self._owner.left(self, groups)
         if full or tasks or removed or networking or unneeded:

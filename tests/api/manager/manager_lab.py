@@ -24,6 +24,7 @@ from swarmlet.engine_api.server import Server
 from swarmlet.errors import NotFound
 from swarmlet.model.common import Platform
 from swarmlet.model.node import EngineDescription, Node, NodeDescription, NodeResources, NodeSpec
+from swarmlet.model.service import Service
 from swarmlet.model.states import Availability, NodeState, Role, TaskState
 from swarmlet.model.task import Task, TaskStatus
 from swarmlet_agent.api.tunnel import TunnelRoutes
@@ -124,6 +125,8 @@ class Inventory:
     def __init__(self) -> None:
         self.nodes: dict[str, str] = {}
         self.counts: dict[str, int] = {}
+        #: What nodes cannot publish of any service that publishes something.
+        self.troubles: list[str] = []
 
     def locate_container(self, ref: str) -> str:
         if ref not in self.nodes:
@@ -132,6 +135,9 @@ class Inventory:
 
     def name_holder(self, name: str) -> tuple[str, str] | None:
         return (self.nodes[name], f"{name}-id") if name in self.nodes else None
+
+    async def port_troubles(self, service: Service) -> list[str]:
+        return self.troubles
 
     def container_count(self, node_id: str) -> int:
         return self.counts.get(node_id, 0)
@@ -260,7 +266,7 @@ async def manager_lab(folder: Path) -> AsyncIterator[Lab]:
     inventory = Inventory()
     control = Control(store, inventory, vault)
     fleet = Fleet(store.state, None)
-    server = Server(cluster_routes(control, fleet, inventory, Here(), store))
+    server = Server(cluster_routes(control, fleet, inventory, Here(), store, inventory))
     socket = folder / "manager.sock"
     await server.listen_unix(socket)
     client = aiohttp.ClientSession(connector=aiohttp.UnixConnector(str(socket)), auto_decompress=False)

@@ -296,3 +296,16 @@ async def test_the_clusters_spec_is_changed_as_a_whole(lab: Lab) -> None:
     late = spec | {"Dispatcher": {"HeartbeatPeriod": 0}}
     status, refused = await lab.ask("POST", f"/swarm/update?version={after['Version']['Index']}", late)
     assert status == 400 and "HeartbeatPeriod" in refused["message"]
+
+
+async def test_what_nodes_cannot_publish_of_a_service_is_a_warning_of_the_answer(lab: Lab) -> None:
+    lab.inventory.troubles = ["node node-2: port 80/tcp of service web is not published on this node: a process has it"]
+    ports = [{"TargetPort": 80, "PublishedPort": 80, "Protocol": "tcp", "PublishMode": "ingress"}]
+    plain = {"Name": "web", "TaskTemplate": {"ContainerSpec": {"Image": "busybox"}}}
+    public = plain | {"EndpointSpec": {"Ports": ports}}
+    status, made = await lab.ask("POST", "/services/create", public)
+    assert (status, made["Warnings"]) == (201, lab.inventory.troubles)
+    for spec, said in ((public, lab.inventory.troubles), (plain, None)):
+        _, shown = await lab.ask("GET", f"/services/{made['ID']}")
+        path = f"/services/{made['ID']}/update?version={shown['Version']['Index']}"
+        assert await lab.ask("POST", path, spec) == (200, {"Warnings": said})

@@ -187,7 +187,7 @@ def test_refusals_are_dockerds() -> None:
 def test_a_refusal_names_who_has_the_port_container_or_service() -> None:
     book = PortBook(Sockets())
     book.take("a", [wish(80)], ("172.17.0.2", ""), name="web")
-    assert book.take_for_mesh({HostPort(ANY, "tcp", 8080): "service shop"}) == {}
+    assert book.take_for_mesh({HostPort(ANY, "tcp", 8080): "shop"}) == {}
 
     with pytest.raises(PortTaken, match=r"port is already allocated \(container web\)$"):
         book.take("b", [wish(80)], ("172.17.0.3", ""))
@@ -200,7 +200,7 @@ def test_the_mesh_leaves_a_port_to_who_has_it_and_takes_it_once_it_is_free() -> 
     book = PortBook(sockets)
     book.take("a", [wish(80)], ("172.17.0.2", ""), name="web")
     book.freed.clear()
-    wanted = {HostPort(ANY, "tcp", number): "service shop" for number in (80, 81, 82)}
+    wanted = {HostPort(ANY, "tcp", number): "shop" for number in (80, 81, 82)}
 
     said = "port {}/tcp of service shop is not published on this node: "
     assert book.take_for_mesh(wanted) == {

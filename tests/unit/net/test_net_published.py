@@ -43,8 +43,8 @@ def test_a_port_leads_to_every_address_of_its_tasks() -> None:
 
 def test_a_host_holds_what_it_publishes_in_the_families_it_has() -> None:
     assert places_of(TOLD.ports, ipv6=True) == {
-        HostPort(ANY, "tcp", 8080): "service web", HostPort(ANY6, "tcp", 8080): "service web",
-        HostPort("192.0.2.9", "udp", 53): "service dns",
+        HostPort(ANY, "tcp", 8080): "web", HostPort(ANY6, "tcp", 8080): "web",
+        HostPort("192.0.2.9", "udp", 53): "dns",
     }  # fmt: skip
     assert HostPort(ANY6, "tcp", 8080) not in places_of(TOLD.ports, ipv6=False)
 

@@ -29,7 +29,7 @@ def views() -> tuple[View, View]:
         anything, anything, anything, anything, anything, anything, host=anything, node=anything,
     )  # fmt: skip
     node = view_routes(anything, system, SwarmRoutes(anything, Path("/run/none.sock")))
-    return node, cluster_routes(anything, anything, anything, anything, anything)
+    return node, cluster_routes(anything, anything, anything, anything, anything, anything)
 
 
 def state(view: View, method: str, template: str) -> str:

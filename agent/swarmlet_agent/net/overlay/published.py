@@ -43,13 +43,12 @@ def addresses_of(ports: Iterable[MeshPort]) -> set[str]:
 
 
 def places_of(ports: Iterable[MeshPort], *, ipv6: bool) -> dict[HostPort, str]:
-    """What the mesh must have for itself on this host, and what that is called in messages. ipv6: the host has it."""
+    """What the mesh must have for itself on this host, and for which service. ipv6: the host has it."""
     found: dict[HostPort, str] = {}
     for port in ports:
-        name = f"service {port.service}"
         for host_ip in (port.host_ip,) if port.host_ip else (ANY, ANY6):
             if ipv6 or ":" not in host_ip:
-                found[HostPort(host_ip, port.protocol, port.port)] = name
+                found[HostPort(host_ip, port.protocol, port.port)] = port.service
     return found
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, Protocol
 from urllib.parse import quote
 
 import msgspec
@@ -21,10 +21,17 @@ from swarmlet_manager.api.routes.nodes import version_of
 from swarmlet_manager.fleet.client import Fleet
 
 
+class Entries(Protocol):
+    """What nodes say of the ports they are to publish (the dispatcher)."""
+
+    async def port_troubles(self, service: Service) -> list[str]: ...
+
+
 class ServiceRoutes:
-    def __init__(self, commands: Commands, fleet: Fleet) -> None:
+    def __init__(self, commands: Commands, fleet: Fleet, entries: Entries) -> None:
         self._commands = commands
         self._fleet = fleet
+        self._entries = entries
 
     def routes(self) -> list[Route]:
         return [
@@ -39,7 +46,7 @@ class ServiceRoutes:
         """ServiceCreate: 201; 400 bad spec, 409 name taken, 503 no leader."""
         spec = await self._spec(call)
         service = await self._commands.create_service(spec, call.request.headers.get("X-Registry-Auth", ""))
-        return json_answer({"ID": service.id, "Warnings": []}, status=201)
+        return json_answer({"ID": service.id, "Warnings": await self._warnings(service)}, status=201)
 
     async def index(self, call: Call) -> web.Response:
         """ServiceList: filters id, name, label, mode, runtime; status=true adds running and desired counts."""
@@ -70,7 +77,7 @@ class ServiceRoutes:
         auth_from = call.text("registryAuthFrom") or "spec"
         if auth_from not in ("spec", "previous-spec"):
             raise InvalidArgument(f"unsupported registryAuthFrom value {auth_from}")
-        await self._commands.update_service(
+        service = await self._commands.update_service(
             call.params["id"],
             version,
             None if rollback else await self._spec(call),
@@ -78,11 +85,15 @@ class ServiceRoutes:
             registry_auth=call.request.headers.get("X-Registry-Auth", ""),
             registry_auth_from=auth_from,
         )
-        return json_answer({"Warnings": None})
+        return json_answer({"Warnings": await self._warnings(service) or None})
 
     async def remove(self, call: Call) -> web.Response:
         await self._commands.remove_service(call.params["id"])
         return web.Response()
+
+    async def _warnings(self, service: Service) -> list[str]:
+        """What it asked for and does not get, as far as that is known now."""
+        return await self._entries.port_troubles(service) if service.ports else []
 
     def _encode(self, service: Service, with_status: bool) -> encode.Json:
         if not with_status:
