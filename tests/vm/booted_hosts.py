@@ -13,9 +13,11 @@ import contextlib
 import hashlib
 import os
 import shutil
+import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 #: What a freshly installed server has, and the packages that the playbooks install: there is no mirror inside.
@@ -24,7 +26,9 @@ PACKAGES = (
     "kmod", "netbase", "sudo", "ca-certificates", "conmon", "crun", "runc", "golang-github-containers-common",
     "nftables", "tini", "etcd-server", "etcd-client",
 )
-SUITE = "bookworm"
+#: Debian's release that the hosts have, and its Python.
+SUITE = os.environ.get("SWARMLET_VM_RELEASE", "bookworm")
+PYTHON = {"bookworm": "3.11", "trixie": "3.13"}[SUITE]
 CACHE = Path("/var/cache/swarmlet-tests")
 #: Hosts have 10.77.0.11 and on; the bridge, where Ansible runs, has .1.
 NETWORK, BRIDGE = "10.77.0", "vmbr0"
@@ -67,6 +71,10 @@ class BootedHost(abc.ABC):
         self.address = f"{NETWORK}.{10 + number}"
         self.port = f"port-{self.name}"
         self._process: subprocess.Popen[bytes] | None = None
+
+    @abc.abstractmethod
+    def prepare(self) -> None:
+        """What all hosts of its kind are made from."""
 
     @abc.abstractmethod
     def make(self) -> None:
@@ -135,15 +143,29 @@ class HostLab:
             ("address", "add", f"{NETWORK}.1/24", "dev", BRIDGE), ("link", "set", BRIDGE, "up"),
         ):
             run("ip", "-n", self.name, *argv)
-        for host in self.hosts:
-            host.make()
-            host.power_on()
+        self.hosts[0].prepare()
+        with ThreadPoolExecutor(len(self.hosts)) as pool:
+            list(pool.map(lambda host: (host.make(), host.power_on()), self.hosts))
 
     def close(self) -> None:
+        """Also after an `open` that did not come far."""
         for host in self.hosts:
             host.power_off()
-        run("ip", "netns", "delete", self.name)
-        shutil.rmtree(self.folder)
+        if Path("/run/netns", self.name).exists():
+            self._end_what_runs_beside()
+            run("ip", "netns", "delete", self.name)
+        if self.folder.exists():
+            shutil.rmtree(self.folder)
+
+    def _end_what_runs_beside(self) -> None:
+        """Ansible keeps its connections open for a minute."""
+        def pids() -> list[int]:
+            return [int(word) for word in run("ip", "netns", "pids", self.name).split()]
+
+        for pid in pids():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        eventually(lambda: not pids(), 10, f"nothing runs in {self.name}")
 
     def inside(self) -> list[str]:
         return ["ip", "netns", "exec", self.name]

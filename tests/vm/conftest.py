@@ -1,30 +1,14 @@
-"""Three booted hosts for all tests here, and Ansible run from beside them."""
+"""Tests on booted hosts: their mark, their time, and hosts that are gone again however the tests end."""
 
 from __future__ import annotations
 
-import json
-import os
-import shutil
-import subprocess
-import sys
-import tempfile
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+import signal
+from collections.abc import Iterator
 from pathlib import Path
+from types import FrameType
 
 import pytest
-from booted_hosts import BootedHost, HostLab, run
-from container_hosts import ContainerHost
-from virtual_hosts import VirtualHost
-
-ROOT = Path(__file__).parents[2]
-ANSIBLE = ROOT / "ansible"
-#: Where `./dev test-vm` has put Ansible.
-ANSIBLE_PROGRAMS = ROOT / ".dev/ansible/bin"
-#: What SWARMLET_VM may say.
-KINDS: dict[str, Callable[[HostLab, int], BootedHost]] = {"container": ContainerHost, "virtual": VirtualHost}
-#: A run of a playbook over three hosts, on a busy machine.
-PLAYBOOK_S = 900
+from booted_site import PLAYBOOK_S
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -35,114 +19,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.timeout(2 * PLAYBOOK_S))
 
 
-@dataclass
-class Recap:
-    """What a playbook did, by host (the recap's counters), and all it said."""
+@pytest.fixture(scope="package", autouse=True)
+def told_to_end() -> Iterator[None]:
+    """SIGTERM is Ctrl-C: pytest tears down what it has set up."""
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
 
-    hosts: dict[str, dict[str, int]]
-    output: str
-    status: int
-
-    def changed(self) -> int:
-        return sum(host["changed"] for host in self.hosts.values())
-
-    def bad(self) -> int:
-        return sum(host["failed"] + host["unreachable"] for host in self.hosts.values())
-
-
-@dataclass
-class Site:
-    """The hosts, an inventory of them, and what runs playbooks and docker against them."""
-
-    lab: HostLab
-    inventory: Path
-    wheelhouse: Path
-
-    @property
-    def hosts(self) -> list[BootedHost]:
-        return self.lab.hosts
-
-    def try_play(self, playbook: str | Path, *args: str, source: Path = ROOT) -> Recap:
-        self._fill_wheelhouse(source)
-        environ = os.environ | {
-            "ANSIBLE_CONFIG": str(ANSIBLE / "ansible.cfg"), "ANSIBLE_NOCOLOR": "1",
-        }
-        argv = [
-            *self.lab.inside(), str(ANSIBLE_PROGRAMS / "ansible-playbook"), "-i", str(self.inventory),
-            "-e", f"swarmlet_source={source}", "-e", f"swarmlet_wheelhouse={self.wheelhouse}", *args,
-            str(ANSIBLE / playbook),
-        ]
-        done = subprocess.run(
-            argv, capture_output=True, text=True, env=environ, stdin=subprocess.DEVNULL, timeout=PLAYBOOK_S, cwd=ANSIBLE
-        )
-        return Recap(_recap(done.stdout), done.stdout + done.stderr, done.returncode)
-
-    def play(self, playbook: str | Path, *args: str, source: Path = ROOT) -> Recap:
-        recap = self.try_play(playbook, *args, source=source)
-        assert recap.status == 0 and recap.hosts and recap.bad() == 0, recap.output[-6000:]
-        return recap
-
-    def _fill_wheelhouse(self, source: Path) -> None:
-        """Beforehand, since no index of packages is reached from beside the hosts."""
-        script = ANSIBLE / "roles/wheelhouse/files/wheelhouse.py"
-        python, machine = "3.11", os.uname().machine
-        run(sys.executable, str(script), f"--source={source}", f"--folder={self.wheelhouse}", f"--python={python}",
-            f"--machine={machine}", timeout_s=300)
-
-    def docker(self, *args: str, on: int = 1, socket: str = "manager.sock") -> str:
-        with self.lab.socket_of(self.hosts[on - 1], socket) as url:
-            return run("docker", "-H", url, *args)
-
-    def nodes(self) -> dict[str, str]:
-        """States by host name, of the nodes that the cluster has."""
-        lines = self.docker("node", "ls", "--format", "{{.Hostname}} {{.Status}}").splitlines()
-        return dict(line.split(" ", 1) for line in lines)
-
-    def running_on(self, service: str) -> list[str]:
-        """The host names of the service's running tasks."""
-        listed = self.docker(
-            "service", "ps", "--filter", "desired-state=running", "--format", "{{.Node}} {{.CurrentState}}", service
-        )
-        return sorted(line.split()[0] for line in listed.splitlines() if line.split()[1] == "Running")
-
-
-def _recap(output: str) -> dict[str, dict[str, int]]:
-    """host-1 : ok=40 changed=0 unreachable=0 failed=0 …"""
-    found: dict[str, dict[str, int]] = {}
-    _, _, rows = output.rpartition("PLAY RECAP")
-    for row in rows.splitlines():
-        name, colon, counters = row.partition(" : ")
-        if colon:
-            pairs = dict(word.split("=") for word in counters.split())
-            found[name.strip()] = {kind: int(pairs[kind]) for kind in ("changed", "unreachable", "failed")}
-    return found
-
-
-@pytest.fixture(scope="session")
-def site() -> Iterator[Site]:
-    """Three hosts that have booted and have nothing of Swarmlet."""
-    folder = Path(tempfile.mkdtemp(prefix="swarmlet-vm-", dir="/var/tmp"))
-    lab = HostLab(folder / "hosts", 3, KINDS[os.environ.get("SWARMLET_VM", "container")])
-    try:
-        lab.open()
-        inventory = folder / "inventory" / "hosts.json"
-        inventory.parent.mkdir()
-        inventory.write_text(json.dumps(_inventory(lab)))
-        yield Site(lab, inventory, folder / "wheelhouse")
-    finally:
-        lab.close()
-        shutil.rmtree(folder)
-
-
-def _inventory(lab: HostLab) -> dict[str, object]:
-    members = {host.name: {"ansible_host": host.address} for host in lab.hosts}
-    return {"all": {
-        "vars": {
-            "ansible_user": "root", "ansible_ssh_private_key_file": str(lab.key),
-            "ansible_ssh_common_args": " ".join(lab.ssh_options()[2:]),
-        },
-        "children": {
-            "managers": {"hosts": {lab.hosts[0].name: members[lab.hosts[0].name]}},
-            "workers": {"hosts": {host.name: members[host.name] for host in lab.hosts[1:]}},
-        },
-    }}
+    before = signal.signal(signal.SIGTERM, interrupt)
+    yield
+    signal.signal(signal.SIGTERM, before)

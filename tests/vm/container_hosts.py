@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -32,6 +33,9 @@ class ContainerHost(BootedHost):
         self.cgroup = f"/{self.namespace}"
         self.disk = lab.folder / self.name
 
+    def prepare(self) -> None:
+        base_image()
+
     def make(self) -> None:
         self.disk.mkdir()
         run("tar", "-xf", str(base_image()), "-C", str(self.disk), timeout_s=300)
@@ -50,7 +54,8 @@ class ContainerHost(BootedHost):
         enter = " && ".join(f"echo $$ > {path}/cgroup.procs" for path in hierarchies)
         command = (
             f"{enter} && exec systemd-nspawn --quiet --keep-unit --register=no --directory={self.disk} --boot"
-            f" --machine={self.name} --network-namespace-path=/run/netns/{self.namespace} --capability=all"
+            f" --machine={self.namespace} --hostname={self.name}"
+            f" --network-namespace-path=/run/netns/{self.namespace} --capability=all"
             " --system-call-filter='bpf keyctl @mount' --console=pipe"
         )
         with (self.lab.folder / f"{self.name}.console").open("ab") as console:
@@ -71,21 +76,19 @@ class ContainerHost(BootedHost):
         run(*inside, "route", "add", "default", "via", f"{NETWORK}.1")
 
     def power_off(self) -> None:
-        if self._process is None:
-            return
         deadline = time.monotonic() + 30
         while pids := cgroup_pids(self.cgroup):
             for pid in pids:
-                try:
+                with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
-                except ProcessLookupError:
-                    continue
             assert time.monotonic() < deadline, f"processes of {self.name} do not end: {pids}"
             time.sleep(0.05)
-        self._process.wait(30)
-        self._process = None
-        run("ip", "netns", "delete", self.namespace)
-        eventually(lambda: not self._has_port(), 10, f"the cable of {self.name} is gone")
+        if self._process is not None:
+            self._process.wait(30)
+            self._process = None
+        if Path("/run/netns", self.namespace).exists():
+            run("ip", "netns", "delete", self.namespace)
+            eventually(lambda: not self._has_port(), 10, f"the cable of {self.name} is gone")
         for mount in cgroup_mounts():
             remove_cgroup(Path(f"{mount}{self.cgroup}"))
 

@@ -8,17 +8,25 @@ import shutil
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from booted_hosts import eventually, run
-from conftest import ANSIBLE, ANSIBLE_PROGRAMS, ROOT, Site
+from booted_kinds import chosen_kind
+from booted_site import ANSIBLE, ANSIBLE_PROGRAMS, ROOT, Site, open_site
 
 from swarmlet.demo_image import busybox_archive
 from swarmlet.local.images import find_busybox
 from swarmlet.release import RELEASE
 
 REPLICAS = 6
+
+
+@pytest.fixture(scope="module")
+def site() -> Iterator[Site]:
+    with open_site(chosen_kind(), {"managers": [1], "workers": [2, 3]}) as site:
+        yield site
 
 
 @pytest.fixture(scope="module")

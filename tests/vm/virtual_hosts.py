@@ -26,6 +26,9 @@ Gateway={network}.1
 
 
 class VirtualHost(BootedHost):
+    def prepare(self) -> None:
+        base_image(KERNEL_PACKAGE)
+
     def make(self) -> None:
         root = self.lab.folder / f"{self.name}.root"
         root.mkdir()

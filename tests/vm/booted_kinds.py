@@ -1,0 +1,16 @@
+"""Which kind of booted hosts a run has: the variable SWARMLET_VM says."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+
+from booted_hosts import BootedHost, HostLab
+from container_hosts import ContainerHost
+from virtual_hosts import VirtualHost
+
+KINDS: dict[str, Callable[[HostLab, int], BootedHost]] = {"container": ContainerHost, "virtual": VirtualHost}
+
+
+def chosen_kind() -> Callable[[HostLab, int], BootedHost]:
+    return KINDS[os.environ.get("SWARMLET_VM", "container")]

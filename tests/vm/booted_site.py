@@ -1,0 +1,136 @@
+"""A site to install on: booted hosts, an inventory of them, and Ansible and docker run from beside them."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from booted_hosts import PYTHON, BootedHost, HostLab, run
+
+ROOT = Path(__file__).parents[2]
+ANSIBLE = ROOT / "ansible"
+#: Where `./dev test-vm` has put Ansible.
+ANSIBLE_PROGRAMS = ROOT / ".dev/ansible/bin"
+#: A run of a playbook over three hosts, on a busy machine.
+PLAYBOOK_S = 900
+
+
+@dataclass
+class Recap:
+    """What a playbook did, by host (the recap's counters), and all it said."""
+
+    hosts: dict[str, dict[str, int]]
+    output: str
+    status: int
+
+    def changed(self) -> int:
+        return sum(host["changed"] for host in self.hosts.values())
+
+    def bad(self) -> int:
+        return sum(host["failed"] + host["unreachable"] for host in self.hosts.values())
+
+
+@dataclass
+class Site:
+    """The hosts, an inventory of them, and what runs playbooks and docker against them."""
+
+    lab: HostLab
+    inventory: Path
+    wheelhouse: Path
+
+    @property
+    def hosts(self) -> list[BootedHost]:
+        return self.lab.hosts
+
+    def try_play(self, playbook: str | Path, *args: str, source: Path = ROOT) -> Recap:
+        self._fill_wheelhouse(source)
+        environ = os.environ | {
+            "ANSIBLE_CONFIG": str(ANSIBLE / "ansible.cfg"), "ANSIBLE_NOCOLOR": "1",
+        }
+        argv = [
+            *self.lab.inside(), str(ANSIBLE_PROGRAMS / "ansible-playbook"), "-i", str(self.inventory),
+            "-e", f"swarmlet_source={source}", "-e", f"swarmlet_wheelhouse={self.wheelhouse}", *args,
+            str(ANSIBLE / playbook),
+        ]
+        done = subprocess.run(
+            argv, capture_output=True, text=True, env=environ, stdin=subprocess.DEVNULL, timeout=PLAYBOOK_S, cwd=ANSIBLE
+        )
+        return Recap(_recap(done.stdout), done.stdout + done.stderr, done.returncode)
+
+    def play(self, playbook: str | Path, *args: str, source: Path = ROOT) -> Recap:
+        recap = self.try_play(playbook, *args, source=source)
+        assert recap.status == 0 and recap.hosts and recap.bad() == 0, recap.output[-6000:]
+        return recap
+
+    def _fill_wheelhouse(self, source: Path) -> None:
+        """Beforehand, since no index of packages is reached from beside the hosts."""
+        script = ANSIBLE / "roles/wheelhouse/files/wheelhouse.py"
+        run(sys.executable, str(script), f"--source={source}", f"--folder={self.wheelhouse}", f"--python={PYTHON}",
+            f"--machine={os.uname().machine}", timeout_s=300)
+
+    def docker(self, *args: str, on: int = 1, socket: str = "manager.sock") -> str:
+        with self.lab.socket_of(self.hosts[on - 1], socket) as url:
+            return run("docker", "-H", url, *args)
+
+    def nodes(self) -> dict[str, str]:
+        """States by host name, of the nodes that the cluster has."""
+        lines = self.docker("node", "ls", "--format", "{{.Hostname}} {{.Status}}").splitlines()
+        return dict(line.split(" ", 1) for line in lines)
+
+    def running_on(self, service: str) -> list[str]:
+        """The host names of the service's running tasks."""
+        listed = self.docker(
+            "service", "ps", "--filter", "desired-state=running", "--format", "{{.Node}} {{.CurrentState}}", service
+        )
+        return sorted(line.split()[0] for line in listed.splitlines() if line.split()[1] == "Running")
+
+
+def _recap(output: str) -> dict[str, dict[str, int]]:
+    """host-1 : ok=40 changed=0 unreachable=0 failed=0 …"""
+    found: dict[str, dict[str, int]] = {}
+    _, _, rows = output.rpartition("PLAY RECAP")
+    for row in rows.splitlines():
+        name, colon, counters = row.partition(" : ")
+        if colon:
+            pairs = dict(word.split("=") for word in counters.split())
+            found[name.strip()] = {kind: int(pairs[kind]) for kind in ("changed", "unreachable", "failed")}
+    return found
+
+
+@contextlib.contextmanager
+def open_site(
+    kind: Callable[[HostLab, int], BootedHost], groups: Mapping[str, Sequence[int]], count: int = 3
+) -> Iterator[Site]:
+    """Hosts that have booted and have nothing of Swarmlet; the inventory's groups name them by number."""
+    folder = Path(tempfile.mkdtemp(prefix="swarmlet-vm-", dir="/var/tmp"))
+    lab = HostLab(folder / "hosts", count, kind)
+    try:
+        lab.open()
+        inventory = folder / "inventory" / "hosts.json"
+        inventory.parent.mkdir()
+        inventory.write_text(json.dumps(_inventory(lab, groups)))
+        yield Site(lab, inventory, folder / "wheelhouse")
+    finally:
+        lab.close()
+        shutil.rmtree(folder)
+
+
+def _inventory(lab: HostLab, groups: Mapping[str, Sequence[int]]) -> dict[str, object]:
+    members = {host.number: (host.name, {"ansible_host": host.address}) for host in lab.hosts}
+    return {"all": {
+        "vars": {
+            "ansible_user": "root", "ansible_ssh_private_key_file": str(lab.key),
+            "ansible_ssh_common_args": " ".join(lab.ssh_options()[2:]),
+        },
+        "children": {
+            group: {"hosts": dict(members[number] for number in numbers)} for group, numbers in groups.items()
+        },
+    }}
