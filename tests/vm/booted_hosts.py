@@ -32,6 +32,8 @@ PYTHON = {"bookworm": "3.11", "trixie": "3.13"}[SUITE]
 CACHE = Path("/var/cache/swarmlet-tests")
 #: Hosts have 10.77.0.11 and on; the bridge, where Ansible runs, has .1.
 NETWORK, BRIDGE = "10.77.0", "vmbr0"
+#: A lab's name begins so, and ends with the process whose it is.
+LAB = "swlvm"
 BOOT_S = 300.0
 
 
@@ -127,15 +129,16 @@ class BootedHost(abc.ABC):
 class HostLab:
     """The hosts, their network and the key to them; `close` leaves nothing."""
 
-    def __init__(self, folder: Path, count: int, kind: Callable[[HostLab, int], BootedHost]) -> None:
-        self.name = f"swlvm{os.getpid()}"
-        self.folder = folder
-        self.key = folder / "id"
+    def __init__(self, count: int, kind: Callable[[HostLab, int], BootedHost], owner: int | None = None) -> None:
+        """owner: the process whose lab it is, this one by default."""
+        self.name = f"{LAB}{owner or os.getpid()}"
+        self.folder = Path("/var/tmp", self.name)
+        self.key = self.folder / "id"
         self._ways = 0  # each has a socket of its own: several may lead to one host at once
         self.hosts: list[BootedHost] = [kind(self, number) for number in range(1, count + 1)]
 
     def open(self) -> None:
-        self.folder.mkdir(parents=True)
+        self.folder.mkdir(mode=0o700)
         run("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(self.key))
         run("ip", "netns", "add", self.name)
         for argv in (
@@ -148,14 +151,18 @@ class HostLab:
             list(pool.map(lambda host: (host.make(), host.power_on()), self.hosts))
 
     def close(self) -> None:
-        """Also after an `open` that did not come far."""
-        for host in self.hosts:
-            host.power_off()
+        """Also after an `open` that did not come far; what cannot be removed keeps nothing else from going."""
+        with contextlib.ExitStack() as last_first:
+            if self.folder.exists():
+                last_first.callback(shutil.rmtree, self.folder)
+            last_first.callback(self._remove_network)
+            for host in self.hosts:
+                last_first.callback(host.power_off)
+
+    def _remove_network(self) -> None:
         if Path("/run/netns", self.name).exists():
             self._end_what_runs_beside()
             run("ip", "netns", "delete", self.name)
-        if self.folder.exists():
-            shutil.rmtree(self.folder)
 
     def _end_what_runs_beside(self) -> None:
         """Ansible keeps its connections open for a minute."""
@@ -191,3 +198,12 @@ class HostLab:
             carrier.communicate(timeout=10)
             local.unlink(missing_ok=True)
 
+
+
+def remove_what_killed_runs_left(count: int, kind: Callable[[HostLab, int], BootedHost]) -> None:
+    """Labs whose owner did not live to close them."""
+    names = {path.name for folder in ("/run/netns", "/var/tmp") for path in Path(folder).glob(f"{LAB}*")}
+    owners = {int(name.removeprefix(LAB).partition("-")[0]) for name in names}
+    for owner in owners:
+        if not Path(f"/proc/{owner}").exists():
+            HostLab(count, kind, owner).close()

@@ -5,15 +5,13 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import shutil
 import subprocess
 import sys
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from booted_hosts import PYTHON, BootedHost, HostLab, run
+from booted_hosts import PYTHON, BootedHost, HostLab, remove_what_killed_runs_left, run
 
 ROOT = Path(__file__).parents[2]
 ANSIBLE = ROOT / "ansible"
@@ -54,6 +52,8 @@ class Site:
         self._fill_wheelhouse(source)
         environ = os.environ | {
             "ANSIBLE_CONFIG": str(ANSIBLE / "ansible.cfg"), "ANSIBLE_NOCOLOR": "1",
+            # Its connections too: hosts of another run have the same addresses.
+            "ANSIBLE_HOME": str(self.lab.folder / "ansible"),
         }
         argv = [
             *self.lab.inside(), str(ANSIBLE_PROGRAMS / "ansible-playbook"), "-i", str(self.inventory),
@@ -63,6 +63,7 @@ class Site:
         done = subprocess.run(
             argv, capture_output=True, text=True, env=environ, stdin=subprocess.DEVNULL, timeout=PLAYBOOK_S, cwd=ANSIBLE
         )
+        print(done.stdout, done.stderr)
         return Recap(_recap(done.stdout), done.stdout + done.stderr, done.returncode)
 
     def play(self, playbook: str | Path, *args: str, source: Path = ROOT) -> Recap:
@@ -99,7 +100,7 @@ def _recap(output: str) -> dict[str, dict[str, int]]:
     _, _, rows = output.rpartition("PLAY RECAP")
     for row in rows.splitlines():
         name, colon, counters = row.partition(" : ")
-        if colon:
+        if colon and "unreachable=" in counters:
             pairs = dict(word.split("=") for word in counters.split())
             found[name.strip()] = {kind: int(pairs[kind]) for kind in ("changed", "unreachable", "failed")}
     return found
@@ -110,17 +111,16 @@ def open_site(
     kind: Callable[[HostLab, int], BootedHost], groups: Mapping[str, Sequence[int]], count: int = 3
 ) -> Iterator[Site]:
     """Hosts that have booted and have nothing of Swarmlet; the inventory's groups name them by number."""
-    folder = Path(tempfile.mkdtemp(prefix="swarmlet-vm-", dir="/var/tmp"))
-    lab = HostLab(folder / "hosts", count, kind)
+    remove_what_killed_runs_left(count, kind)
+    lab = HostLab(count, kind)
     try:
         lab.open()
-        inventory = folder / "inventory" / "hosts.json"
+        inventory = lab.folder / "inventory" / "hosts.json"
         inventory.parent.mkdir()
         inventory.write_text(json.dumps(_inventory(lab, groups)))
-        yield Site(lab, inventory, folder / "wheelhouse")
+        yield Site(lab, inventory, lab.folder / "wheelhouse")
     finally:
         lab.close()
-        shutil.rmtree(folder)
 
 
 def _inventory(lab: HostLab, groups: Mapping[str, Sequence[int]]) -> dict[str, object]:

@@ -9,10 +9,11 @@ import subprocess
 import time
 from pathlib import Path
 
-from booted_hosts import BOOT_S, BRIDGE, NETWORK, BootedHost, HostLab, base_image, eventually, run
+from booted_hosts import BOOT_S, BRIDGE, NETWORK, BootedHost, HostLab, base_image, run
 
 from swarmlet.local import hosts
 
+NSPAWN = Path("/run/systemd/nspawn")
 #: cgroup v1 as nspawn gives it is read-only; on a real host systemd leaves it writable.
 CGROUPS_UNIT = """\
 [Unit]
@@ -86,11 +87,23 @@ class ContainerHost(BootedHost):
         if self._process is not None:
             self._process.wait(30)
             self._process = None
+        # The cable by name, since a namespace's own end is a matter of seconds.
+        if self._has_port():
+            run("ip", "-n", self.lab.name, "link", "delete", self.port)
         if Path("/run/netns", self.namespace).exists():
             run("ip", "netns", "delete", self.namespace)
-            eventually(lambda: not self._has_port(), 10, f"the cable of {self.name} is gone")
         for mount in cgroup_mounts():
             remove_cgroup(Path(f"{mount}{self.cgroup}"))
+        self._forget()
+
+    def _forget(self) -> None:
+        """What a nspawn that was killed leaves."""
+        propagated = NSPAWN / "propagate" / self.namespace
+        if propagated.exists():
+            propagated.rmdir()
+        if self.disk.exists():
+            disk = self.disk.stat()
+            (NSPAWN / "locks" / f"inode-{disk.st_dev}:{disk.st_ino}").unlink(missing_ok=True)
 
     def reboot(self) -> None:
         """What its own `reboot` ends with is a nspawn that has ended: whoever started it starts it again."""
