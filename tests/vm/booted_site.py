@@ -11,12 +11,17 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from booted_hosts import PYTHON, BootedHost, HostLab, remove_what_killed_runs_left, run
+from booted_hosts import PYTHON, BootedHost, HostLab, eventually, remove_what_killed_runs_left, run
+
+from swarmlet.demo_image import busybox_archive
+from swarmlet.local.images import find_busybox
 
 ROOT = Path(__file__).parents[2]
 ANSIBLE = ROOT / "ansible"
 #: Where `./dev test-vm` has put Ansible.
 ANSIBLE_PROGRAMS = ROOT / ".dev/ansible/bin"
+#: What services run.
+IMAGE = "booted:1"
 #: A run of a playbook over three hosts, on a busy machine.
 PLAYBOOK_S = 900
 
@@ -81,17 +86,41 @@ class Site:
         with self.lab.socket_of(self.hosts[on - 1], socket) as url:
             return run("docker", "-H", url, *args)
 
-    def nodes(self) -> dict[str, str]:
+    def nodes(self, on: int = 1) -> dict[str, str]:
         """States by host name, of the nodes that the cluster has."""
-        lines = self.docker("node", "ls", "--format", "{{.Hostname}} {{.Status}}").splitlines()
+        lines = self.docker("node", "ls", "--format", "{{.Hostname}} {{.Status}}", on=on).splitlines()
         return dict(line.split(" ", 1) for line in lines)
 
-    def running_on(self, service: str) -> list[str]:
+    def running_on(self, service: str, on: int = 1) -> list[str]:
         """The host names of the service's running tasks."""
-        listed = self.docker(
-            "service", "ps", "--filter", "desired-state=running", "--format", "{{.Node}} {{.CurrentState}}", service
-        )
+        form = ("--format", "{{.Node}} {{.CurrentState}}")
+        listed = self.docker("service", "ps", "--filter", "desired-state=running", *form, service, on=on)
         return sorted(line.split()[0] for line in listed.splitlines() if line.split()[1] == "Running")
+
+    def load_image(self) -> None:
+        """`IMAGE` onto every node; there is no registry beside the hosts."""
+        archive = self.lab.folder / "image.tar"
+        archive.write_bytes(busybox_archive(find_busybox(), IMAGE, files={"/var/www/index.html": b"served\n"}))
+        self.docker("load", "-i", str(archive))
+
+    def serve(self, name: str, replicas: int, *options: str) -> None:
+        """A service of small web servers; returns once all run."""
+        command = ("httpd", "-f", "-p", "80", "-h", "/var/www")
+        wishes = ("--detach", "--name", name, f"--replicas={replicas}", *options)
+        self.docker("service", "create", *wishes, IMAGE, *command)
+        eventually(lambda: len(self.running_on(name)) == replicas, 180, f"{replicas} replicas of {name} run")
+
+    def traces(self, number: int) -> list[str]:
+        """What is left of Swarmlet on a host."""
+        host = self.hosts[number - 1]
+        links = [link["ifname"] for link in json.loads(host.ssh("ip -j link")) if link["ifname"] not in ("lo", "eth0")]
+        paths = host.ssh(
+            "ls -d /opt/swarmlet /etc/swarmlet /var/lib/swarmlet /var/lib/swarmlet-etcd /run/swarmlet"
+            " /usr/local/bin/swarmlet /etc/systemd/system/swarmlet* 2>/dev/null || true"
+        ).split()
+        processes = host.ssh("ps -eo args | grep -E '^(/usr/bin/)?(conmon|etcd)|[s]warmlet-' || true").splitlines()
+        tables = host.ssh("nft list tables").splitlines()
+        return [*links, *paths, *processes, *tables]
 
 
 def _recap(output: str) -> dict[str, dict[str, int]]:

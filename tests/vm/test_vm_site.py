@@ -14,10 +14,8 @@ from pathlib import Path
 import pytest
 from booted_hosts import eventually, run
 from booted_kinds import chosen_kind
-from booted_site import ANSIBLE, ANSIBLE_PROGRAMS, ROOT, Site, open_site
+from booted_site import ANSIBLE, ANSIBLE_PROGRAMS, IMAGE, ROOT, Site, open_site
 
-from swarmlet.demo_image import busybox_archive
-from swarmlet.local.images import find_busybox
 from swarmlet.release import RELEASE
 
 REPLICAS = 6
@@ -42,19 +40,10 @@ def fresh(site: Site) -> Site:
 @pytest.fixture(scope="module")
 def cluster(fresh: Site) -> Site:
     """With an image on every node, and a service over them all."""
-    load_image(fresh)
-    fresh.docker(
-        "service", "create", "--detach", "--name", "web", f"--replicas={REPLICAS}", "--publish", "8080:80",
-        "booted:1", "httpd", "-f", "-p", "80", "-h", "/var/www",
-    )
+    fresh.load_image()
+    fresh.serve("web", REPLICAS, "--publish", "8080:80")
     settle(fresh)
     return fresh
-
-
-def load_image(site: Site) -> None:
-    archive = site.lab.folder / "image.tar"
-    archive.write_bytes(busybox_archive(find_busybox(), "booted:1", files={"/var/www/index.html": b"served\n"}))
-    site.docker("load", "-i", str(archive))
 
 
 def settle(site: Site, names: int = 3) -> None:
@@ -96,7 +85,7 @@ def test_the_examples_deploy_and_maintain(cluster: Site) -> None:
     """community.docker's modules and our own, from the controller, through a socket that SSH carries."""
     with cluster.lab.socket_of(cluster.hosts[0], "manager.sock") as url:
         wishes = {
-            "deploy_docker_host": url, "deploy_image": "booted:1", "deploy_labels": {"host-2": {"disk": "ssd"}},
+            "deploy_docker_host": url, "deploy_image": IMAGE, "deploy_labels": {"host-2": {"disk": "ssd"}},
             "deploy_args": ["httpd", "-f", "-p", "80", "-h", "/var/www"],
         }
         options = ("-e", json.dumps(wishes))
@@ -200,22 +189,9 @@ def test_a_node_is_removed_and_added_again(cluster: Site) -> None:
     cluster.play("remove_node.yml", "-e", "swarmlet_host=host-3")
     assert cluster.nodes() == {"host-1": "Ready", "host-2": "Ready"}
     settle(cluster, 2)
-    assert traces(cluster, 3) == []
+    assert cluster.traces(3) == []
     cluster.play("add_node.yml", "-e", "swarmlet_host=host-3")
     eventually(lambda: set(ready(cluster)) == {"host-1", "host-2", "host-3"}, 60, "three nodes")
-
-
-def traces(site: Site, number: int) -> list[str]:
-    """What is left of Swarmlet on a host."""
-    host = site.hosts[number - 1]
-    links = [link["ifname"] for link in json.loads(host.ssh("ip -j link")) if link["ifname"] not in ("lo", "eth0")]
-    paths = host.ssh(
-        "ls -d /opt/swarmlet /etc/swarmlet /var/lib/swarmlet /run/swarmlet /usr/local/bin/swarmlet"
-        " /etc/systemd/system/swarmlet* 2>/dev/null || true"
-    ).split()
-    processes = host.ssh("ps -eo args | grep -E '^(/usr/bin/)?(conmon|etcd)|[s]warmlet-' || true").splitlines()
-    tables = host.ssh("nft list tables").splitlines()
-    return [*links, *paths, *processes, *tables]
 
 
 def test_a_destroyed_manager_is_restored_from_a_backup(cluster: Site) -> None:
@@ -229,7 +205,7 @@ def test_a_destroyed_manager_is_restored_from_a_backup(cluster: Site) -> None:
     assert refused.status != 0 and "swarmlet_really" in refused.output
     cluster.play("restore.yml", *where, "-e", "swarmlet_really=true")
     eventually(lambda: set(ready(cluster)) == {"host-1", "host-2", "host-3"}, 120, "three nodes")
-    load_image(cluster)
+    cluster.load_image()
     eventually(lambda: len(cluster.running_on("web")) == REPLICAS, 120, "all replicas run")
 
 
@@ -238,18 +214,18 @@ def test_limits_are_the_kernels(cluster: Site) -> None:
     def docker(*args: str) -> str:
         return cluster.docker(*args, on=2, socket="agent.sock").strip()
 
-    killed = docker("run", "-d", "-m", "32m", "booted:1", "sh", "-c", "x=a; while :; do x=$x$x; done")
+    killed = docker("run", "-d", "-m", "32m", IMAGE, "sh", "-c", "x=a; while :; do x=$x$x; done")
     eventually(
         lambda: docker("inspect", "-f", "{{.State.Status}} {{.State.OOMKilled}}", killed)
         == "exited true", 60, "the kernel ends what takes too much memory",
     )
     docker("rm", killed)
     told = docker(
-        "run", "--rm", "--pids-limit", "5", "booted:1", "sh", "-c",
+        "run", "--rm", "--pids-limit", "5", IMAGE, "sh", "-c",
         "for i in 1 2 3 4 5 6 7 8; do sleep 5 & done 2>&1; wait",
     )
     assert "can't fork" in told
-    ident = docker("run", "-d", "--cpus", "0.2", "booted:1", "sh", "-c", "while :; do :; done")
+    ident = docker("run", "-d", "--cpus", "0.2", IMAGE, "sh", "-c", "while :; do :; done")
     pid = docker("inspect", "-f", "{{.State.Pid}}", ident)
     used = cluster.hosts[1].ssh(f"cut -d' ' -f14 /proc/{pid}/stat; sleep 5; cut -d' ' -f14 /proc/{pid}/stat").split()
     docker("rm", "-f", ident)
@@ -260,6 +236,6 @@ def test_a_reset_leaves_nothing(cluster: Site) -> None:
     refused = cluster.try_play("reset.yml")
     assert refused.status != 0 and "swarmlet_really" in refused.output
     cluster.play("reset.yml", "-e", "swarmlet_really=true")
-    assert [traces(cluster, number) for number in (1, 2, 3)] == [[], [], []]
+    assert [cluster.traces(number) for number in (1, 2, 3)] == [[], [], []]
     again = cluster.play("reset.yml", "-e", "swarmlet_really=true")
     assert again.changed() == 0
