@@ -207,3 +207,7 @@ def remove_what_killed_runs_left(count: int, kind: Callable[[HostLab, int], Boot
     for owner in owners:
         if not Path(f"/proc/{owner}").exists():
             HostLab(count, kind, owner).close()
+
+
+if __name__ == "__main__":
+    base_image()

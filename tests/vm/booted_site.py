@@ -59,6 +59,7 @@ class Site:
             "ANSIBLE_CONFIG": str(ANSIBLE / "ansible.cfg"), "ANSIBLE_NOCOLOR": "1",
             # Its connections too: hosts of another run have the same addresses.
             "ANSIBLE_HOME": str(self.lab.folder / "ansible"),
+            "ANSIBLE_SSH_CONTROL_PATH_DIR": str(self.lab.folder / "ways"),
         }
         argv = [
             *self.lab.inside(), str(ANSIBLE_PROGRAMS / "ansible-playbook"), "-i", str(self.inventory),
