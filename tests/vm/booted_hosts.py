@@ -63,6 +63,18 @@ def base_image(*further: str) -> Path:
     return archive
 
 
+def base_folder() -> Path:
+    """The same, unpacked: what hosts that share this machine's kernel lay their own files over."""
+    archive = base_image()
+    folder = archive.with_suffix("")
+    if not folder.exists():
+        partial = CACHE / f"partial-{os.getpid()}"
+        partial.mkdir()
+        run("tar", "-xf", str(archive), "-C", str(partial), timeout_s=300)
+        partial.replace(folder)
+    return folder
+
+
 class BootedHost(abc.ABC):
     """One machine. Its disk outlives `power_off`."""
 
@@ -88,6 +100,10 @@ class BootedHost(abc.ABC):
     @abc.abstractmethod
     def power_off(self) -> None:
         """As pulling the plug: nothing is told to end."""
+
+    @abc.abstractmethod
+    def dispose(self) -> None:
+        """What its disk is besides files, once it has no power."""
 
     def power_on(self) -> None:
         """Returns once it answers SSH."""
@@ -157,6 +173,7 @@ class HostLab:
                 last_first.callback(shutil.rmtree, self.folder)
             last_first.callback(self._remove_network)
             for host in self.hosts:
+                last_first.callback(host.dispose)
                 last_first.callback(host.power_off)
 
     def _remove_network(self) -> None:
@@ -210,4 +227,4 @@ def remove_what_killed_runs_left(count: int, kind: Callable[[HostLab, int], Boot
 
 
 if __name__ == "__main__":
-    base_image()
+    base_folder()

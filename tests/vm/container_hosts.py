@@ -9,7 +9,7 @@ import subprocess
 import time
 from pathlib import Path
 
-from booted_hosts import BOOT_S, BRIDGE, NETWORK, BootedHost, HostLab, base_image, run
+from booted_hosts import BOOT_S, BRIDGE, NETWORK, BootedHost, HostLab, base_folder, run
 
 from swarmlet.local import hosts
 
@@ -35,11 +35,17 @@ class ContainerHost(BootedHost):
         self.disk = lab.folder / self.name
 
     def prepare(self) -> None:
-        base_image()
+        base_folder()
 
     def make(self) -> None:
-        self.disk.mkdir()
-        run("tar", "-xf", str(base_image()), "-C", str(self.disk), timeout_s=300)
+        """An overlay of the base, but for /var/lib: containers' files there are overlays themselves, of real ones."""
+        upper, work, state = (self._beside(name) for name in ("upper", "work", "state"))
+        for folder in (self.disk, upper, work):
+            folder.mkdir()
+        layers = f"lowerdir={base_folder()},upperdir={upper},workdir={work}"
+        run("mount", "-t", "overlay", "-o", layers, self.namespace, str(self.disk))
+        run("cp", "-a", str(self.disk / "var/lib"), str(state))
+        run("mount", "--bind", str(state), str(self.disk / "var/lib"))
         self.furnish(self.disk)
         units = self.disk / "etc/systemd/system"
         (units / "writable-cgroups.service").write_text(CGROUPS_UNIT)
@@ -75,6 +81,14 @@ class ContainerHost(BootedHost):
         run(*inside, "link", "set", "eth0", "up")
         run(*inside, "link", "set", "lo", "up")
         run(*inside, "route", "add", "default", "via", f"{NETWORK}.1")
+
+    def dispose(self) -> None:
+        for mounted in (self.disk / "var/lib", self.disk):
+            if mounted.is_mount():
+                run("umount", str(mounted))
+
+    def _beside(self, what: str) -> Path:
+        return self.lab.folder / f"{self.name}.{what}"
 
     def power_off(self) -> None:
         deadline = time.monotonic() + 30

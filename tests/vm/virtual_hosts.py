@@ -67,5 +67,8 @@ class VirtualHost(BootedHost):
         self._process = None
         run("ip", "-n", self.lab.name, "link", "delete", self.port)
 
+    def dispose(self) -> None:
+        """Its disk is a file."""
+
     def _file(self, name: str) -> Path:
         return self.lab.folder / f"{self.name}.{name}"
