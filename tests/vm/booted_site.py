@@ -7,11 +7,12 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from booted_hosts import PYTHON, BootedHost, HostLab, eventually, remove_what_killed_runs_left, run
+from booted_hosts import CACHE, PYTHON, BootedHost, HostLab, eventually, remove_what_killed_runs_left, run
 
 from swarmlet.demo_image import busybox_archive
 from swarmlet.local.images import find_busybox
@@ -24,6 +25,7 @@ ANSIBLE_PROGRAMS = ROOT / ".dev/ansible/bin"
 IMAGE = "booted:1"
 #: A run of a playbook over three hosts, on a busy machine.
 PLAYBOOK_S = 900
+DAY_S = 86400
 
 
 @dataclass
@@ -148,9 +150,19 @@ def open_site(
         inventory = lab.folder / "inventory" / "hosts.json"
         inventory.parent.mkdir()
         inventory.write_text(json.dumps(_inventory(lab, groups)))
-        yield Site(lab, inventory, lab.folder / "wheelhouse")
+        yield Site(lab, inventory, wheelhouse())
     finally:
         lab.close()
+
+
+def wheelhouse() -> Path:
+    """Archives are named by what they are of, so that runs can share them; those of yesterday's sources go."""
+    folder = CACHE / "wheelhouse"
+    folder.mkdir(parents=True, exist_ok=True)
+    for archive in folder.glob("*.tar"):
+        if archive.stat().st_mtime < time.time() - DAY_S:
+            archive.unlink()
+    return folder
 
 
 def _inventory(lab: HostLab, groups: Mapping[str, Sequence[int]]) -> dict[str, object]:
