@@ -47,7 +47,7 @@ def eventually(check: Callable[[], bool], timeout_s: float, what: str) -> None:
     deadline = time.monotonic() + timeout_s
     while not check():
         assert time.monotonic() < deadline, f"not within {timeout_s:.0f} s: {what}"
-        time.sleep(0.25)
+        time.sleep(0.5)  # what is asked is seldom cheap
 
 
 def base_image(*further: str) -> Path:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
 
 import pytest
+from booted_hosts import LAB
 from booted_site import PLAYBOOK_S
+from container_hosts import left_of
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -28,3 +31,9 @@ def told_to_end() -> Iterator[None]:
     before = signal.signal(signal.SIGTERM, interrupt)
     yield
     signal.signal(signal.SIGTERM, before)
+
+
+@pytest.fixture(scope="package", autouse=True)
+def nothing_left() -> Iterator[None]:
+    yield
+    assert left_of(f"{LAB}{os.getpid()}") == []

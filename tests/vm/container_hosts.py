@@ -162,3 +162,10 @@ def cgroup_pids(cgroup: str) -> set[int]:
 def remove_cgroup(group: Path) -> None:
     for folder, _, _ in os.walk(group, topdown=False):
         os.rmdir(folder)
+
+
+def left_of(lab: str) -> list[str]:
+    """What a lab that has been closed has left on this machine: namespaces, folders, cgroups, mounts."""
+    folders = [Path("/run/netns"), Path("/var/tmp"), NSPAWN / "propagate", *cgroup_mounts()]
+    found = [str(path) for folder in folders for path in folder.glob(f"{lab}*")]
+    return found + [line for line in Path("/proc/self/mounts").read_text().splitlines() if lab in line]
