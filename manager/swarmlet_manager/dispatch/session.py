@@ -279,7 +279,7 @@ class Session:
         full, tasks, removed = self._feed.take(self._owner.state, self._owner.is_leaving)
         wanted, unneeded = self._contents.take(self._owner.state)
         networking = self._networks.take(self._owner.state)
-        # Of this state, too. What the agent was asked to confirm already is not done because nothing more is to be said.
+        # Of this state, too. What the agent was asked to confirm is not done because nothing more is to be said.
         asked = {group for groups in self._confirming.values() for group in groups}
         groups = tuple(group for group in self._owner.awaited(self) if group not in asked)
         auth = self._owner.auth_for(tasks)
