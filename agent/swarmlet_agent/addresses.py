@@ -18,6 +18,8 @@ from swarmlet.wire.joining import Founding
 #: The addresses of a host's interface, None if there is no such interface.
 Interfaces = Callable[[str], Sequence[Address] | None]
 
+#: What clients send when nobody chose where managers listen.
+UNSAID_LISTEN_ADDR = "0.0.0.0:2377"
 #: What the docker command sends when nobody chose a size.
 UNSAID_SUBNET_SIZE = 24
 LONGEST_SUBNET_SIZE = 29
@@ -69,6 +71,23 @@ def _resolved(host: str, interfaces: Interfaces, wrong: str) -> str:
         if own:
             return str(own[0])
     raise InvalidArgument(f"interface {host} has no usable IPv4 or IPv6 address")
+
+
+def listening(text: str, *, default: int, node_port: int) -> int:
+    """The port that a manager of this host is to listen on, of "ADDRESS[:PORT]". NotSupported, InvalidArgument.
+
+    default: that of the settings, which is also meant by what the docker command sends when nobody chose.
+    """
+    if text in ("", UNSAID_LISTEN_ADDR):
+        return default
+    host, port = host_of(text), with_port(text, default).rpartition(":")[2]
+    if host not in ("", "0.0.0.0", "::"):
+        raise NotSupported(f"ListenAddr {text} is not supported: managers listen on every address, say 0.0.0.0:{port}")
+    if not port.isascii() or not port.isdigit() or not 0 < int(port) < 65536:
+        raise InvalidArgument(f"listen address must be an IP address with an optional port number: {text}")
+    if int(port) == node_port:
+        raise InvalidArgument(f"ListenAddr {text} cannot be had: port {port} is this host's node_port")
+    return int(port)
 
 
 def founding_of(request: Mapping[str, Any]) -> Founding:

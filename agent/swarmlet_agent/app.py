@@ -207,17 +207,17 @@ async def agent(settings: AgentSettings, *, open_files: tuple[int, int] | None =
         def node_view() -> list[Route]:
             return view_routes(parts, system, swarm)
 
-        manager = ManagerProcess(settings, lambda: member.address)
+        manager = ManagerProcess(settings, lambda: member.address, lambda: member.manager_port)
         stack.push_async_callback(manager.close)
         line = ClusterLine(
             parts.engine, parts.images, parts.networks, parts.journal, settings, hostname=hostname, release=RELEASE,
             node_routes=lambda: [*node_view(), *TunnelRoutes(socket).routes()], address=lambda: member.address,
-            data_address=lambda: member.data_address,
+            data_address=lambda: member.data_address, manager_port=lambda: member.manager_port,
         )
         member = Member(
             Path(settings.data_dir), manager_socket, manager, line, hostname=hostname,
             default_address=lambda: default_address(settings), ping_manager=manager.answers,
-            manager_port=settings.manager_port,
+            manager_port=settings.manager_port, node_port=settings.node_port,
         )
         swarm = SwarmRoutes(member, manager_socket)
         stack.push_async_callback(swarm.close)

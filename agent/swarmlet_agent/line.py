@@ -57,7 +57,7 @@ class ClusterLine:
     def __init__(
         self, engine: Engine, images: ImageStore, networks: BridgeNetworks, journal: Journal,
         settings: AgentSettings, *, hostname: str, release: str, node_routes: Callable[[], Sequence[Route]],
-        address: Callable[[], str], data_address: Callable[[], str],
+        address: Callable[[], str], data_address: Callable[[], str], manager_port: Callable[[], int],
     ) -> None:
         self._engine = engine
         self._images = images
@@ -69,6 +69,7 @@ class ClusterLine:
         self._node_routes = node_routes
         self._address = address
         self._data_address = data_address
+        self._manager_port = manager_port
         self._server: Server | None = None
         self._session: AgentSession | None = None
         self._worker: TaskWorker | None = None
@@ -97,7 +98,7 @@ class ClusterLine:
             self._engine, self._images, self._journal, node=lambda: facts, report=report, forget=statuses.forget,
             networks=self._networks,
         )
-        manager_addr = authority(self._address(), settings.manager_port) if is_manager else ""
+        manager_addr = authority(self._address(), self._manager_port()) if is_manager else ""
         session = AgentSession(
             identity, data_dir=Path(settings.data_dir), journal=self._journal,
             managers=ManagerList(self._journal, managers),
@@ -121,6 +122,11 @@ class ClusterLine:
             asyncio.create_task(_again(session.renew_for_ever), name="certificate"),
             asyncio.create_task(_again(lambda: follow_containers(self._engine, session)), name="inventory"),
         ]
+
+    async def ready(self) -> None:
+        """Until the cluster has the node as ready."""
+        if self._session is not None:
+            await self._session.connected.wait()
 
     async def stop(self, *, forget: bool) -> None:
         for task in self._tasks:

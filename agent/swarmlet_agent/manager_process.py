@@ -34,11 +34,15 @@ PING_S = 2.0
 
 
 class ManagerProcess:
-    """address: where this host is reached, asked for whenever a manager is started."""
+    """address: where this host is reached; port: where the manager listens, None as the settings say. Both are asked
+    for whenever a manager is started."""
 
-    def __init__(self, settings: AgentSettings, address: Callable[[], str]) -> None:
+    def __init__(
+        self, settings: AgentSettings, address: Callable[[], str], port: Callable[[], int] | None = None
+    ) -> None:
         self._settings = settings
         self._address = address
+        self._port = port or (lambda: settings.manager_port)
         self._data_dir = Path(settings.data_dir) / "manager"
         self._log = Path(settings.data_dir) / "manager.log"
         self._task: asyncio.Task[None] | None = None
@@ -123,7 +127,7 @@ class ManagerProcess:
         argv = [
             str(Path(sys.executable).with_name("swarmlet-manager")),
             "--data-dir", str(self._data_dir), "--run-dir", settings.run_dir,
-            "--advertise-addr", self._address(), "--port", str(settings.manager_port),
+            "--advertise-addr", self._address(), "--port", str(self._port()),
             "--log-level", settings.log_level,
         ]
         if ":" in self._address():

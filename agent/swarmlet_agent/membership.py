@@ -26,7 +26,7 @@ from swarmlet_agent.addresses import (
     authority,
     data_path,
     founding_of,
-    host_of,
+    listening,
     with_port,
 )
 from swarmlet_agent.net.host_addresses import host_interfaces
@@ -38,8 +38,8 @@ log = get_logger(__name__)
 #: A manager's first start makes an etcd, a CA and a cluster.
 MANAGER_START_S = 60.0
 LOOK_AGAIN_S = 0.1
-#: What clients send when nobody chose where managers listen.
-_LISTEN_ADDR = "0.0.0.0:2377"
+#: How long the answer to an init or a join waits for the node to be ready; it becomes so in any case.
+READY_S = 10.0
 LEFT = "This node is not part of a swarm"
 ALREADY = 'This node is already part of a swarm. Use "docker swarm leave" to leave this swarm and join another one.'
 
@@ -51,6 +51,7 @@ class Membership(msgspec.Struct, frozen=True, kw_only=True):
     managers: tuple[str, ...] = ()  # "host:port" to dial first
     address: str = ""  # where this host is reached
     data_address: str = ""  # where packets of the cluster's networks go, "" = the same
+    manager_port: int = 0  # where a manager here listens, 0 = as the settings say
     founding: Founding = Founding()  # of an init: what the cluster is to be like
 
 
@@ -82,6 +83,10 @@ class Line(Protocol):
 
     async def start(self, identity: NodeIdentity, managers: Sequence[str], *, is_manager: bool) -> None: ...
 
+    async def ready(self) -> None:
+        """Until the cluster has the node as ready."""
+        ...
+
     async def stop(self, *, forget: bool) -> None:
         """forget: the tasks of the cluster are stopped and removed, and what was remembered of it."""
         ...
@@ -106,6 +111,7 @@ class Member:
         default_address: Callable[[], str],
         ping_manager: Callable[[], Awaitable[bool]],
         manager_port: int,
+        node_port: int,
     ) -> None:
         self._data_dir = data_dir
         self._file = data_dir / "membership.json"
@@ -116,6 +122,7 @@ class Member:
         self._default_address = default_address
         self._ping_manager = ping_manager
         self._manager_port = manager_port
+        self._node_port = node_port
         self._lock = asyncio.Lock()
         self._membership: Membership | None = None
         self._identity: NodeIdentity | None = None
@@ -126,6 +133,11 @@ class Member:
     def data_address(self) -> str:
         """Where packets of the cluster's networks for this node go, if not to `address`."""
         return "" if self._membership is None else self._membership.data_address
+
+    @property
+    def manager_port(self) -> int:
+        """Where a manager of this host listens."""
+        return (self._membership.manager_port if self._membership is not None else 0) or self._manager_port
 
     async def start(self) -> None:
         """Go on as what this host was. A manager that needs time to come up does not hold up the engine."""
@@ -170,16 +182,21 @@ class Member:
 
         Unavailable if this host is a member already, InvalidArgument for a bad address.
         """
-        _refuse(request, "ForceNewCluster")
+        if request.get("ForceNewCluster") and self._membership is not None:
+            raise NotSupported(
+                "ForceNewCluster is not supported on a member of a cluster: its state is kept in etcd, which needs no "
+                "other managers. Leave the cluster first to begin a new one"
+            )
         founding = founding_of(request)
         _check_spec(request.get("Spec") or {})
-        self._check_listening(request)
+        port = self._listening(request)
         address, data_address = self._own_addresses(request)
         async with self._only_when_inactive():
-            dial = (authority(address, self._manager_port),)
+            dial = (authority(address, port),)
             self.address = address
             wanted = Membership(
-                manager=True, managers=dial, address=address, data_address=data_address, founding=founding
+                manager=True, managers=dial, address=address, data_address=data_address, founding=founding,
+                manager_port=0 if port == self._manager_port else port,
             )
             await self._save(wanted)
             try:
@@ -188,11 +205,12 @@ class Member:
                 await asyncio.shield(self._undo())
                 raise
             await self._begin(identity, dial)
+            await self._ready()
             return identity.node_id
 
     async def join(self, request: dict[str, Any]) -> None:
         """`docker swarm join`. Forbidden for a wrong token, Unavailable if no manager answers."""
-        self._check_listening(request)
+        port = self._listening(request)
         token = request.get("JoinToken") or ""
         remotes = request.get("RemoteAddrs") or []
         if not isinstance(token, str) or not isinstance(remotes, list) or not all(isinstance(r, str) for r in remotes):
@@ -208,11 +226,15 @@ class Member:
             self.address = address
             is_manager = identity.role is Role.MANAGER
             await self._save(
-                Membership(manager=is_manager, managers=dial, address=address, data_address=data_address)
+                Membership(
+                    manager=is_manager, managers=dial, address=address, data_address=data_address,
+                    manager_port=0 if port == self._manager_port else port,
+                )
             )
             if is_manager:
                 await self._manager.ensure()
             await self._begin(identity, dial)
+            await self._ready()
 
     async def leave(self, *, force: bool) -> None:
         """`docker swarm leave`: the cluster's containers here end; a manager's state goes with it (force)."""
@@ -249,6 +271,14 @@ class Member:
         await self._line.start(identity, dial, is_manager=self.is_manager)
         log.info("member of a cluster", node_id=identity.node_id, role=identity.role)
 
+    async def _ready(self) -> None:
+        """Clients go on with what they have made: a node that others know, and that changes by itself no more."""
+        try:
+            async with asyncio.timeout(READY_S):
+                await self._line.ready()
+        except TimeoutError:
+            log.warning("a member of the cluster, but not ready yet", after_s=READY_S)
+
     async def _undo(self) -> None:
         was_manager = self.is_manager
         self._membership, self._identity = None, None
@@ -283,15 +313,13 @@ class Member:
         own = data_path(data, host_interfaces)
         return address, "" if own == address else own
 
-    def _check_listening(self, request: dict[str, Any]) -> None:
-        """A manager listens on every address, at the port of the settings; a node begins as an active one."""
+    def _listening(self, request: dict[str, Any]) -> int:
+        """The port that a manager here listens on, on every address; a node begins as an active one."""
         listen = str(request.get("ListenAddr") or "")
-        host, port = host_of(listen), with_port(listen, self._manager_port).rpartition(":")[2]
-        chosen = listen != _LISTEN_ADDR
-        if chosen and (host not in ("", "0.0.0.0", "::") or port != str(self._manager_port)):
-            raise NotSupported(f"ListenAddr {listen} is not supported: managers listen on 0.0.0.0:{self._manager_port}")
+        port = listening(listen, default=self._manager_port, node_port=self._node_port)
         if (availability := request.get("Availability")) not in (None, "", "active"):
             raise NotSupported(f"Availability {availability} is not supported here: use docker node update afterwards")
+        return port
 
     def _load(self) -> Membership | None:
         try:
@@ -302,12 +330,6 @@ class Member:
     async def _save(self, membership: Membership) -> None:
         await asyncio.to_thread(write_private, self._file, msgspec.json.encode(membership).decode())
         self._membership = membership
-
-
-def _refuse(request: dict[str, Any], *options: str) -> None:
-    for option in options:
-        if request.get(option):
-            raise NotSupported(f"{option} is not supported yet")
 
 
 def _check_spec(spec: Any) -> None:

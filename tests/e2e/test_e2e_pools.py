@@ -212,6 +212,22 @@ def test_what_cannot_be_founded_is_refused_and_leaves_the_host_as_it_was(hosts: 
     assert node("info", "-f", "{{.Swarm.NodeAddr}}") == hosts.host(1).address
 
 
+def test_a_manager_may_listen_at_a_port_of_its_own_and_a_founded_node_is_ready_at_once(hosts: Cluster) -> None:
+    first, second, address = hosts.node(1), hosts.node(2), hosts.host(1).address
+    refused = first.run("swarm", "init", "--listen-addr", "0.0.0.0:2378")
+    assert refused.returncode and b"node_port" in refused.stderr
+    first("swarm", "init", "--force-new-cluster", "--advertise-addr", address, "--listen-addr", "0.0.0.0:18377")
+    shown = first.json("node", "inspect", "self")[0]
+    assert shown["Status"]["State"] == "ready" and shown["ManagerStatus"]["Addr"] == f"{address}:18377"
+    # What the client has just seen it may change: nothing else about the node is still on its way.
+    first("node", "update", "--label-add", "a=b", shown["ID"])
+    again = first.run("swarm", "init", "--force-new-cluster")
+    assert again.returncode and b"ForceNewCluster is not supported on a member" in again.stderr
+    token = first("swarm", "join-token", "-q", "worker")
+    second("swarm", "join", "--token", token, f"{address}:18377")
+    eventually(lambda: hosts.ready() == {"node-1", "node-2"})
+
+
 def get(cluster: Cluster, number: int, port: int) -> str:
     """What a host answers a client outside the cluster on a port; "" if it does not."""
     url = f"http://{cluster.host(number).address}:{port}/"

@@ -18,6 +18,7 @@ from swarmlet_agent.addresses import (
     data_path,
     founding_of,
     host_of,
+    listening,
     with_port,
 )
 from swarmlet_agent.net.host_addresses import host_interfaces, mtu_of
@@ -134,3 +135,24 @@ def test_pools_that_are_accepted_have_room_for_a_subnet_and_none_lies_in_another
     kept = [ip_network(pool) for pool in founding.address_pools]
     assert all(pool.prefixlen <= founding.subnet_size <= 29 for pool in kept)
     assert not any(one.overlaps(other) for place, one in enumerate(kept) for other in kept[:place])
+
+
+@pytest.mark.parametrize(
+    ("said", "port"),
+    [("", 2399), ("0.0.0.0:2377", 2399), ("0.0.0.0", 2399), ("0.0.0.0:18642", 18642), ("[::]:5000", 5000), (":7", 7)],
+)
+def test_a_manager_listens_at_the_port_that_was_asked_for_or_that_of_the_settings(said: str, port: int) -> None:
+    assert listening(said, default=2399, node_port=2378) == port
+
+
+@pytest.mark.parametrize(
+    ("said", "error", "words"),
+    [
+        ("192.0.2.1:2377", NotSupported, "managers listen on every address"), ("eth0", NotSupported, "eth0"),
+        ("0.0.0.0:x", InvalidArgument, "0.0.0.0:x"), ("0.0.0.0:0", InvalidArgument, "port number"),
+        ("0.0.0.0:65536", InvalidArgument, "port number"), ("0.0.0.0:2378", InvalidArgument, "node_port"),
+    ],
+)
+def test_where_a_manager_cannot_listen_is_refused_by_name(said: str, error: type[SwarmletError], words: str) -> None:
+    with pytest.raises(error, match=words):
+        listening(said, default=2377, node_port=2378)
