@@ -109,12 +109,10 @@ def new_join_token(ca_pem: str) -> str:
 
 
 def parse_join_token(text: str) -> JoinToken:
-    """InvalidArgument, in SwarmKit's words, for anything else."""
+    """InvalidArgument, in dockerd's words, for anything else."""
     match = _TOKEN.fullmatch(text.strip())
     if match is None:
-        raise InvalidArgument(
-            "rpc error: code = InvalidArgument desc = A valid join token is necessary to join this cluster"
-        )
+        raise InvalidArgument("invalid join token")
     return JoinToken(match[1], match[2])
 
 

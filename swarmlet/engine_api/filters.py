@@ -159,4 +159,4 @@ def until_of(filters: Filters, now: int) -> int | None:
     try:
         return parse_timestamp(text)
     except ValueError as err:
-        raise InvalidArgument(f"invalid filter 'until={text}': expected a time or a duration") from err
+        raise InvalidArgument(f'failed to parse value as time or duration: "{text}"') from err

@@ -15,6 +15,7 @@ import msgspec
 from aiohttp import web
 from multidict import MultiMapping
 
+from swarmlet.engine_api.malformed import complaint
 from swarmlet.engine_api.query import Query
 from swarmlet.engine_api.quick import Quick
 from swarmlet.engine_api.spelling import spelled
@@ -46,16 +47,17 @@ class Call(Query):
     async def raw_json(self, *, keep_nulls: bool = False) -> Any:
         """The body as builtins, JSON nulls removed (Go clients send null for what is not given).
 
-        None for an empty body. InvalidArgument for anything that is not JSON.
+        None for an empty body. InvalidArgument for anything that is not JSON, or does not say that it is.
         """
         body = await self._body()
         if not body.strip():
             return None
+        _check_content_type(self.request.headers.get("Content-Type", ""))
         try:
             value = msgspec.json.decode(body)
             return value if keep_nulls else without_nulls(value)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as err:
-            raise InvalidArgument(f"invalid JSON: {err}") from err
+            raise InvalidArgument(complaint(body, str(err))) from err
 
     async def json(self, kind: type[T]) -> T:
         """The body as a typed value. InvalidArgument names the field and what was expected there."""
@@ -72,6 +74,14 @@ class Call(Query):
                 raise InvalidArgument(f"invalid JSON: the request body is larger than {MAX_JSON_BYTES} bytes")
             parts.append(part)
         return b"".join(parts)
+
+
+def _check_content_type(told: str) -> None:
+    """In dockerd's words (moby httputils.CheckForJSON). Who says nothing may mean JSON, and so may who says that it is
+    bytes: what HTTP libraries, and the managers that pass requests on, put there when they were told nothing."""
+    kind = told.partition(";")[0].strip().lower()
+    if kind not in ("", "application/json", "application/octet-stream"):
+        raise InvalidArgument(f"unsupported Content-Type header ({told}): must be 'application/json'")
 
 
 def convert(value: Any, kind: type[T]) -> T:

@@ -188,7 +188,7 @@ BOTH: dict[str, list[Case]] = {
     "mounts that cannot be made": [
         mounts(400, "path does not exist: /no/such", {"Type": "bind", "Source": "/no/such", "Target": "/x"}),
         mounts(400, "mount path must be absolute", {"Type": "bind", "Source": "rel", "Target": "/x"}),
-        mounts(400, 'mount type unknown: "weird"', {"Type": "weird", "Target": "/x"}),
+        mounts(400, 'invalid mount config for type "weird": mount type unknown', {"Type": "weird", "Target": "/x"}),
         mounts(400, "'x' mount path must be absolute", {"Type": "volume", "Source": "vol", "Target": "x"}),
         mounts(400, "Duplicate mount point: /x", *[{"Type": "tmpfs", "Target": "/x"}] * 2),
         mounts(400, "at `$.HostConfig.Mounts[0].Target`", {"Type": "tmpfs", "Target": 5}),

@@ -41,7 +41,7 @@ def test_the_talks_dockerfile_builds_and_runs(view: View, tmp_path: Path) -> Non
 
     assert "Step 1/8 : FROM busybox\n ---> " in said
     assert "Step 6/8 : WORKDIR /srv/app" in said and " ---> Running in " in said
-    assert "Removing intermediate container" in said
+    assert " ---> Removed intermediate container " in said
     assert "Successfully built " in said
     assert said.endswith("Successfully tagged talk:1\nSuccessfully tagged talk:latest\n")
     image = view.json("image", "inspect", "talk")[0]
@@ -251,7 +251,7 @@ def test_containers_of_steps_stay_when_asked_for_or_when_they_failed(node: View,
     ("FROM busybox\nCOPY a b /c\n", "must be a directory and end with a /"),
     ("FROM busybox\nCOPY --frob a /\n", "unknown flag: --frob"),
     ("FROM busybox\nENV a=${b:?needed}\n", "b: needed"),
-    ("FROM busybox\nEXPOSE none\n", "invalid containerPort: none"),
+    ("FROM busybox\nEXPOSE none\n", "Invalid containerPort: none"),
     ("FROM busybox\nSTOPSIGNAL NOPE\n", "NOPE"),
     ("FROM scratch\n", "No image was generated"),
     ("FROM\n", "FROM requires either one or three arguments"),

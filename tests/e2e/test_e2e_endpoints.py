@@ -89,7 +89,7 @@ def test_connect_and_disconnect_tell_of_each_and_refuse_in_dockers_words(cluster
         (("connect", "own", "hosted"), b"cannot be connected to any other network"),
         (("connect", "own", "shared"), b"container sharing network namespace with another container"),
         (("disconnect", "own", "one"), f"container {ident} is not connected to network own".encode()),
-        (("disconnect", "host", "hosted"), b"cannot be disconnected from host network"),
+        (("disconnect", "host", "hosted"), b"cannot disconnect container from host network"),
     ):
         done = node.run("network", *args)
         assert done.returncode == 1 and said in done.stderr, (args, done.stderr)

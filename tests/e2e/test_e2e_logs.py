@@ -127,7 +127,7 @@ def test_drivers_that_keep_nothing_or_are_not_there_say_so(view: View) -> None:
     done = view.run("logs", "mute")
     assert done.returncode == 1 and b"configured logging driver does not support reading" in done.stderr
     for options, says in (
-        (["--log-driver", "nonsense"], b"no log driver named 'nonsense' is registered"),
+        (["--log-driver", "nonsense"], b'plugin "nonsense" not found'),
         (["--log-opt", "nonsense=1"], b"unknown log opt 'nonsense' for json-file log driver"),
         (["--log-opt", "max-file=0"], b"max-file cannot be less than 1"),
         (["--log-driver", "syslog", "--log-opt", "syslog-address=udp://127.0.0.1:5140000"], b"5140000"),

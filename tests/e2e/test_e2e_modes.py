@@ -38,7 +38,7 @@ def sh(node: View, *args: str, script: str) -> str:
         (("--group-add", "nemo"), "unable to find group nemo: no matching entries in group file"),
         (("-w", "rel"), "the working directory 'rel' is invalid, it needs to be an absolute path"),
         (("-w", "/bin/busybox"), "is not a directory"),
-        (("--log-driver", "odd"), "no log driver named 'odd' is registered"),
+        (("--log-driver", "odd"), 'plugin "odd" not found'),
     ],
 )  # fmt: skip
 def test_words_without_a_meaning_are_refused(node: View, args: tuple[str, ...], text: str) -> None:

@@ -67,13 +67,19 @@ def _image(image_id: Callable[[str], str], ref: str) -> str | None:
 def _check_values(filters: Filters) -> None:
     for status in filters.get("status"):
         if status not in STATUSES:
-            raise InvalidArgument(f"invalid filter 'status={status}'")
+            raise InvalidArgument(
+                f"invalid filter 'status={status}': invalid value for state ({status}): must be one of "
+                "created, running, paused, restarting, removing, exited, dead"
+            )
     for health in filters.get("health"):
         if health not in ("none", "starting", "healthy", "unhealthy"):
-            raise InvalidArgument(f"invalid filter 'health={health}'")
+            raise InvalidArgument(
+                f"invalid filter 'health={health}': invalid value for health ({health}): must be one of "
+                "none, starting, healthy, unhealthy"
+            )
     for code in filters.get("exited"):
         if not re.fullmatch(r"-?\d+", code):
-            raise InvalidArgument(f"invalid filter 'exited={code}'")
+            raise InvalidArgument(f"invalid filter 'exited={code}': the exit code is not a number")
     for isolation in filters.get("isolation"):
         if isolation not in ("default", "process", "hyperv", ""):
             raise InvalidArgument(f"invalid filter 'isolation={isolation}'")

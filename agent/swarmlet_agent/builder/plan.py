@@ -64,7 +64,7 @@ def plan_build(
         elif isinstance(instruction, Arg):
             meta.append(instruction)
         else:
-            raise BadDockerfile("no build stage in current context", line.number)
+            raise BadDockerfile("no build stage in current context")
     if not groups:
         raise BadDockerfile("no build stage in current context")
     args, used = meta_args(meta, build_args, builtin or {}, file.escape)

@@ -131,7 +131,7 @@ async def _in_container(run: StageRun, request: ContainerCreate, targets: Sequen
         finally:
             removed = await to_the_end(_clear(run, making, name, keep=keep))
     if removed:
-        await run.lane.say(f"Removing intermediate container {short_id(removed)}\n")
+        await run.lane.say(f" ---> Removed intermediate container {short_id(removed)}\n")
     if failure is not None:
         raise failure
     return layer

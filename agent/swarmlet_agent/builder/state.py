@@ -210,7 +210,7 @@ def _expose(step: Any, scope: Scope) -> Change:
         if slash and protocol.lower() not in ("tcp", "udp", "sctp"):
             raise InvalidArgument(f"invalid proto: {protocol}")
         if match is None or not 0 < first <= last <= 65535:
-            raise InvalidArgument(f"invalid containerPort: {word}")
+            raise InvalidArgument(f"Invalid containerPort: {word}")
         for number in range(first, last + 1):
             ports[f"{number}/{(match[3] or 'tcp').lower()}"] = {}
         shown.append(word)

@@ -73,7 +73,7 @@ def check_log(config: LogConfig) -> None:
     if driver in _ELSEWHERE:
         raise NotSupported(f'log driver "{driver}" is not supported: use one of {", ".join(LOG_DRIVERS)}')
     if driver not in _OPTIONS:
-        raise InvalidArgument(f"logger: no log driver named '{driver}' is registered")
+        raise InvalidArgument(f'error looking up logging plugin {driver}: plugin "{driver}" not found')
     given = config.config
     _check_mode(given)
     for key, value in given.items():

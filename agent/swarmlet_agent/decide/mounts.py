@@ -141,7 +141,7 @@ def from_mount(mount: Mount) -> MountPoint:
         return _image_mount(mount, destination, refuse)
     if mount.type in ("npipe", "cluster"):
         raise NotSupported(f'mount type "{mount.type}" is not supported')
-    raise InvalidArgument(f'invalid mount config: mount type unknown: "{mount.type}"')
+    raise InvalidArgument(f'invalid mount config for type "{mount.type}": mount type unknown')
 
 
 def tmpfs_options(given: Sequence[str]) -> tuple[str, ...]:
@@ -167,7 +167,7 @@ def tmpfs_options(given: Sequence[str]) -> tuple[str, ...]:
 
 def _bad_tmpfs_option(option: str) -> InvalidArgument:
     words = " ".join(f'"{word}"' for word in option.split("=", 1))
-    return InvalidArgument(f"invalid tmpfs option [{words}]")
+    return InvalidArgument(f"invalid tmpfs option {words if '=' not in option else f'[{words}]'}")
 
 
 def _bind_mount(mount: Mount, destination: str, refuse: Callable[[str], InvalidArgument]) -> MountPoint:
@@ -218,7 +218,7 @@ def _volume_mount(mount: Mount, destination: str, refuse: Callable[[str], Invali
     if subpath and (not mount.source or subpath.startswith("/") or ".." in subpath.split("/")):
         raise refuse(
             "must not set Subpath when using anonymous volumes" if not mount.source
-            else f"invalid subpath {subpath!r}: it must be a relative path within the volume"
+            else "subpath must be a relative path within the volume"
         )
     driver = options.driver_config.name if options and options.driver_config else ""
     return MountPoint(
@@ -267,7 +267,7 @@ def _volumes_from(spec: str) -> tuple[str, str]:
     if not name:
         raise InvalidArgument(f"invalid volumes-from specification: '{spec}'")
     if mode and mode not in ("ro", "rw", "z", "Z"):
-        raise InvalidArgument(f"invalid mode for volumes-from: {mode}")
+        raise InvalidArgument(f"invalid mode: {mode}")
     return name, mode
 
 
@@ -283,11 +283,11 @@ def _is_mode(text: str) -> bool:
 def _parse_mode(mode: str, whole: str) -> tuple[bool, str, bool]:
     """(writable, propagation or "", nocopy). Each kind of word at most once."""
     if mode and not _is_mode(mode):
-        raise InvalidArgument(f"invalid volume specification: '{whole}': invalid mode: {mode}")
+        raise InvalidArgument(f"invalid mode: {mode}")
     words = mode.split(",") if mode else []
     access = [word for word in words if word in ("ro", "rw")]
     propagation = [word for word in words if word in _PROPAGATIONS]
     labels = [word for word in words if word in ("z", "Z")]
     if len(access) > 1 or len(propagation) > 1 or len(labels) > 1:
-        raise InvalidArgument(f"invalid volume specification: '{whole}': invalid mode: {mode}")
+        raise InvalidArgument(f"invalid mode: {mode}")
     return "ro" not in access, propagation[0] if propagation else "", "nocopy" in words

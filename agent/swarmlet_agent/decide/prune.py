@@ -59,4 +59,4 @@ def parse_until(text: str, now: int) -> int:
     try:
         return parse_timestamp(text)
     except ValueError as err:
-        raise InvalidArgument(f"invalid until filter: {text}") from err
+        raise InvalidArgument(f'failed to parse value as time or duration: "{text}"') from err

@@ -65,11 +65,11 @@ def _group_id(text: str, group: str) -> int:
 def _number(text: str) -> int | None:
     if text == "":
         return 0
-    return int(text) if text.isascii() and text.isdigit() else None
+    return int(text) if text.isascii() and text.removeprefix("-").isdigit() else None
 
 
 def _check(number: int) -> int:
-    if number > _HIGHEST_ID:
+    if not 0 <= number <= _HIGHEST_ID:
         raise InvalidArgument(f"uids and gids must be in range 0-{_HIGHEST_ID}")
     return number
 

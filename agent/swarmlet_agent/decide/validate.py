@@ -158,7 +158,7 @@ def _check_modes(request: ContainerCreate) -> None:
         raise InvalidArgument("conflicting options: domainname and the UTS mode")
     mode = host.network_mode
     if mode == "container:":
-        raise InvalidArgument("Invalid network mode: invalid container format container:<name|id>")
+        raise InvalidArgument("invalid network mode: invalid container format container:<name|id>")
     if not mode.startswith("container:"):
         return
     for given, what in (

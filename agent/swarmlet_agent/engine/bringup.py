@@ -14,7 +14,7 @@ from typing import TypeVar
 
 from msgspec.structs import replace
 
-from swarmlet.errors import Conflict, Internal, InvalidArgument, SwarmletError
+from swarmlet.errors import Conflict, Internal, InvalidArgument, NotFound, SwarmletError
 from swarmlet.log import get_logger
 from swarmlet.model.common import Driver
 from swarmlet_agent.decide.links import link_env, parse_link
@@ -35,6 +35,9 @@ from swarmlet_agent.runtime.types import ContainerPlan
 log = get_logger(__name__)
 First = TypeVar("First")
 Second = TypeVar("Second")
+
+#: What errors begin with that keep a container off its networks.
+_NETWORKING = "failed to set up container networking"
 
 
 class Bringup:
@@ -106,7 +109,7 @@ class Bringup:
         joined = self._joined(record)
         ids = await core.ids_of(record)
         (rootfs, identity, mounts, inner), attachment = await _both(
-            self._root(record, subpaths), core.networks.attach(network_wish(record, share_with, ids))
+            self._root(record, subpaths), _networked(core.networks.attach(network_wish(record, share_with, ids)))
         )
         if ids is not None and not share_with:
             await asyncio.to_thread(_give, attachment.files.values(), ids.remap.root)
@@ -207,6 +210,16 @@ class Bringup:
         if not unit.record.has_process:
             raise Conflict(f"cannot join {what} namespace of a non running container: {unit.id}")
         return unit.id
+
+
+async def _networked(attaching: Awaitable[Attachment]) -> Attachment:
+    """What it gives. Errors of a network's say so first, as dockerd's do; their status stays."""
+    try:
+        return await attaching
+    except (NotFound, Conflict) as err:
+        if not str(err).startswith(_NETWORKING):
+            err.args = (f"{_NETWORKING}: {err}", *err.args[1:])
+        raise
 
 
 def _give(files: Iterable[Path], owner: tuple[int, int]) -> None:

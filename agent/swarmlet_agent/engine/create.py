@@ -163,7 +163,8 @@ class Creator:
         host = request.host_config
         for field in ("network_mode", "pid_mode", "ipc_mode"):
             if other := mode_of(getattr(host, field)):
-                host = replace(host, **{field: f"container:{self._other(other).id}"})
+                doing = "joining network namespace of container: " if field == "network_mode" else ""
+                host = replace(host, **{field: f"container:{self._other(other, doing).id}"})
         return replace(request, host_config=host)
 
     def _linked(self, request: ContainerCreate, own: str) -> ContainerCreate:

@@ -26,6 +26,7 @@ from swarmlet_agent.decide.kernel import asks_much, drop_foreign, fit_limits
 from swarmlet_agent.decide.links import parse_link, renamed
 from swarmlet_agent.decide.names import check_name
 from swarmlet_agent.decide.prune import to_prune
+from swarmlet_agent.decide.signals import parse_signal
 from swarmlet_agent.decide.update import apply_update
 from swarmlet_agent.engine.bringup import Bringup
 from swarmlet_agent.engine.container import Container, ExecRecord, ExecRequest, PruneReport, SuppliedFile, WaitResult
@@ -266,7 +267,8 @@ class Engine:
         self._core.emit(unit.record, "restart")
 
     async def kill(self, ref: str, signal: str = "SIGKILL") -> None:
-        """By name or number. Conflict if it does not run, InvalidArgument for no signal."""
+        """By name or number. InvalidArgument for no signal, whoever it is for; Conflict if it does not run."""
+        parse_signal(signal)
         await self._core.run(self._signals.kill(self._core.find(ref), signal), f"kill {ref}")
 
     async def pause(self, ref: str) -> None:

@@ -121,16 +121,16 @@ _LEGACY = {
     "Tty": False, "OpenStdin": False, "StdinOnce": False, "Image": "",
 }
 _NULL_WHEN_EMPTY = ("Env", "Cmd", "Entrypoint", "Volumes", "OnBuild", "Labels")
+#: What is there in every version, set or not: clients look into it without asking (moby issue 50134).
+_ALWAYS_SHOWN = {"User": "", "WorkingDir": "", **dict.fromkeys(_NULL_WHEN_EMPTY)}
 #: docker-compose 1.x looks into the configuration of the container an image was made of, whatever it was made of.
-_NO_CONFIG = {**_LEGACY, "User": "", "WorkingDir": "", **dict.fromkeys(_NULL_WHEN_EMPTY)}
+_NO_CONFIG = {**_LEGACY, **_ALWAYS_SHOWN}
 
 
 def image_config(image: Image, version: Version) -> dict[str, Any]:
     """The "Config" of an inspected image."""
     config: dict[str, Any] = to_api(image.config)
-    if version < (1, 50):
-        return {**_NO_CONFIG, **config}
-    return config
+    return {**(_NO_CONFIG if version < (1, 50) else _ALWAYS_SHOWN), **config}
 
 
 def history(image: Image, configuration: Configuration, layers: Sequence[Layer]) -> list[dict[str, Any]]:

@@ -16,7 +16,7 @@ from swarmlet_agent.images.layers import Blob, Layer
 from swarmlet_agent.images.load import Found, FromArchive, find_images
 from swarmlet_agent.images.machine import this_machine
 from swarmlet_agent.images.manifests import parse_config
-from swarmlet_agent.images.platforms import Platform, matches, mismatch
+from swarmlet_agent.images.platforms import Platform, matches, mismatch, without_level
 from swarmlet_agent.images.progress import Hub
 from swarmlet_agent.images.pull import Puller
 from swarmlet_agent.images.reference import Reference, parse_reference
@@ -109,7 +109,7 @@ class Intake:
             if name.digest:
                 raise InvalidArgument("cannot import digest reference")
             name = name.with_tag(tag) if tag else name.with_default_tag()
-        wanted = wanted or self._host
+        wanted = wanted or without_level(self._host)
         config = apply_changes(ImageConfig(), changes)
         layers = self._shelf.layers
         comment = message or f"Imported from {source}"

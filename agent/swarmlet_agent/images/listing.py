@@ -70,7 +70,7 @@ def until_ns(text: str, now: int) -> int:
         try:
             return parse_timestamp(text)
         except (ValueError, OverflowError) as err:
-            raise InvalidArgument(f"invalid filter 'until={text}': expected a time or a duration") from err
+            raise InvalidArgument(f'failed to parse value as time or duration: "{text}"') from err
 
 
 @lru_cache(maxsize=64)

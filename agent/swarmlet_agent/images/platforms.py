@@ -85,6 +85,11 @@ def best_platform(machine: str, cpu_flags: Collection[str]) -> Platform:
     return Platform(host.architecture, host.os, reached[-1][0] if reached else "")
 
 
+def without_level(platform: Platform) -> Platform:
+    """What is made here is for every processor of its kind: an image for "amd64/v4" would not run on most."""
+    return msgspec.structs.replace(platform, variant="") if platform.architecture == "amd64" else platform
+
+
 def mismatch(ref: str, have: Platform, want: Platform) -> NotFound:
     """There is such an image, for another platform: in dockerd's words. Clients pull then."""
     differs = f"its platform ({have}) does not match the specified platform ({want})"

@@ -32,6 +32,11 @@ _DOOMED = ".removed-"
 IMAGE_MARK = ".image."
 #: Where the layers of a mapped root are attached while it is mounted, on kernels that want that.
 _FOR_A_MOMENT = "layers.mapped"
+#: Beneath every container's layers, with what dockerd puts into each container: programs look for /.dockerenv to learn
+#: that they run in one, and read /etc/mtab. What an image has of it is the image's. Images that are mounted are over
+#: nothing but _EMPTY.
+_GROUND, _EMPTY = ".ground", ".empty"
+_GROUND_FILES = (".dockerenv", "etc/hostname", "etc/hosts", "etc/resolv.conf")
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.mount.argtypes = (ctypes.c_char_p, ctypes.c_char_p, ctypes.c_char_p, ctypes.c_ulong, ctypes.c_char_p)
@@ -50,7 +55,8 @@ class RootStore:
     def recover(self) -> None:
         """At start, blocking: finish removals and learn which layers containers use."""
         self._folder.mkdir(parents=True, exist_ok=True, mode=0o711)
-        (self._folder / ".empty").mkdir(exist_ok=True)
+        (self._folder / _EMPTY).mkdir(exist_ok=True)
+        _lay_ground(self._folder / _GROUND)
         for entry in self._folder.iterdir():
             if entry.name.startswith(_DOOMED):
                 remove_tree(entry)
@@ -143,6 +149,18 @@ class RootStore:
         return self._folder / container_id
 
 
+def _lay_ground(ground: Path) -> None:
+    """Only what is missing: containers may be mounted over it."""
+    for folder in (ground, ground / "etc"):
+        folder.mkdir(exist_ok=True)
+        folder.chmod(0o755)
+    for name in _GROUND_FILES:
+        (ground / name).touch()
+        (ground / name).chmod(0o755)
+    with contextlib.suppress(FileExistsError):
+        (ground / "etc/mtab").symlink_to("/proc/mounts")
+
+
 def _ensure(folder: Path, chains: Sequence[str], diffs: Sequence[Path], ids: MappedIds | None) -> Path:
     merged = folder / "merged"
     if os.path.ismount(merged):
@@ -151,7 +169,7 @@ def _ensure(folder: Path, chains: Sequence[str], diffs: Sequence[Path], ids: Map
     missing = next((diff for diff in diffs if not diff.is_dir()), None)
     if missing is not None:
         raise Internal(f"container {folder.name} cannot be mounted: layer {missing.parent.name} is missing on disk")
-    lower = diffs or [folder.parent / ".empty"]
+    lower = [*diffs, folder.parent / (_EMPTY if IMAGE_MARK in folder.name else _GROUND)]
     with contextlib.ExitStack() as stack:
         if ids is None:
             _mount_overlay([_handle(path, stack) for path in lower], _handle(folder, stack), folder)

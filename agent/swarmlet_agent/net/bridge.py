@@ -252,9 +252,9 @@ class BridgeNetworks:
     async def connect(self, ref: str, request: NetworkConnect) -> None:
         """Connect a container, running or not. NotFound, Forbidden, InvalidArgument, Conflict."""
         settings, containers = request.endpoint_config, self._known_containers()
+        container = containers.view(request.container)
         if not self.leases.of_cluster(ref):
             self.get(ref)
-        container = containers.view(request.container)
         given = await self._sandboxes.connect(container.id, ref, settings)
         if given is not None:
             network = self.get(ref)

@@ -45,7 +45,8 @@ class ContainerFiles:
 
     def _hosts(self, sandbox: SandboxRecord) -> str:
         linked = [
-            (address, f"{alias} {name}") for alias, name, found in self._linked(sandbox) for address in found.addresses
+            (address, _names_of(alias, other))
+            for alias, other, found in self._linked(sandbox) for address in found.addresses
         ]
         return plan_files.hosts(
             own=[address for endpoint in sandbox.endpoints for address in endpoint.addresses],
@@ -59,8 +60,8 @@ class ContainerFiles:
 
     # Links on the default network: names in /etc/hosts
 
-    def _linked(self, sandbox: SandboxRecord) -> list[tuple[str, str, EndpointRecord]]:
-        """(alias, name, endpoint) of running containers that this one is linked to on the default network."""
+    def _linked(self, sandbox: SandboxRecord) -> list[tuple[str, SandboxRecord, EndpointRecord]]:
+        """(alias, container, endpoint) of running containers that this one is linked to on the default network."""
         if not sandbox.links or not any(endpoint.network == BRIDGE for endpoint in sandbox.endpoints):
             return []
         found = []
@@ -68,7 +69,7 @@ class ContainerFiles:
             other = self.find(target)
             place = next((e for e in other.endpoints if e.network == BRIDGE), None) if other is not None else None
             if other is not None and place is not None:
-                found.append((alias, other.container_name, place))
+                found.append((alias, other, place))
         return found
 
     def find(self, ref: str) -> SandboxRecord | None:
@@ -99,6 +100,11 @@ class ContainerFiles:
             refers = any(split_link(link)[0] == target.container_name for link in other.links)
             if refers and ident != target.container_id:
                 await ground.run(files.write_files, self.folder(ident), {files.HOSTS: self._hosts(other)})
+
+
+def _names_of(alias: str, other: SandboxRecord) -> str:
+    """As dockerd lists them: the alias, the container's hostname, and its name if that is another word."""
+    return " ".join(dict.fromkeys(filter(None, (alias, other.hostname, other.container_name))))
 
 
 def split_link(link: str) -> tuple[str, str]:

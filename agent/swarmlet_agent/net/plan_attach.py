@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from ipaddress import IPv4Interface, IPv6Interface, ip_interface, ip_network
+from ipaddress import IPv4Address, IPv4Interface, IPv6Address, IPv6Interface, ip_address, ip_interface, ip_network
 
 import msgspec
 
@@ -17,6 +17,10 @@ from swarmlet_agent.net.netlink import mac_bytes
 from swarmlet_agent.net.plan_endpoint import check_options
 from swarmlet_agent.net.records import BRIDGE, HOST, NONE, EndpointRecord, NetworkRecord
 from swarmlet_agent.net.types import NetworkWish
+
+_SHARING = (
+    "container sharing network namespace with another container or host cannot be connected to any other network"
+)
 
 Lookup = Callable[[str], NetworkRecord]
 
@@ -68,7 +72,7 @@ def places(wish: NetworkWish, lookup: Lookup) -> list[Place]:
         wanted[main.name] = msgspec.structs.replace(wanted[main.name], mac_address=wish.mac_address)
     found = [Place(lookup(name), settings) for name, settings in wanted.items()]
     for place in found:
-        check_settings(place.network, place.settings)
+        check_settings(place.network, place.settings, f"invalid config for network {place.network.name}: ")
     exclusive = [place.network.name for place in found if place.network.exclusive]
     if exclusive and len(found) > 1:
         raise InvalidArgument(
@@ -83,18 +87,16 @@ def known_as(mode: str) -> str:
     return BRIDGE if mode in ("", "default", BRIDGE) else mode
 
 
-def check_settings(network: NetworkRecord, settings: EndpointSettings) -> None:
-    """Refuse, in dockerd's words, what this network cannot do for an endpoint."""
+def check_settings(network: NetworkRecord, settings: EndpointSettings, doing: str = "") -> None:
+    """Refuse, in dockerd's words, what this network cannot do for an endpoint. doing: what the message begins with."""
     if network.blueprint:
         raise Forbidden("cannot create endpoint on configuration-only network")
-    ipam = settings.ipam_config
-    if ipam is not None:
-        link_local(ipam.link_local_ips)
-        for version, address in ((4, ipam.ipv4_address), (6, ipam.ipv6_address)):
-            if address:
-                _check_address(network, version, address)
-    if settings.aliases and network.predefined:
-        raise InvalidArgument("network-scoped aliases are only supported for user-defined networks")
+    problems = [*_address_problems(network, settings)]
+    if problems:
+        told = "\n".join(f"* {problem}" for problem in problems) if len(problems) > 1 else problems[0]
+        raise InvalidArgument(f"{doing}invalid endpoint settings:\n{told}")
+    if settings.ipam_config is not None:
+        link_local(settings.ipam_config.link_local_ips)
     check_options(settings.driver_opts)
     if settings.mac_address and network.driver == "ipvlan":
         raise InvalidArgument(
@@ -104,19 +106,42 @@ def check_settings(network: NetworkRecord, settings: EndpointSettings) -> None:
         check_mac(settings.mac_address)
 
 
-def _check_address(network: NetworkRecord, version: int, address: str) -> None:
-    """Whether a container may ask for this address. That it is free and in the subnet is its pool's to say."""
-    if network.predefined:
-        raise InvalidArgument("user specified IP address is supported on user defined networks only")
-    if (network.v4, network.v6)[version == 6].chosen:
-        return
-    unused = network.unused_of(version)
-    if not unused:
-        raise InvalidArgument(
-            "user specified IP address is supported only when connecting to networks with user configured subnets"
-        )
-    if not any(parse_address(address, f"IPv{version} address") in ip_network(part.subnet) for part in unused):
-        raise InvalidArgument(f"no configured subnet or ip-range contain the IP address {address}")
+def _address_problems(network: NetworkRecord, settings: EndpointSettings) -> Iterator[str]:
+    ipam = settings.ipam_config
+    asked = [
+        (address, version, part)
+        for address, version, part in (
+            (ipam.ipv4_address, 4, network.v4), (ipam.ipv6_address, 6, network.v6),
+        ) if address
+    ] if ipam is not None else []  # fmt: skip
+    if asked and network.predefined:
+        yield "user specified IP address is supported on user defined networks only"
+    if settings.aliases and network.predefined:
+        yield "network-scoped aliases are only supported for user-defined networks"
+    for address, version, _ in asked:
+        if _address(address, version) is None:
+            yield f"invalid IPv{version} address: {address}"
+    for address, version, part in asked:
+        if not part.chosen and not network.predefined and not network.unused_of(version):
+            yield "user specified IP address is supported only when connecting to networks with user configured subnets"
+        elif (known := _address(address, version)) is None or not _within(known, network, version):
+            yield f"no configured subnet or ip-range contain the IP address {address}"
+
+
+def _address(text: str, version: int) -> IPv4Address | IPv6Address | None:
+    try:
+        address = ip_address(text)
+    except ValueError:
+        return None
+    return address if address.version == version and not address.is_unspecified else None
+
+
+def _within(address: IPv4Address | IPv6Address, network: NetworkRecord, version: int) -> bool:
+    """In a subnet that addresses may be asked for in: on a predefined network, any of its own."""
+    part = (network.v4, network.v6)[version == 6]
+    parts = [*(network.subnets if part.chosen or network.predefined else ()), *network.unused_of(version)]
+    ours = [ip_network(part.subnet) for part in parts]
+    return any(address in subnet for subnet in ours if subnet.version == version)
 
 
 def link_local(addresses: Sequence[str]) -> list[IPv4Interface | IPv6Interface]:
@@ -202,13 +227,13 @@ def check_connect(kind: str, network: NetworkRecord) -> None:
             "container cannot be connected to multiple networks with one of the networks in private (none) mode"
         )
     if kind == HOST:
-        raise InvalidArgument("container sharing the host's network cannot be connected to any other network")
+        raise InvalidArgument(_SHARING)
     if kind == "shared":
-        raise InvalidArgument(
-            "container sharing network namespace with another container cannot be connected to any other network"
-        )
+        raise InvalidArgument(_SHARING)
 
 
 def check_disconnect(network: NetworkRecord) -> None:
     if network.driver == "host":
-        raise Forbidden("container cannot be disconnected from host network or connected to host network")
+        raise Forbidden(
+            "cannot disconnect container from host network - container was created in host network mode"
+        )

@@ -137,7 +137,7 @@ def default_network(
 
 def _check_name(name: str, existing: Mapping[str, NetworkRecord]) -> None:
     if not name.strip():
-        raise InvalidArgument("invalid network name: name is empty")
+        raise InvalidArgument("invalid name: name is empty")
     if name in (*PREDEFINED, "default"):
         raise Forbidden(f"operation is not permitted on predefined {name} network")
     if name != name.strip() or "/" in name or "\0" in name or name.startswith("container:"):
@@ -154,12 +154,12 @@ def _check_kind(request: NetworkCreate) -> None:
         raise Forbidden(f'only one instance of "{driver}" network is allowed')
     if driver not in ("bridge", *KINDS):
         raise NotFound(
-            "plugin", driver, f'could not find plugin {driver} in v1 plugin registry: plugin "{driver}" not found'
+            "plugin", driver, f'plugin "{driver}" not found'
         )
     if request.ingress:
         raise NotSupported("ingress networks are not supported on a node")
     if request.ipam.driver not in ("", "default"):
-        raise NotSupported(f"IPAM driver {request.ipam.driver} is not supported; use default")
+        raise NotFound("plugin", request.ipam.driver, f'plugin "{request.ipam.driver}" not found')
 
 
 def _reach(network: NetworkRecord, version: int) -> str:

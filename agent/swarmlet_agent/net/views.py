@@ -56,7 +56,7 @@ def selects(filters: Filters, network: NetworkRecord, *, in_use: bool) -> bool:
     """True if a list with these filters shows the network. InvalidArgument for a bad value."""
     for kind in filters.get("type"):
         if kind not in ("custom", "builtin"):
-            raise InvalidArgument(f"invalid filter 'type={kind}'")
+            raise InvalidArgument(f"invalid filter: 'type'='{kind}'")
     dangling = filters.flag("dangling")
     return (
         filters.matches("driver", network.driver)

@@ -74,7 +74,7 @@ def _reason(text: str, program: str) -> str:
         return f'exec: "{name}": executable file not found in $PATH'
     # crun 1.8 opens what it is to execute and says only that; a directory fails with EPERM, a plain file with EACCES.
     if text.startswith("open executable: Operation not permitted"):
-        return f'exec: "{program}": is a directory'
+        return f'exec: "{program}": is a directory' if program else 'exec: "": executable file not found in $PATH'
     if text.startswith("open executable:") or re.match(r"exec [`'].*[`']: Permission denied", text):
         return f'exec: "{program}": permission denied'
     if (match := _CRUN_CHDIR.fullmatch(text)) is not None:

@@ -37,12 +37,20 @@ def oci_mounts(
         elif plan.host.readonly_rootfs and target not in _WRITABLE and "ro" not in mount["options"]:
             mount["options"].append("ro")
     read_only = ["ro"] if plan.host.readonly_rootfs else []
+    above: list[dict[str, Any]] = []
     for target, source in plan.files.items():
-        if target not in wished:
-            result.append(_bind(str(source), target, ["rbind", "rprivate", *read_only]))
+        if target in wished:
+            continue
+        file = _bind(str(source), target, ["rbind", "rprivate", *read_only])
+        # On a mount of the user's, such as a volume at /etc, the file comes after it: it would be hidden.
+        (above if any(_is_below(target, mount.target) for mount in plan.mounts) else result).append(file)
     if init_path:
         result.append(_bind(init_path, INIT_TARGET, ["bind", "ro", "rprivate"]))
-    return [*result, *(_wished(mount) for mount in plan.mounts)]
+    return [*result, *(_wished(mount) for mount in plan.mounts), *above]
+
+
+def _is_below(target: str, folder: str) -> bool:
+    return target.startswith(f"{folder.rstrip('/')}/")
 
 
 def rootfs_propagation(mounts: tuple[MountPlan, ...]) -> str:

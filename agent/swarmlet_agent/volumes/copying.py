@@ -73,7 +73,8 @@ def _copy_xattr(source: str, target: str, name: str) -> None:
 
 
 def size_of(folder: Path) -> int:
-    """Bytes that the files of a tree occupy, each counted once; what disappears meanwhile counts nothing."""
+    """Bytes in the files of a tree, each counted once, as dockerd counts them: folders have none. What disappears
+    meanwhile counts nothing."""
     total, seen = 0, set()
     for parent, folders, files in os.walk(folder):
         for name in (*folders, *files):
@@ -81,7 +82,7 @@ def size_of(folder: Path) -> int:
                 info = os.lstat(f"{parent}/{name}")
             except FileNotFoundError:
                 continue
-            if (info.st_dev, info.st_ino) not in seen:
+            if not stat.S_ISDIR(info.st_mode) and (info.st_dev, info.st_ino) not in seen:
                 seen.add((info.st_dev, info.st_ino))
-                total += info.st_blocks * 512
+                total += info.st_size
     return total

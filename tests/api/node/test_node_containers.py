@@ -111,7 +111,7 @@ async def test_lists_are_filtered_as_docker_filters_them(node: Node) -> None:
     ("query", "message"),
     [
         (filters(colour=["red"]), "invalid filter 'colour'"),
-        (filters(status=["happy"]), "invalid filter 'status=happy'"),
+        (filters(status=["happy"]), "invalid filter 'status=happy': invalid value for state (happy): must be one of"),
         (filters(exited=["x"]), "invalid filter 'exited=x'"),
         (filters(publish=["x"]), "invalid filter 'publish=x'"),
         (filters(is_task=["maybe"]), "invalid filter 'is-task=[maybe]'"),
@@ -143,10 +143,39 @@ async def test_bodies_of_wrong_types_name_the_field(node: Node, body: Any, messa
     assert message in answer["message"]
 
 
+JSON = {"Content-Type": "application/json"}
+
+
 async def test_broken_json_is_refused(node: Node) -> None:
-    async with node.session.post("http://d/containers/create", data=b'{"Image": ') as answer:
+    async with node.session.post("http://d/containers/create", data=b'{"Image": ', headers=JSON) as answer:
         assert answer.status == 400
         assert "invalid JSON" in (await answer.json())["message"]
+
+
+@pytest.mark.parametrize(
+    ("body", "kind", "message"),
+    [
+        (b"{}", "text/plain", "unsupported Content-Type header (text/plain): must be 'application/json'"),
+        (b"{} trailing", "application/json", "unexpected content after JSON"),
+        (b"{invalid", "application/json; charset=utf-8", "invalid character 'i' looking for beginning of object key"),
+    ],
+)
+@pytest.mark.parametrize(
+    "path", ["containers/create", "containers/foobar/exec", "containers/foobar/update", "exec/foobar/start"]
+)
+async def test_a_body_is_looked_at_before_what_it_is_for(
+    node: Node, path: str, body: bytes, kind: str, message: str
+) -> None:
+    async with node.session.post(f"http://d/{path}", data=body, headers={"Content-Type": kind}) as answer:
+        told = (await answer.json())["message"]
+
+    assert answer.status == 400 and message in told, told
+
+
+async def test_a_signal_that_there_is_not_is_refused_for_every_container(node: Node) -> None:
+    status, answer = await node.call("POST", "/containers/nobody/kill?signal=FOO")
+
+    assert (status, answer["message"]) == (400, "cannot kill container: nobody: invalid signal: FOO")
 
 
 async def test_a_command_may_be_one_string(node: Node) -> None:

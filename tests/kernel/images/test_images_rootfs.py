@@ -23,6 +23,9 @@ async def chunks(data: bytes) -> AsyncIterator[bytes]:
     for at in range(0, len(data), 100_000):
         yield data[at : at + 100_000]
 
+#: In every container's /etc.
+GROUND = ["hostname", "hosts", "mtab", "resolv.conf"]
+
 
 async def load(node: Node, image: MadeImage, *names: str) -> str:
     return (await node.store.load(chunks(image.docker_archive(*names))))[0].id
@@ -37,7 +40,7 @@ async def test_layers_lie_over_each_other_and_changes_stay_with_the_container(no
 
     root = await node.store.ensure_rootfs("c1", image)
     try:
-        assert sorted(path.name for path in (root / "etc").iterdir()) == ["b"]
+        assert sorted(path.name for path in (root / "etc").iterdir()) == ["b", *GROUND]
         assert (root / "etc/b").read_bytes() == b"2" and list((root / "old").iterdir()) == []
         (root / "etc/mine").write_bytes(b"x" * 1000)
         assert await node.store.ensure_rootfs("c1", image) == root
@@ -53,9 +56,22 @@ async def test_layers_lie_over_each_other_and_changes_stay_with_the_container(no
         for container in ("c1", "c2"):
             await node.store.remove_rootfs(container)
             await node.store.remove_rootfs(container)
-    assert [path.name for path in (node.data / "containers-rootfs").iterdir()] == [".empty"]
+    assert sorted(path.name for path in (node.data / "containers-rootfs").iterdir()) == [".empty", ".ground"]
     with pytest.raises(NotFound):
         await node.store.rootfs_size("c1")
+
+
+async def test_every_container_has_what_dockerd_puts_there_unless_its_image_has_it(node: Node) -> None:
+    image = await load(node, MadeImage([tar_of([folder("etc", 0o711), member("etc/hosts", b"mine")])]), "made:1")
+
+    root = await node.store.ensure_rootfs("c1", image)
+    try:
+        assert (root / ".dockerenv").read_bytes() == b"" and os.readlink(root / "etc/mtab") == "/proc/mounts"
+        assert (root / "etc/hosts").read_bytes() == b"mine" and stat.S_IMODE((root / "etc").stat().st_mode) == 0o711
+        assert list((node.data / "containers-rootfs/c1/upper").iterdir()) == []
+        assert await node.store.rootfs_size("c1") == 0
+    finally:
+        await node.store.remove_rootfs("c1")
 
 
 async def test_an_image_may_have_no_layers_or_127(node: Node) -> None:
@@ -65,7 +81,7 @@ async def test_an_image_may_have_no_layers_or_127(node: Node) -> None:
         empty = await node.store.ensure_rootfs("c1", none)
         (empty / "x").write_text("x")
         full = await node.store.ensure_rootfs("c2", many)
-        assert (full / "top").read_bytes() == b"126" and len(list(full.iterdir())) == 128
+        assert (full / "top").read_bytes() == b"126" and len(list(full.iterdir())) == 128 + len({".dockerenv", "etc"})
     finally:
         for container in ("c1", "c2"):
             await node.store.remove_rootfs(container)

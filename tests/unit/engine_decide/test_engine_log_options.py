@@ -35,7 +35,7 @@ def test_dockers_options_are_accepted(driver: str, options: dict[str, str]) -> N
 @pytest.mark.parametrize(
     ("driver", "options", "words"),
     [
-        ("nosuch", {}, "logger: no log driver named 'nosuch' is registered"),
+        ("nosuch", {}, 'error looking up logging plugin nosuch: plugin "nosuch" not found'),
         ("json-file", {"syslog-format": "rfc3164"}, "unknown log opt 'syslog-format' for json-file log driver"),
         ("local", {"tag": "x"}, "unknown log opt 'tag' for local log driver"),
         ("json-file", {"mode": "async"}, "logger: logging mode not supported: async"),

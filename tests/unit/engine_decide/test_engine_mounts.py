@@ -50,7 +50,7 @@ def test_a_lone_path_is_an_anonymous_volume():
     ["", "a:b:c:d", "/a:/b:bogus", "/a:b", "/a:/", "a/b:/c", "/a:/b:ro,rw", "/a:/b:shared,slave", "/data:ro", ":/x:q"],
 )
 def test_broken_binds_are_refused(text):
-    with pytest.raises(InvalidArgument, match="invalid volume specification"):
+    with pytest.raises(InvalidArgument, match=r"invalid volume specification|^invalid mode: "):
         parse_bind(text)
 
 
@@ -172,7 +172,7 @@ def test_volumes_from_brings_anothers_points_read_only_if_asked():
     theirs = [MountPoint(type="volume", name="v", destination="/v", copy_up=True)]
     (point,) = resolve(shared={"other": theirs}, volumes_from=("other:ro",))
     assert (point.name, point.rw, point.copy_up) == ("v", False, False)
-    with pytest.raises(InvalidArgument, match="invalid mode for volumes-from"):
+    with pytest.raises(InvalidArgument, match="invalid mode: "):
         resolve(shared={"other": theirs}, volumes_from=("other:x",))
 
 

@@ -95,7 +95,7 @@ def test_a_variable_without_value_is_taken_away():
         (HostConfig(port_bindings={"80/icmp": ()}), "invalid proto: icmp"),
         (HostConfig(blkio_weight=5), "Range of blkio weight"),
         (HostConfig(log_config=LogConfig(type="json-file", config={"max-size": "x"})), "invalid size"),
-        (HostConfig(network_mode="container:"), "Invalid network mode"),
+        (HostConfig(network_mode="container:"), "invalid network mode"),
         (HostConfig(network_mode="container:a", dns=("1.1.1.1",)), "conflicting options: dns and the network mode"),
         (HostConfig(cgroup_parent="/../x"), "invalid cgroup parent"),
     ],

@@ -40,7 +40,14 @@ from swarmlet_agent.images.manifests import (
     parse_config,
     parse_manifest,
 )
-from swarmlet_agent.images.platforms import Platform, best_platform, host_platform, matches, parse_platform
+from swarmlet_agent.images.platforms import (
+    Platform,
+    best_platform,
+    host_platform,
+    matches,
+    parse_platform,
+    without_level,
+)
 from swarmlet_agent.images.proxies import choose_proxy, shown_proxies
 from swarmlet_agent.images.reference import Reference, parse_reference
 from swarmlet_agent.images.tarstream import TarReader, parse_pax
@@ -359,6 +366,11 @@ def test_a_processor_has_a_level_with_all_of_it_and_of_those_before(flags: set[s
     assert all(needed <= flags for _, needed in platforms._AMD64_LEVELS[:reached])
     assert reached == len(names) or not platforms._AMD64_LEVELS[reached][1] <= flags
     assert best_platform("aarch64", flags) == host_platform("aarch64")
+
+
+def test_what_is_made_here_is_for_every_processor_of_its_kind() -> None:
+    assert without_level(Platform("amd64", "linux", "v4")) == Platform("amd64", "linux", "")
+    assert without_level(Platform("arm", "linux", "v7")) == Platform("arm", "linux", "v7")
 
 
 def test_a_list_gives_the_best_level_that_the_processor_has() -> None:

@@ -178,7 +178,7 @@ def test_a_gateway_that_nobody_named_spares_auxiliary_addresses() -> None:
             NotFound,
             'configuration network "y" does not exist',
         ),
-        (NetworkCreate(name="x", ipam=Ipam(driver="dhcp")), NotSupported, "IPAM driver dhcp"),
+        (NetworkCreate(name="x", ipam=Ipam(driver="dhcp")), NotFound, 'plugin "dhcp" not found'),
         (NetworkCreate(name="x", ipam=ipam(subnet="172.17.4.0/24")), PoolOverlap, "Pool overlaps with other one"),
         (NetworkCreate(name="x", ipam=ipam(subnet="10.0.0.1/24")), InvalidArgument, "it should be 10.0.0.0/24"),
         (NetworkCreate(name="x", ipam=ipam(subnet="10.0.0.0/31")), InvalidArgument, "at least a /30"),

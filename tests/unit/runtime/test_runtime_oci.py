@@ -139,6 +139,14 @@ def test_what_the_user_mounts_replaces_docker_s_mounts_and_files() -> None:
     assert config["linux"]["rootfsPropagation"] == "slave"
 
 
+def test_the_engine_s_files_are_on_what_the_user_mounts_around_them() -> None:
+    mounts = (MountPlan("/etc", "/volume", "bind", ("rbind",)),)
+    config = build(mounts=mounts, files={"/etc/hosts": Path("/engine/hosts")})
+
+    targets = [mount["destination"] for mount in config["mounts"]]
+    assert targets.index("/etc") < targets.index("/etc/hosts")
+
+
 def test_a_dev_of_one_s_own_has_none_of_docker_s_mounts_below() -> None:
     config = build(mounts=(MountPlan("/dev", "/dev", "bind"),))
 

@@ -51,7 +51,8 @@ class ExecRoutes:
         A program that cannot be started is told in the stream, as dockerd does: clients then ask for the exit
         code, which is 126 or 127.
         """
-        wish = convert(await call.raw_json() or {}, ExecStart)
+        body = await call.raw_json()
+        wish = convert({} if body is None else body, ExecStart)
         record = self._backend.exec_inspect(call.params["id"])
         self._check_startable(record)
         size = wish.console_size if wish.console_size and all(wish.console_size) else None

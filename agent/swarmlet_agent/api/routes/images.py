@@ -14,7 +14,7 @@ from swarmlet.engine_api.connection import WhileConnected
 from swarmlet.engine_api.filters import Filters
 from swarmlet.engine_api.router import Call, Route
 from swarmlet.engine_api.streams import JsonStream
-from swarmlet.errors import InvalidArgument, SwarmletError
+from swarmlet.errors import InvalidArgument, NotFound, SwarmletError
 from swarmlet.log import get_logger
 from swarmlet.model.times import parse_rfc3339
 from swarmlet.wire.imports import CREATED_AT
@@ -153,7 +153,10 @@ class ImageRoutes:
         """ImageGet: a tar stream; 404 before it begins. A layer found damaged in the middle breaks the transfer."""
         platform = _platform(call)
         for name in names:
-            self._images.inspect(name, call.version, platform)
+            try:
+                self._images.inspect(name, call.version, platform)
+            except NotFound as err:  # dockerd repeats the name as it was given here
+                raise (NotFound("image", name) if str(err).startswith("No such image") else err) from err
         response: web.StreamResponse | None = None
         async with aclosing(self._images.save(names)) as chunks:
             try:

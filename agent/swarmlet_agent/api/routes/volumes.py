@@ -10,7 +10,7 @@ from aiohttp import web
 
 from swarmlet.engine_api.answers import empty, json_answer
 from swarmlet.engine_api.filters import Filters
-from swarmlet.engine_api.router import Call, Route
+from swarmlet.engine_api.router import Call, Route, convert
 from swarmlet.errors import NotSupported
 from swarmlet.model.base import ApiStruct
 from swarmlet.model.times import NS, rfc3339
@@ -74,8 +74,9 @@ class VolumeRoutes:
         return json_answer({"Volumes": [self._shown(volume) for volume in found], "Warnings": None})
 
     async def create(self, call: Call) -> web.StreamResponse:
-        """VolumeCreate: 201; 400 bad name or option, 404 unknown driver."""
-        request = await call.json(VolumeCreate)
+        """VolumeCreate: 201; 400 bad name or option, 404 unknown driver. Without a body: an anonymous volume."""
+        body = await call.raw_json()
+        request = convert({} if body is None else body, VolumeCreate)
         if request.cluster_volume_spec is not None:
             raise NotSupported("cluster volumes (ClusterVolumeSpec) are not supported")
         volume = await self._volumes.create(request.name, request.driver, request.driver_opts, request.labels)
