@@ -19,11 +19,14 @@ import pytest
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, rule, run_state_machine_as_test
+from msgspec.structs import replace
 from net_lab import Lab, in_own_network
 
 from swarmlet.ipam import mac_of
 from swarmlet.model.container import EndpointIPAMConfig, EndpointSettings
 from swarmlet.model.ids import new_hex_id
+from swarmlet.model.network import Lease
+from swarmlet.wire.leasing import LeaseAnswer, LeaseAsk
 from swarmlet.wire.networking import EndpointInfo, NetworkInfo, Networking, ServiceInfo
 from swarmlet_agent.net.types import NetworkWish
 
@@ -33,7 +36,7 @@ HERE, NODES = "203.0.113.1", ("203.0.113.1", "203.0.113.2", "203.0.113.3")
 INFOS = {
     name: NetworkInfo(
         id=name * 25, name=f"net-{name}", subnet=f"10.6{place}.0.0/24", gateway=f"10.6{place}.0.1", vni=5000 + place,
-        mtu=1450, internal=name == "c",
+        mtu=1450 - 10 * place, internal=name == "c", attachable=name != "c",
     )
     for place, name in enumerate("abc")
 }
@@ -41,12 +44,13 @@ Place = tuple[str, str]
 #: What happens, in which network, to which of its addresses, on which node, and whether it serves.
 Change = tuple[str, str, int, str, bool]
 STEPS = [
-    *("change",) * 5, *("tell",) * 4, *("start",) * 5, *("stop",) * 3, *("tell and die",) * 2, "die", "reboot",
+    *("change",) * 4, *("change and tell",) * 6, *("start",) * 4, *("start plain",) * 3, *("stop",) * 4,
+    *("tell and die",) * 2, *("die",) * 2, "reboot",
 ]
 changes = st.lists(
     st.tuples(
-        st.sampled_from(["place", "place", "place", "end", "end", "serve", "leave", "leave"]), st.sampled_from("abc"),
-        st.integers(0, 2), st.sampled_from([HERE, HERE, *NODES[1:]]), st.booleans(),
+        st.sampled_from(["place", "place", "place", "flip", "flip", "end", "end", "serve", "serve", "leave"]),
+        st.sampled_from("aaabbc"), st.integers(0, 2), st.sampled_from([HERE, HERE, *NODES[1:]]), st.booleans(),
     ),
     min_size=1, max_size=6,
 )
@@ -54,6 +58,40 @@ changes = st.lists(
 
 class Died(Exception):
     """The agent ends between two effects."""
+
+
+class Office:
+    """A manager's end of leases: the next address of the network, told before it is answered."""
+
+    def __init__(self, machine: Machine) -> None:
+        self.machine = machine
+        self.held: dict[str, Lease] = {}
+        self.given = 0
+
+    async def ask(self, ask: LeaseAsk) -> LeaseAnswer:
+        machine, name = self.machine, next(name for name, info in INFOS.items() if ask.network in (info.id, info.name))
+        info = INFOS[name]
+        self.given += 1
+        address = f"{info.gateway[:-1]}{50 + self.given % 100}"
+        lease = Lease(
+            id=ask.id, network_id=info.id, node_id="here", container_id=ask.container_id,
+            container_name=ask.container_name, names=ask.names, address=f"{address}/24",
+        )
+        self.held[ask.id] = lease
+        machine.endpoints[name][ask.id] = EndpointInfo(
+            network_id=info.id, id=ask.id, address=address, node_id=HERE, node_addr=HERE, names=ask.names
+        )
+        await machine.lab.networks.cluster.update(machine.news(False), node_id="here", underlay=HERE)
+        return LeaseAnswer(id=ask.id, lease=lease, network=info.name)
+
+    def hold(self, lease: Lease) -> None:
+        self.held[lease.id] = lease
+
+    def release(self, *idents: str) -> None:
+        for ident in idents:
+            if (lease := self.held.pop(ident, None)) is not None:
+                name = next(name for name, info in INFOS.items() if info.id == lease.network_id)
+                self.machine.endpoints.get(name, {}).pop(ident, None)
 
 
 class Machine(RuleBasedStateMachine):
@@ -73,6 +111,8 @@ class Machine(RuleBasedStateMachine):
         self.session = True  # with a manager; the first thing an agent is told in a new one is everything
         self.unwritten = False  # an agent died before it wrote down what it was told
         self.forgotten: set[str] = set()  # networks that it had left but for their last container
+        self.office = Office(self)
+        self.lab.networks.leases.bind(self.office)
         for network in "ab":
             self.change([("place", network, number, HERE, True) for number in (0, 1)])
             self.change([("place", network, 2, NODES[1], True), ("serve", network, 0, HERE, True)])
@@ -87,8 +127,11 @@ class Machine(RuleBasedStateMachine):
         match what:
             case "change":
                 self.change(changes)
-            case "tell":
+            case "change and tell":
+                self.change(changes)
                 self.tell(full=numbers[0] == 0)
+            case "start plain":
+                self.start_plain("ab"[numbers[0] % 2])
             case "start":
                 self.start(numbers)
             case "stop":
@@ -105,6 +148,8 @@ class Machine(RuleBasedStateMachine):
     def change(self, changes: list[Change]) -> None:
         for what, network, number, node, serving in changes:
             known, address = self.endpoints.get(network), f"{INFOS[network].gateway[:-1]}{10 + number}"
+            if what == "leave" and any(lease.network_id == INFOS[network].id for lease in self.office.held.values()):
+                continue  # a node is in a network while it has a lease there
             if what == "leave":
                 self.endpoints.pop(network, None)
                 self.services.pop(network, None)
@@ -112,6 +157,9 @@ class Machine(RuleBasedStateMachine):
                 self.endpoints[network], self.services[network] = {}, {}
             elif what == "serve":
                 self._serve(network, f"service{number % 2}", f"{INFOS[network].gateway[:-1]}{200 + number}", serving)
+            elif what == "flip":
+                for ident in [ident for ident, info in known.items() if info.address == address]:
+                    known[ident] = replace(known[ident], serving=not known[ident].serving)
             else:
                 for ident in [ident for ident, info in known.items() if info.address == address]:
                     del known[ident]
@@ -153,6 +201,7 @@ class Machine(RuleBasedStateMachine):
             with contextlib.suppress(Died):
                 await self.lab.networks.cluster.update(self.news(False), node_id="here", underlay=HERE)
             await self.lab.restart()
+            self.lab.networks.leases.bind(self.office)
 
         if self.session:
             self.run(work())
@@ -181,13 +230,24 @@ class Machine(RuleBasedStateMachine):
         taken = {address for places in self.containers.values() for address in places.values()}
         free = [
             (name, info.address) for name, known in self.told_endpoints.items() for info in known.values()
-            if info.node_addr == HERE and info.address not in taken
+            if info.node_addr == HERE and info.address not in taken and info.service_id
         ]
         if not free:
             return
         places = dict(free[number % len(free)] for number in numbers)
         ident = self.run(start_task(self.lab, places))
         self.containers[ident] = places
+        self.check()
+
+    def start_plain(self, network: str) -> None:
+        """A container of its own, with a lease."""
+        if not self.session or network not in self.told_endpoints or network not in self.endpoints:
+            return
+        ident = new_hex_id()
+        wish = NetworkWish(container_id=ident, container_name=ident[:8], hostname=ident[:8], mode=INFOS[network].name)
+        attached = self.run(self.lab.networks.attach(wish))
+        self.containers[ident] = {network: attached.endpoints[INFOS[network].name].ip_address}
+        self.unwritten, self.forgotten = False, set()
         self.check()
 
     def stop(self, number: int) -> None:
@@ -203,6 +263,7 @@ class Machine(RuleBasedStateMachine):
         self.forgotten |= self.lingering()
         self.session = False
         self.run(self.lab.restart())
+        self.lab.networks.leases.bind(self.office)
         self.check()
 
     def reboot(self) -> None:
@@ -212,7 +273,10 @@ class Machine(RuleBasedStateMachine):
             ground = self.lab.networks._ground
             await ground.run(ground.kernel.teardown)
             await self.lab.restart()
+            self.lab.networks.leases.bind(self.office)
             await self.lab.networks.retain([])
+            # In its first statement the node says that it holds nothing.
+            self.office.release(*(self.office.held.keys() - {lease.id for lease in self.lab.networks.leases.held}))
 
         self.forgotten |= self.lingering()
         self.session = False
@@ -260,8 +324,8 @@ class Machine(RuleBasedStateMachine):
         for name, known in self.told_endpoints.items():
             info = INFOS[name]
             bridge, vxlan = f"ov-{info.id[:12]}", f"vx-{info.id[:12]}"
-            yield f"link {bridge}"
-            yield f"link {vxlan} in {bridge}"
+            yield f"link {bridge} mtu {info.mtu}"
+            yield f"link {vxlan} in {bridge} mtu {info.mtu}"
             if count := sum(name in places for places in self.containers.values()):
                 yield f"{count} containers on {bridge}"
             yield f"rule br {bridge}"
@@ -276,6 +340,9 @@ class Machine(RuleBasedStateMachine):
                     yield f"neighbour {bridge} {endpoint.address} {mac}"
         for ident, places in self.containers.items():
             yield f"namespace {ident}"
+            for name, address in places.items():
+                mac = mac_of(ip_address(address))
+                yield f"container {ident[:8]} has {address} {mac} mtu {INFOS[name].mtu}"
             for name in places:
                 for service in self.told_services.get(name, {}).values():
                     backends = sorted(
@@ -283,6 +350,9 @@ class Machine(RuleBasedStateMachine):
                         if one.serving and one.service_id == service.id
                     )
                     yield f"container {ident[:8]} vip {service.vip} -> {' '.join(backends) or 'refused'}"
+
+
+        yield from (f"lease {ident} {lease.address}" for ident, lease in self.office.held.items())
 
 
 def _changed(before: dict[str, dict[str, Any]], after: dict[str, dict[str, Any]]) -> Iterator[Any]:
@@ -310,9 +380,9 @@ def actual(lab: Lab) -> Iterator[str]:
         if name.startswith("veth"):
             ports[link.get("master", "nothing")] += 1
         elif name.startswith("ov-"):
-            yield f"link {name}"
+            yield f"link {name} mtu {link['mtu']}"
         elif name.startswith("vx-"):
-            yield f"link {name} in {link.get('master', 'nothing')}"
+            yield f"link {name} in {link.get('master', 'nothing')} mtu {link['mtu']}"
     yield from (f"{count} containers on {bridge}" for bridge, count in ports.items())
     for entry in listed("bridge", "-j", "fdb", "show"):
         name, mac = entry["ifname"], entry["mac"]
@@ -326,7 +396,8 @@ def actual(lab: Lab) -> Iterator[str]:
     yield from rules()
     for file in (lab.root / "run" / "netns").iterdir():
         yield f"namespace {file.name}"
-        yield from (f"container {file.name[:8]} {line}" for line in vips(file))
+        yield from (f"container {file.name[:8]} {line}" for line in (*vips(file), *interfaces(file)))
+    yield from (f"lease {lease.id} {lease.address}" for lease in lab.networks.leases.held)
 
 
 def rules() -> Iterator[str]:
@@ -349,7 +420,7 @@ def vips(path: Path) -> Iterator[str]:
     found: defaultdict[str, set[str]] = defaultdict(set)
     for entry in listed("nsenter", f"--net={path}", "nft", "-j", "list", "ruleset")["nftables"]:
         for body in (entry.get("set"), entry.get("map")):
-            if body is None or body["table"] != "swlbalance2":
+            if body is None or body["table"] != "swlbalance1":
                 continue
             for element in body.get("elem", []):
                 if body["name"] == "vips":
@@ -358,6 +429,13 @@ def vips(path: Path) -> Iterator[str]:
                     key, value = element
                     found[key["concat"][0] if isinstance(key, dict) else key].add(value)
     yield from (f"vip {vip} -> {' '.join(sorted(backends)) or 'refused'}" for vip, backends in found.items())
+
+
+def interfaces(path: Path) -> Iterator[str]:
+    for link in listed("nsenter", f"--net={path}", "ip", "-j", "addr"):
+        for address in link["addr_info"]:
+            if link["ifname"] != "lo" and address["family"] == "inet":
+                yield f"has {address['local']} {link['address']} mtu {link['mtu']}"
 
 
 async def start_task(lab: Lab, places: dict[str, str]) -> str:
@@ -412,7 +490,7 @@ async def test_a_network_that_is_left_goes_with_its_last_container(lab: Lab) -> 
     first, second = [await start_task(lab, {"a": f"10.60.0.{number}"}) for number in (10, 11)]
     await lab.networks.cluster.update(Networking(gone_networks=(INFOS["a"].id,)), node_id="here", underlay=HERE)
     await lab.networks.detach(first)
-    assert "link ov-aaaaaaaaaaaa" in about(lab, "link")
+    assert "link ov-aaaaaaaaaaaa mtu 1450" in about(lab, "link")
     await lab.networks.detach(second)
     assert about(lab, "link", "rule", "namespace") == []
 
