@@ -28,6 +28,7 @@ from swarmlet.model.ids import new_hex_id
 from swarmlet.model.network import Lease
 from swarmlet.wire.leasing import LeaseAnswer, LeaseAsk
 from swarmlet.wire.networking import EndpointInfo, NetworkInfo, Networking, ServiceInfo
+from swarmlet_agent.net.balance.plan import TABLE
 from swarmlet_agent.net.types import NetworkWish
 
 pytestmark = pytest.mark.kernel
@@ -420,7 +421,7 @@ def vips(path: Path) -> Iterator[str]:
     found: defaultdict[str, set[str]] = defaultdict(set)
     for entry in listed("nsenter", f"--net={path}", "nft", "-j", "list", "ruleset")["nftables"]:
         for body in (entry.get("set"), entry.get("map")):
-            if body is None or body["table"] != "swlbalance1":
+            if body is None or body["table"] != TABLE:
                 continue
             for element in body.get("elem", []):
                 if body["name"] == "vips":
