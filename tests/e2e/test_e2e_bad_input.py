@@ -133,7 +133,6 @@ BOTH: dict[str, list[Case]] = {
         Case(400, "invalid reference format", "POST", "/images/create?fromImage=Bad%20Ref"),
         Case(400, "fromImage", "POST", "/images/create"),
         Case(500, "connection refused", "POST", "/images/create?fromImage=127.0.0.1:1/x&tag=y"),
-        Case(200, "invalid archive", "POST", "/images/load", b"this is no archive" * 100),
     ],
     "bodies that are not JSON, or not what is asked for": [
         Case(400, "invalid JSON", "POST", "/containers/create", b"{"),

@@ -191,7 +191,7 @@ def test_docker_py_handles_images(sync: DockerClient, registry: str) -> None:
     sync.images.remove("py:again")
     with pytest.raises(docker.errors.NotFound):
         sync.images.pull(f"{registry}/py/nowhere", tag="1")
-    with pytest.raises(docker.errors.APIError, match="invalid"):
+    with pytest.raises(docker.errors.ImageLoadError, match="invalid"):
         sync.images.load(io.BytesIO(b"no archive" * 1000))
 
 
