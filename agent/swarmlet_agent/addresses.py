@@ -13,6 +13,8 @@ from typing import Any
 from swarmlet.errors import InvalidArgument, NotSupported
 from swarmlet.ipam import AnyAddress as Address
 from swarmlet.model.cluster import Cluster
+from swarmlet.model.states import Availability
+from swarmlet.swarm_spec import first_spec
 from swarmlet.wire.joining import Founding
 
 #: The addresses of a host's interface, None if there is no such interface.
@@ -93,10 +95,11 @@ def listening(text: str, *, default: int, node_port: int) -> int:
 def founding_of(request: Mapping[str, Any]) -> Founding:
     """What an init asks for of the cluster. InvalidArgument, NotSupported."""
     pools, size, port = request.get("DefaultAddrPool") or [], request.get("SubnetSize") or 0, _port(request)
+    spec = first_spec(request.get("Spec") or {})
     if not isinstance(pools, list) or not all(isinstance(pool, str) for pool in pools) or type(size) is not int:
         raise InvalidArgument("invalid JSON: DefaultAddrPool must be a list of strings and SubnetSize a number")
     if not pools and size in (0, UNSAID_SUBNET_SIZE):
-        return Founding(data_path_port=port)
+        return Founding(data_path_port=port, spec=spec)
     size = size or UNSAID_SUBNET_SIZE
     if not 0 < size <= LONGEST_SUBNET_SIZE:
         raise InvalidArgument(f"subnet size is out of range: {size}")
@@ -109,8 +112,18 @@ def founding_of(request: Mapping[str, Any]) -> Founding:
             raise InvalidArgument(f"invalid base pool {text}: Pool overlaps with other one on this address space")
         seen.append(pool)
     return Founding(
-        address_pools=tuple(str(pool) for pool in seen) if pools else (), subnet_size=size, data_path_port=port
+        address_pools=tuple(str(pool) for pool in seen) if pools else (), subnet_size=size, data_path_port=port,
+        spec=spec,
     )
+
+
+def availability_of(request: Mapping[str, Any]) -> Availability:
+    """What a node begins as. InvalidArgument."""
+    said = request.get("Availability") or Availability.ACTIVE
+    try:
+        return Availability(said)
+    except ValueError as err:
+        raise InvalidArgument(f"invalid Availability: {said!r}: expected active, pause or drain") from err
 
 
 def _pool(text: str) -> ipaddress.IPv4Network:

@@ -18,12 +18,13 @@ import msgspec
 
 from swarmlet.errors import InvalidArgument, NotSupported, SwarmletError, Unavailable
 from swarmlet.log import get_logger
-from swarmlet.model.states import Role
+from swarmlet.model.states import Availability, Role
 from swarmlet.pki import write_private
 from swarmlet.wire.joining import Founding
 from swarmlet_agent.addresses import (
     advertised,
     authority,
+    availability_of,
     data_path,
     founding_of,
     listening,
@@ -52,7 +53,8 @@ class Membership(msgspec.Struct, frozen=True, kw_only=True):
     address: str = ""  # where this host is reached
     data_address: str = ""  # where packets of the cluster's networks go, "" = the same
     manager_port: int = 0  # where a manager here listens, 0 = as the settings say
-    founding: Founding = Founding()  # of an init: what the cluster is to be like
+    founding: Founding = Founding()  # of an init: what the cluster is to be like, and what this node begins as
+    availability: Availability = Availability.ACTIVE
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,7 +190,7 @@ class Member:
                 "other managers. Leave the cluster first to begin a new one"
             )
         founding = founding_of(request)
-        _check_spec(request.get("Spec") or {})
+        availability = availability_of(request)
         port = self._listening(request)
         address, data_address = self._own_addresses(request)
         async with self._only_when_inactive():
@@ -196,7 +198,7 @@ class Member:
             self.address = address
             wanted = Membership(
                 manager=True, managers=dial, address=address, data_address=data_address, founding=founding,
-                manager_port=0 if port == self._manager_port else port,
+                availability=availability, manager_port=0 if port == self._manager_port else port,
             )
             await self._save(wanted)
             try:
@@ -210,7 +212,7 @@ class Member:
 
     async def join(self, request: dict[str, Any]) -> None:
         """`docker swarm join`. Forbidden for a wrong token, Unavailable if no manager answers."""
-        port = self._listening(request)
+        port, availability = self._listening(request), availability_of(request)
         token = request.get("JoinToken") or ""
         remotes = request.get("RemoteAddrs") or []
         if not isinstance(token, str) or not isinstance(remotes, list) or not all(isinstance(r, str) for r in remotes):
@@ -221,7 +223,7 @@ class Member:
         address, data_address = self._own_addresses(request)
         async with self._only_when_inactive():
             identity = await identities.join(
-                self._data_dir, dial, token, hostname=self._hostname, addr=address
+                self._data_dir, dial, token, hostname=self._hostname, addr=address, availability=availability
             )
             self.address = address
             is_manager = identity.role is Role.MANAGER
@@ -255,7 +257,7 @@ class Member:
         await self._wait_for_manager()
         return await identities.join_locally(
             self._data_dir, self._manager_socket, hostname=self._hostname, addr=wanted.address,
-            founding=wanted.founding,
+            founding=wanted.founding, availability=wanted.availability,
         )
 
     async def _finish(self, membership: Membership) -> None:
@@ -314,12 +316,9 @@ class Member:
         return address, "" if own == address else own
 
     def _listening(self, request: dict[str, Any]) -> int:
-        """The port that a manager here listens on, on every address; a node begins as an active one."""
+        """The port that a manager here listens on, on every address."""
         listen = str(request.get("ListenAddr") or "")
-        port = listening(listen, default=self._manager_port, node_port=self._node_port)
-        if (availability := request.get("Availability")) not in (None, "", "active"):
-            raise NotSupported(f"Availability {availability} is not supported here: use docker node update afterwards")
-        return port
+        return listening(listen, default=self._manager_port, node_port=self._node_port)
 
     def _load(self) -> Membership | None:
         try:
@@ -330,14 +329,3 @@ class Member:
     async def _save(self, membership: Membership) -> None:
         await asyncio.to_thread(write_private, self._file, msgspec.json.encode(membership).decode())
         self._membership = membership
-
-
-def _check_spec(spec: Any) -> None:
-    """`docker swarm init` sends what its flags changed: none of it is set at the start."""
-    if not isinstance(spec, dict):
-        raise InvalidArgument("invalid JSON: Spec must be an object")
-    if (spec.get("EncryptionConfig") or {}).get("AutoLockManagers"):
-        raise NotSupported("autolock is not supported: the managers' keys live in etcd")
-    for part, values in spec.items():
-        if values and (not isinstance(values, dict) or any(values.values())) and (part, values) != ("Name", "default"):
-            raise NotSupported(f"Spec.{part} is not supported here: use docker swarm update afterwards")

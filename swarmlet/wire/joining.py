@@ -11,7 +11,8 @@
 from __future__ import annotations
 
 from swarmlet.model.base import Record
-from swarmlet.model.states import Role
+from swarmlet.model.cluster import SwarmSpec
+from swarmlet.model.states import Availability, Role
 
 CA_PATH = "/swarmlet/v1/ca"
 JOIN_PATH = "/swarmlet/v1/join"
@@ -27,6 +28,7 @@ class Founding(Record, frozen=True, kw_only=True):
     address_pools: tuple[str, ...] = ()
     subnet_size: int = 0
     data_path_port: int = 0
+    spec: SwarmSpec | None = None
 
 
 class JoinRequest(Record, frozen=True, kw_only=True):
@@ -36,6 +38,7 @@ class JoinRequest(Record, frozen=True, kw_only=True):
     csr: str
     hostname: str = ""
     addr: str = ""
+    availability: Availability = Availability.ACTIVE
     founding: Founding = Founding()
 
     def __repr__(self) -> str:

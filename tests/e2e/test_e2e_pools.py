@@ -276,3 +276,17 @@ def test_the_network_of_the_mesh_can_be_ones_own(hosts: Cluster) -> None:
     hosts.wait_running("web", 2)
     eventually(lambda: get(hosts, 2, 8080))
     view("service", "rm", "web")
+
+
+def test_a_cluster_begins_with_the_settings_of_its_init(hosts: Cluster) -> None:
+    found(hosts, "--task-history-limit", "2", "--cert-expiry", "48h", "--dispatcher-heartbeat", "2s",
+          "--availability", "drain", join=("--availability", "pause"))  # fmt: skip
+    spec = hosts.node(1).json("info", "-f", "{{json .Swarm.Cluster.Spec}}")
+    assert spec["Orchestration"] == {"TaskHistoryRetentionLimit": 2}
+    assert spec["CAConfig"]["NodeCertExpiry"] == 48 * 3600 * 10**9
+    assert spec["Dispatcher"] == {"HeartbeatPeriod": 2 * 10**9}
+    nodes = {node["Hostname"]: node["Availability"] for node in hosts.view.rows("node", "ls")}
+    assert nodes == {"node-1": "Drain", "node-2": "Pause"}
+    hosts.view("service", "create", "--detach", "--name", "nowhere", "busybox", "sleep", "600")
+    why = eventually(lambda: next((task["Error"] for task in hosts.tasks("nowhere") if task["Error"]), ""))
+    assert "no suitable node" in why

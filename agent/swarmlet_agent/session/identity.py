@@ -26,7 +26,7 @@ from swarmlet.errors import (
     Unavailable,
 )
 from swarmlet.log import get_logger
-from swarmlet.model.states import Role
+from swarmlet.model.states import Availability, Role
 from swarmlet.pki import OU, JoinToken, KeyPair, identity_of, parse_join_token, write_private
 from swarmlet.tls import TlsIdentity, client_context, joining_context, unverified_context
 from swarmlet.wire import joining
@@ -71,7 +71,10 @@ def forget_identity(data_dir: Path) -> None:
         (data_dir / "tls" / name).unlink(missing_ok=True)
 
 
-async def join(data_dir: Path, managers: Sequence[str], token: str, *, hostname: str, addr: str) -> NodeIdentity:
+async def join(
+    data_dir: Path, managers: Sequence[str], token: str, *, hostname: str, addr: str,
+    availability: Availability = Availability.ACTIVE,
+) -> NodeIdentity:
     """Join with a token through the first manager ("host:port") that answers.
 
     The CA is trusted because its digest stands in the token. InvalidArgument for what is no token, Forbidden
@@ -85,7 +88,7 @@ async def join(data_dir: Path, managers: Sequence[str], token: str, *, hostname:
             ca = (await _call("GET", f"https://{manager}{joining.CA_PATH}", unverified_context())).decode()
             if not _trusts(parsed, ca):
                 raise Forbidden(f"remote CA does not match fingerprint. Expected: {parsed.ca_digest}")
-            request = JoinRequest(token=token, csr=csr, hostname=hostname, addr=addr)
+            request = JoinRequest(token=token, csr=csr, hostname=hostname, addr=addr, availability=availability)
             url = f"https://{manager}{joining.JOIN_PATH}"
             answer = await _call("POST", url, joining_context(ca), msgspec.json.encode(request))
         except Unavailable as err:
@@ -96,14 +99,15 @@ async def join(data_dir: Path, managers: Sequence[str], token: str, *, hostname:
 
 
 async def join_locally(
-    data_dir: Path, manager_socket: Path, *, hostname: str, addr: str, founding: Founding
+    data_dir: Path, manager_socket: Path, *, hostname: str, addr: str, founding: Founding,
+    availability: Availability = Availability.ACTIVE,
 ) -> NodeIdentity:
     """Become a node of the manager on this very host, through its unix socket.
 
     founding: what the cluster is to be like. Conflict if it is there already and otherwise.
     """
     csr, key = await new_request()
-    request = JoinRequest(csr=csr, hostname=hostname, addr=addr, founding=founding)
+    request = JoinRequest(csr=csr, hostname=hostname, addr=addr, founding=founding, availability=availability)
     url = f"http://manager{joining.LOCAL_JOIN_PATH}"
     answer = await _call("POST", url, None, msgspec.json.encode(request), socket=manager_socket)
     return await _keep(data_dir, answer, key)

@@ -18,9 +18,10 @@ from swarmlet.log import get_logger
 from swarmlet.model.cluster import Cluster, SwarmSpec
 from swarmlet.model.ids import new_cluster_id
 from swarmlet.model.node import Node, NodeDescription, NodeSpec
-from swarmlet.model.states import Role
+from swarmlet.model.states import Availability, Role
 from swarmlet.model.times import NS
 from swarmlet.pki import Identity, KeyPair, new_join_token, parse_join_token, same_token
+from swarmlet.swarm_spec import check_swarm_spec
 from swarmlet.wire.joining import Certificate, Founding
 from swarmlet_manager.ca.seal import new_key
 from swarmlet_manager.control.ports import StorePort
@@ -66,7 +67,10 @@ class Authority:
     def is_manager_token(self, token: str) -> bool:
         return same_token(token, self._cluster().manager_token)
 
-    async def join(self, token: str, csr: str, hostname: str, addresses: Sequence[str]) -> Certificate:
+    async def join(
+        self, token: str, csr: str, hostname: str, addresses: Sequence[str],
+        availability: Availability = Availability.ACTIVE,
+    ) -> Certificate:
         """A new node, with the role its token gives. InvalidArgument for what is no token or no CSR, Forbidden for
         a token that is not (or no longer) valid."""
         cluster = self._cluster()
@@ -77,28 +81,33 @@ class Authority:
             role = Role.MANAGER
         else:
             raise Forbidden("rpc error: code = PermissionDenied desc = the join token is not valid for this cluster")
-        return await self.admit(role, csr, hostname, addresses)
+        return await self.admit(role, csr, hostname, addresses, availability=availability)
 
     async def admit(
         self, role: Role, csr: str, hostname: str, addresses: Sequence[str], *, manager_addr: str = "",
-        founding: Founding = NOTHING_SAID,
+        founding: Founding = NOTHING_SAID, availability: Availability = Availability.ACTIVE,
     ) -> Certificate:
         """A new node without a token: for the manager's own host, whose manager is at manager_addr.
 
-        founding: what the cluster is to be like, while it has no node yet. Conflict if it is otherwise.
+        founding: what the cluster is to be like, while it has no node yet. Conflict if it is otherwise;
+        InvalidArgument, NotSupported for settings that no cluster can have.
         """
+        if founding.spec is not None:
+            check_swarm_spec(founding.spec)
         cluster, node_id, now = self._cluster(), self._new_id(), self._now()
-        cert = self._sign(cluster, csr, Identity(node_id, role, cluster.id), addresses)
+        founded = _founded(cluster, founding)
+        cert = self._sign(founded, csr, Identity(node_id, role, cluster.id), addresses)
         node = Node(
-            id=node_id, spec=NodeSpec(role=role), description=NodeDescription(hostname=hostname),
+            id=node_id, spec=NodeSpec(role=role, availability=availability),
+            description=NodeDescription(hostname=hostname),
             addr=addresses[0] if addresses else "", manager_addr=manager_addr,
             created_at=now, updated_at=now, state_changed_at=now,
         )
-        founded = _founded(cluster, founding)
         if founded != cluster and self._store.state.nodes:
             raise Conflict(
                 f"cluster {cluster.id} is there already, with DefaultAddrPool {', '.join(cluster.address_pools)}, "
-                f"SubnetSize {cluster.subnet_size} and DataPathPort {cluster.data_path_port}: these cannot be changed"
+                f"SubnetSize {cluster.subnet_size} and DataPathPort {cluster.data_path_port}: these cannot be changed; "
+                "other settings can, by docker swarm update"
             )
         await self._store.commit([Put(node)] if founded == cluster else [Put(founded), Put(node)])
         log.info("node admitted", node_id=node_id, role=role, hostname=hostname)

@@ -53,7 +53,9 @@ class JoinRoutes:
                 "and an etcd cluster of yours, or join with the worker token"
             )
         return _answer(
-            await self._authority.join(asked.token, asked.csr, _hostname(asked.hostname), _addresses(call, asked.addr))
+            await self._authority.join(
+                asked.token, asked.csr, _hostname(asked.hostname), _addresses(call, asked.addr), asked.availability
+            )
         )
 
     async def join_locally(self, call: Call) -> web.StreamResponse:
@@ -61,7 +63,7 @@ class JoinRoutes:
         return _answer(
             await self._authority.admit(
                 Role.MANAGER, asked.csr, _hostname(asked.hostname), _addresses(call, asked.addr),
-                manager_addr=self._own_addr, founding=asked.founding,
+                manager_addr=self._own_addr, founding=asked.founding, availability=asked.availability,
             )
         )
 

@@ -9,13 +9,11 @@ from __future__ import annotations
 from msgspec.structs import replace
 
 from swarmlet.errors import InvalidArgument, NotSupported, OutOfSequence
-from swarmlet.model.cluster import Cluster, RaftSpec, SwarmSpec
+from swarmlet.model.cluster import Cluster, SwarmSpec
 from swarmlet.model.node import Node, NodeSpec
 from swarmlet.model.service import EndpointSpec, PortConfig, Service, ServiceSpec, UpdateStatus
 from swarmlet.model.states import NodeState, Role
-from swarmlet.model.times import NS
-
-MINIMUM_CERT_EXPIRY_NS = 3600 * NS
+from swarmlet.swarm_spec import check_swarm_spec
 
 
 def new_service(
@@ -111,28 +109,6 @@ def updated_cluster(cluster: Cluster, version: int, spec: SwarmSpec, now: int) -
     if spec.ca_config.force_rotate != cluster.spec.ca_config.force_rotate:
         raise NotSupported("rotating the cluster's CA is not supported yet")
     return replace(cluster, spec=spec, updated_at=now)
-
-
-def check_swarm_spec(spec: SwarmSpec) -> None:
-    """InvalidArgument, NotSupported: what this version does not honour is refused."""
-    if spec.name not in ("", "default"):
-        raise InvalidArgument("rpc error: code = InvalidArgument desc = modification of cluster name is not allowed")
-    if spec.dispatcher.heartbeat_period <= 0:
-        raise InvalidArgument(
-            "rpc error: code = InvalidArgument desc = heartbeat time period cannot be a negative duration"
-        )
-    if spec.ca_config.node_cert_expiry < MINIMUM_CERT_EXPIRY_NS:
-        raise InvalidArgument(
-            "rpc error: code = InvalidArgument desc = minimum certificate expiry time is: 1h0m0s"
-        )
-    if spec.ca_config.external_cas or spec.ca_config.signing_ca_cert or spec.ca_config.signing_ca_key:
-        raise NotSupported("external certificate authorities are not supported")
-    if spec.encryption_config.auto_lock_managers:
-        raise NotSupported("locking managers (autolock) is not supported")
-    if spec.task_defaults.log_driver is not None:
-        raise NotSupported("a default log driver for tasks is not supported")
-    if spec.raft != RaftSpec():
-        raise NotSupported("there is no Raft to configure: the cluster's state is kept in etcd")
 
 
 def _on_hosts(ports: tuple[PortConfig, ...]) -> tuple[PortConfig, ...]:
