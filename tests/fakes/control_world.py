@@ -208,7 +208,7 @@ async def start_manager(
         await asyncio.gather(task, return_exceptions=True)
 
     stack.push_async_callback(end)
-    await until(lambda: store.state.cluster is not None and store.leader and vault.ready)
+    await until(lambda: store.leader and (cluster := store.state.cluster) is not None and bool(cluster.data_key_digest))
     identity = TlsIdentity(authority.own_certificate(name, ["127.0.0.1"]), authority.ca_pem())
     server = Server([*JoinRoutes(authority, more_managers=False).routes(), *vault.routes(), *dispatcher.routes()])
     stack.push_async_callback(server.close)
