@@ -113,7 +113,7 @@ def test_lists_show_the_objects_asked_for(
         ("volume ls", "dangling=x", "invalid filter 'dangling=[x]'"),
         ("container prune -f", "bad=x", "invalid filter 'bad'"), ("image prune -f", "bad=x", "invalid filter 'bad'"),
         ("network prune -f", "bad=x", "invalid filter 'bad'"), ("volume prune -f", "bad=x", "invalid filter 'bad'"),
-        ("builder prune -f", "bad=x", "invalid filter 'bad'"), ("container prune -f", "until=x", "until"),
+        ("builder prune -f", "bad=x", "invalid filter 'bad'"), ("container prune -f", "until=x", "as time or duration"),
     ],
 )  # fmt: skip
 def test_filters_that_cannot_be_are_refused_by_name(
