@@ -107,7 +107,7 @@ def test_volumes_belong_to_it_and_the_hosts_files_do_not(node: View, tmp_path: P
     script = "touch /etc/new /anon/new && stat -c %u /etc/passwd"
     assert sh(node, "-v", "mapped:/etc", "-v", "/anon", script=script) == "0"
     folder = Path(node("volume", "inspect", "-f", "{{.Mountpoint}}", "mapped"))
-    assert {(path.stat().st_uid, path.stat().st_gid) for path in (folder, *folder.iterdir())} == {(FIRST, FIRST)}
+    assert {(path.lstat().st_uid, path.lstat().st_gid) for path in (folder, *folder.iterdir())} == {(FIRST, FIRST)}
     tmp_path.chmod(0o755)
     (tmp_path / "f").touch()
     for above in (tmp_path.parent, tmp_path.parent.parent):

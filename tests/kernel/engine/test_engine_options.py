@@ -62,7 +62,7 @@ async def test_a_link_gives_name_alias_and_variables_and_can_be_removed(lab: Lab
         code, _ = await lab.output("web", "ping", "-c", "1", "-W", "2", "store")
         assert code == 0
         _, hosts = await lab.output("web", "cat", "/etc/hosts")
-        assert f"{address}\tstore db" in hosts
+        assert f"{address}\tstore {engine.get('db').id[:12]} db" in hosts
         _, told = await lab.output("web", "env")
         _, first = await lab.output("web", "cat", "/proc/1/environ")
         for text in (told, first.replace("\0", "\n")):
