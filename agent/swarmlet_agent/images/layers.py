@@ -9,10 +9,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ctypes
+import errno
 import os
 import secrets
 import stat
 import threading
+import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager
@@ -32,6 +34,9 @@ P = ParamSpec("P")
 T = TypeVar("T")
 #: Fills a work folder; the second argument says whether to stop.
 Fill = Callable[[Path, Callable[[], bool]], Unpacked | None]
+
+#: For an unpacking process of an agent that was killed to be gone, too.
+REMOVAL_ATTEMPTS, REMOVAL_PAUSE_S = 100, 0.02
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -95,7 +100,7 @@ class LayerStore:
 
     def recover(self, known: Iterable[Layer], needed: frozenset[str]) -> None:
         """At start, blocking: forget half-made things, keep what is `needed` and whole on disk."""
-        remove_tree(self._tmp)
+        _remove_for_good(self._tmp)
         self._tmp.mkdir(parents=True, mode=0o700)
         self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         on_disk = {f"sha256:{entry.name}" for entry in self._folder.iterdir()}
@@ -366,3 +371,17 @@ def _sync_file_system(folder: Path) -> None:
             raise Internal(f"the image's layers cannot be written to disk: {os.strerror(code)}")
     finally:
         os.close(handle)
+
+
+def _remove_for_good(folder: Path) -> None:
+    """Whoever unpacked for an agent that was killed is killed with it, but ends its last system call first."""
+    for _ in range(REMOVAL_ATTEMPTS - 1):
+        try:
+            remove_tree(folder)
+        except OSError as err:
+            if err.errno != errno.ENOTEMPTY:
+                raise
+            time.sleep(REMOVAL_PAUSE_S)
+        else:
+            return
+    remove_tree(folder)
