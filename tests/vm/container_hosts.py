@@ -6,14 +6,17 @@ import contextlib
 import os
 import signal
 import subprocess
+import threading
 import time
 from pathlib import Path
 
-from booted_hosts import BOOT_S, BRIDGE, NETWORK, BootedHost, HostLab, base_folder, run
+from booted_hosts import BRIDGE, NETWORK, BootedHost, HostLab, base_folder, run
 
 from swarmlet.local import hosts
 
 NSPAWN = Path("/run/systemd/nspawn")
+#: How a nspawn ends whose guest wants to boot again: as systemd tells it (systemd-nspawn(1), --keep-unit).
+REBOOTED = 133
 #: cgroup v1 as nspawn gives it is read-only; on a real host systemd leaves it writable.
 CGROUPS_UNIT = """\
 [Unit]
@@ -33,6 +36,7 @@ class ContainerHost(BootedHost):
         self.namespace = f"{lab.name}-{number}"
         self.cgroup = f"/{self.namespace}"
         self.disk = lab.folder / self.name
+        self._switching = threading.RLock()
 
     def prepare(self) -> None:
         base_folder()
@@ -66,10 +70,21 @@ class ContainerHost(BootedHost):
             " --system-call-filter='bpf keyctl @mount' --console=pipe"
         )
         with (self.lab.folder / f"{self.name}.console").open("ab") as console:
-            return subprocess.Popen(
+            process = subprocess.Popen(
                 ["sh", "-c", command], stdin=subprocess.DEVNULL, stdout=console, stderr=console,
                 start_new_session=True, env=os.environ | {"SYSTEMD_NSPAWN_API_VFS_WRITABLE": "1"},
             )
+        threading.Thread(target=self._boot_again_after, args=(process,), name=f"{self.name} boots", daemon=True).start()
+        return process
+
+    def _boot_again_after(self, process: subprocess.Popen[bytes]) -> None:
+        """What its own `reboot` ends with is a nspawn that has ended: whoever started it starts it again."""
+        if process.wait() != REBOOTED:
+            return
+        with self._switching:
+            if self._process is process:  # and has not lost its power meanwhile
+                self._end()
+                self._process = self.boot()
 
     def _plug(self) -> None:
         inside = ("ip", "-n", self.namespace)
@@ -91,6 +106,10 @@ class ContainerHost(BootedHost):
         return self.lab.folder / f"{self.name}.{what}"
 
     def power_off(self) -> None:
+        with self._switching:
+            self._end()
+
+    def _end(self) -> None:
         deadline = time.monotonic() + 30
         while pids := cgroup_pids(self.cgroup):
             for pid in pids:
@@ -118,14 +137,6 @@ class ContainerHost(BootedHost):
         if self.disk.exists():
             disk = self.disk.stat()
             (NSPAWN / "locks" / f"inode-{disk.st_dev}:{disk.st_ino}").unlink(missing_ok=True)
-
-    def reboot(self) -> None:
-        """What its own `reboot` ends with is a nspawn that has ended: whoever started it starts it again."""
-        assert self._process is not None
-        self.try_ssh("systemctl reboot")
-        self._process.wait(BOOT_S)
-        self.power_off()
-        self.power_on()
 
     def _has_port(self) -> bool:
         done = subprocess.run(["ip", "-n", self.lab.name, "link", "show", self.port], capture_output=True)
