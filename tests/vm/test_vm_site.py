@@ -222,7 +222,7 @@ def test_limits_are_the_kernels(cluster: Site) -> None:
     docker("rm", killed)
     told = docker(
         "run", "--rm", "--pids-limit", "5", IMAGE, "sh", "-c",
-        "for i in 1 2 3 4 5 6 7 8; do sleep 5 & done 2>&1; wait",
+        "(for i in 1 2 3 4 5 6 7 8; do sleep 5 & done) 2>&1 || true",
     )
     assert "can't fork" in told
     ident = docker("run", "-d", "--cpus", "0.2", IMAGE, "sh", "-c", "while :; do :; done")
