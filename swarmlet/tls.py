@@ -12,8 +12,8 @@ from swarmlet.errors import Forbidden, Unauthorized
 from swarmlet.model.states import Role
 from swarmlet.pki import Identity, KeyPair, identity_of_peer
 
-#: asyncio reads each TLS connection through a buffer of this size; its own 256 KiB would be most of a
-#: manager's memory with many agents (63 kB a session against 303).
+#: asyncio reads each TLS connection that is dialled through a buffer of this size (those that are accepted have
+#: none: engine_api/tls_transport.py); its own 256 KiB would be most of what a connection to a node costs.
 READ_BUFFER_BYTES = 16 << 10
 
 

@@ -203,7 +203,7 @@ class Member:
             await self._save(wanted)
             try:
                 identity = await self._join_own_manager(wanted)
-            except BaseException:
+            except BaseException:  # cancelled, too: undo, and pass it on
                 await asyncio.shield(self._undo())
                 raise
             await self._begin(identity, dial)

@@ -198,7 +198,7 @@ def _stack(folders: Sequence[Path]) -> View:
         root_fd = os.open(folders[0], os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             return View(root_fd, _namespace())
-        except BaseException:
+        except BaseException:  # cancelled, too: undo, and pass it on
             os.close(root_fd)
             raise
 

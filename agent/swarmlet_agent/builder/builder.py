@@ -190,7 +190,7 @@ class Builder:
                 for lane in lane_order:
                     await lane.drain()
                     told += 1
-        except BaseExceptionGroup as errors:
+        except BaseExceptionGroup as errors:  # a stage that was cancelled is in it, too
             for lane in lane_order[told:]:
                 await lane.flush()
             raise (failures[0] if failures else errors.exceptions[0]) from None

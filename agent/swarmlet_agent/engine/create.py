@@ -103,7 +103,7 @@ class Creator:
                 log_path="" if merged.host_config.log_config.type == "none" else str(self._log_path(ident)),
             )
             unit = await self._make(record)
-        except BaseException:
+        except BaseException:  # cancelled, too: undo, and pass it on
             if core.names.get(name) == ident:
                 del core.names[name]
             raise
@@ -116,7 +116,7 @@ class Creator:
         try:
             record = replace(record, mounts=await self._volumes(record))
             await core.journal.put(TABLE, record.id, encode(record))
-        except BaseException:
+        except BaseException:  # cancelled, too: undo, and pass it on
             await self._removal.sweep(record.id)
             raise
         return core.add(record)

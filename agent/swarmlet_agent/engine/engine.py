@@ -421,7 +421,7 @@ class Engine:
             core.names[name] = unit.id
             try:
                 await core.save(unit, replace(unit.record, name=name))
-            except BaseException:
+            except BaseException:  # cancelled, too: undo, and pass it on
                 del core.names[name]
                 raise
             del core.names[old]

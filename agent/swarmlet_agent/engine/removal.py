@@ -51,7 +51,7 @@ class Removal:
             if uses_volumes:
                 await core.volumes.release(unit.id, remove_anonymous=volumes)
             await core.journal.delete(TABLE, unit.id)
-        except BaseException:
+        except BaseException:  # cancelled, too: undo, and pass it on
             unit.removing = False
             raise
         core.forget(unit)

@@ -309,7 +309,7 @@ async def together(work: Iterable[Awaitable[None]]) -> None:
         async with asyncio.TaskGroup() as group:
             for one in work:
                 group.create_task(_await(one))
-    except BaseExceptionGroup as errors:
+    except BaseExceptionGroup as errors:  # what was cancelled is in it, too
         raise _first(errors) from None
 
 

@@ -175,7 +175,7 @@ class _LayerPush:
                         raise
                     await self._pause(pause(failures, err) if isinstance(err, RegistryUnreachable) else 0.0)
                     place, offset = await self._resume(place)
-        except BaseException:
+        except BaseException:  # cancelled, too: undo, and pass it on
             if place is not None:
                 # Registries clear up forgotten uploads by themselves: no trouble of theirs may hold us up here.
                 with contextlib.suppress(SwarmletError, TimeoutError):

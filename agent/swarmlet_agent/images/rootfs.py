@@ -79,7 +79,7 @@ class RootStore:
         chains = self._layers.setdefault(container_id, tuple(reversed(layers)))
         try:
             return await asyncio.to_thread(_ensure, folder, chains, [self._diff_of(chain) for chain in chains], ids)
-        except BaseException:
+        except BaseException:  # cancelled, too: undo, and pass it on
             if not (folder / "layers").exists():
                 self._layers.pop(container_id, None)
             raise

@@ -114,7 +114,7 @@ class UnpackPool:
             job = Job(str(source), offset, length, str(folder), label, expected, self._limits, ahead)
             try:
                 report = await worker.run(job, progress)
-            except BaseException:
+            except BaseException:  # cancelled, too: undo, and pass it on
                 await _finish(worker.end(kill=True))
                 raise
             finally:

@@ -57,7 +57,7 @@ class JournalSender:
             async with asyncio.timeout(SEND_TIMEOUT_S):
                 for line in lines:
                     await loop.sock_sendall(self._socket, entry(line_fields(line, self._fixed)))
-        except BaseException:
+        except BaseException:  # cancelled, too: undo, and pass it on
             self.close()
             raise
 

@@ -76,7 +76,7 @@ class SyslogSender:
                     messages = [b"".join(messages)]
                 for data in messages:
                     await loop.sock_sendall(self._socket, data)
-        except BaseException:
+        except BaseException:  # cancelled, too: undo, and pass it on
             self.close()
             raise
 
@@ -116,7 +116,7 @@ async def _connect(family: int, kind: int, address: object) -> socket.socket:
     try:
         found.setblocking(False)
         await asyncio.get_running_loop().sock_connect(found, address)  # type: ignore[arg-type]  # str or tuple
-    except BaseException:
+    except BaseException:  # cancelled, too: undo, and pass it on
         found.close()
         raise
     return found

@@ -222,7 +222,7 @@ class BridgeNetworks:
             try:
                 await ground.save_network(network)
                 await ground.run(self._make_network, network)
-            except BaseException:
+            except BaseException:  # cancelled, too: undo, and pass it on
                 await ground.journal.delete(NETWORKS, network.id)
                 await ground.run(self._unmake_network, network)
                 raise
@@ -372,7 +372,7 @@ class BridgeNetworks:
             await ground.journal.delete(NETWORKS, network.id)
             await ground.run(self._unmake_network, network)
             await ground.run(ground.kernel.change_rules, plan_rules.remove_network(network), ground.rules)
-        except BaseException:
+        except BaseException:  # cancelled, too: undo, and pass it on
             ground.catalog.put(network)
             raise
         ground.on_event("destroy", network, {"name": network.name, "type": network.driver})

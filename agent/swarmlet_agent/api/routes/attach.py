@@ -45,7 +45,7 @@ class AttachRoutes:
         streams = await self._backend.attach(container.id) if call.flag("stream") else None
         try:
             client, response = await hijack(call, tty=tty)
-        except BaseException:
+        except BaseException:  # cancelled, too: undo, and pass it on
             if streams is not None:
                 await streams.close()
             raise
@@ -65,7 +65,7 @@ class AttachRoutes:
         websocket = web.WebSocketResponse(heartbeat=WEBSOCKET_PING_S, compress=False, protocols=named)
         try:
             await websocket.prepare(call.request)
-        except BaseException:
+        except BaseException:  # cancelled, too: undo, and pass it on
             if streams is not None:
                 await streams.close()
             raise
