@@ -13,7 +13,9 @@ from urllib.request import urlopen
 import docker
 import pytest
 from e2e_cluster import NAME, Cluster, View, eventually, swarmlet
+from e2e_image_folders import images_as_before
 from e2e_netstate import settled
+from registry_fill import Image, busybox_image
 
 from swarmlet.local import cluster as clusters
 from swarmlet.local import hosts
@@ -80,6 +82,19 @@ def no_networks_left(whole_cluster: Cluster) -> Iterator[None]:
         eventually(lambda number=number: "veth" not in whole_cluster.exec(number, "ip", "-o", "link"))
         bridges = whole_cluster.exec(number, "ip", "-o", "link", "show", "type", "bridge").splitlines()
         assert len(bridges) <= 1, bridges
+
+
+@pytest.fixture(scope="session")
+def base() -> Image:
+    """busybox as an image, for others to be made on."""
+    return busybox_image()
+
+
+@pytest.fixture
+def no_images_left(whole_cluster: Cluster) -> Iterator[None]:
+    """Set up before `cluster`, so torn down after the containers are gone."""
+    with images_as_before(whole_cluster):
+        yield
 
 
 @pytest.fixture

@@ -2,32 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import docker
 import pytest
 from e2e_cluster import Cluster, View, eventually
-from e2e_image_folders import images_as_before, layers
+from e2e_image_folders import layers
 from registry_fill import (
     Image,
-    busybox_image,
     push,
     push_list,
     tar_of,
 )
 
-
-@pytest.fixture(scope="module")
-def base() -> Image:
-    return busybox_image()
-
-
-@pytest.fixture(autouse=True)
-def nothing_left(whole_cluster: Cluster) -> Iterator[None]:
-    """Set up before `cluster`, so torn down after the containers are gone."""
-    with images_as_before(whole_cluster):
-        yield
+pytestmark = pytest.mark.usefixtures("no_images_left")
 
 
 def test_a_pull_shows_its_progress_the_digest_and_what_it_did(view: View, registry: str, base: Image) -> None:

@@ -7,32 +7,20 @@ import re
 import signal
 import socket
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from e2e_cluster import Cluster, View, eventually
-from e2e_image_folders import image_folder, images_as_before
+from e2e_image_folders import image_folder
 from registry_fill import (
     Image,
     Liar,
-    busybox_image,
     lying_registry,
     tar_of,
     with_layer,
 )
 
-
-@pytest.fixture(scope="module")
-def base() -> Image:
-    return busybox_image()
-
-
-@pytest.fixture(autouse=True)
-def nothing_left(whole_cluster: Cluster) -> Iterator[None]:
-    """Set up before `cluster`, so torn down after the containers are gone."""
-    with images_as_before(whole_cluster):
-        yield
+pytestmark = pytest.mark.usefixtures("no_images_left")
 
 
 def test_an_unreachable_registry_is_named_with_the_reason(view: View, cluster: Cluster) -> None:

@@ -4,29 +4,16 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from e2e_cluster import Cluster, View
-from e2e_image_folders import images_as_before
 from registry_fill import (
     Image,
-    busybox_image,
     push,
 )
 
-
-@pytest.fixture(scope="module")
-def base() -> Image:
-    return busybox_image()
-
-
-@pytest.fixture(autouse=True)
-def nothing_left(whole_cluster: Cluster) -> Iterator[None]:
-    """Set up before `cluster`, so torn down after the containers are gone."""
-    with images_as_before(whole_cluster):
-        yield
+pytestmark = pytest.mark.usefixtures("no_images_left")
 
 
 def test_tags_are_names_and_the_last_one_takes_the_image_along(view: View, registry: str, base: Image) -> None:

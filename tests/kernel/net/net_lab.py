@@ -10,6 +10,7 @@ import asyncio
 import ctypes
 import functools
 import importlib
+import inspect
 import os
 import socket
 import subprocess
@@ -35,20 +36,24 @@ OUTSIDE6, HOST6 = "2001:db8::9", "2001:db8::1"
 #: How much slower than a machine of one's own this one is: an emulated processor is.
 SLOWNESS = float(os.environ.get("SWARMLET_SLOWNESS", "1"))
 PATIENCE_S = 1.5 * SLOWNESS
-Scenario = Callable[["Lab"], Awaitable[None]]
+#: Gets the lab, then the test's parameters: strings.
+Scenario = Callable[..., Awaitable[None]]
 
 
-def in_own_network(scenario: Scenario) -> Callable[[], None]:
+def in_own_network(scenario: Scenario) -> Callable[..., None]:
     """A test that runs `scenario` in a child process with its own network, and fails with the child's words."""
 
     @functools.wraps(scenario)
-    def test() -> None:
-        command = [sys.executable, "-W", "error", __file__, scenario.__module__, scenario.__name__]
+    def test(**parameters: str) -> None:
+        words = [f"{name}={value}" for name, value in parameters.items()]
+        command = [sys.executable, "-W", "error", __file__, scenario.__module__, scenario.__name__, *words]
         result = subprocess.run(command, capture_output=True, text=True, timeout=100 * SLOWNESS, check=False)
         assert result.returncode == 0, f"{scenario.__name__} failed in its own network:\n{result.stdout}{result.stderr}"
 
     test.scenario = scenario  # type: ignore[attr-defined]
-    del test.__wrapped__  # pytest would look for fixtures in the scenario's signature
+    # pytest looks for fixtures and parameters there: the lab is neither.
+    signature = inspect.signature(scenario)
+    test.__signature__ = signature.replace(parameters=[*signature.parameters.values()][1:])  # type: ignore[attr-defined]
     return test
 
 
@@ -189,14 +194,14 @@ def _build_world(lab: Lab) -> None:
     host.close()
 
 
-async def _run(scenario: Scenario, root: Path) -> None:
+async def _run(scenario: Scenario, root: Path, parameters: dict[str, str]) -> None:
     lab = Lab(root)
     _build_world(lab)
     async with AsyncExitStack() as stack:
         await lab.networks.start()
         stack.push_async_callback(lab.close)
         async with asyncio.timeout(90):
-            await scenario(lab)
+            await scenario(lab, **parameters)
 
 
 def main() -> None:
@@ -206,10 +211,11 @@ def main() -> None:
     if libc.mount(b"none", b"/", None, 16384 | (1 << 18), None):  # MS_REC, MS_PRIVATE
         raise OSError(ctypes.get_errno(), "mount")
     sys.path.insert(0, str(Path(__file__).parent))
+    parameters = dict(word.split("=", 1) for word in sys.argv[3:])
     scenario = getattr(importlib.import_module(sys.argv[1]), sys.argv[2]).scenario
     with tempfile.TemporaryDirectory(prefix="swl-net-") as folder:
         try:
-            asyncio.run(_run(scenario, Path(folder)))
+            asyncio.run(_run(scenario, Path(folder), parameters))
         finally:
             netns.remove_folder(Path(folder) / "run" / "netns")
             release_shared(Path(folder) / "run")

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import subprocess
-
 import pytest
 from net_lab import OUTSIDE, OUTSIDE6, Lab, in_own_network
 from test_net_life import Engine, command
-from test_net_macvlan import SITE, uplink
+from test_net_macvlan import HAS_IPVLAN, SITE, needs_ipvlan, uplink
 
 from swarmlet.errors import Conflict, Forbidden, InvalidArgument, NotSupported
 from swarmlet.model.container import EndpointIPAMConfig, EndpointSettings, PortBinding
@@ -17,15 +15,7 @@ from swarmlet_agent.net.requests import Ipam, IpamConfig, NetworkConnect, Networ
 BEHIND = Ipam(config=(IpamConfig(subnet="10.99.0.0/24"), IpamConfig(subnet="fd99::/64")))
 
 
-def able() -> bool:
-    """Whether this kernel has ipvlan; asked in a network namespace of its own."""
-    script = "ip link add u type veth peer name v && ip link add link u name w type ipvlan mode l2"
-    return subprocess.run(["unshare", "-n", "sh", "-c", script], capture_output=True).returncode == 0
-
-
-ABLE = able()
 pytestmark = pytest.mark.kernel
-needs_ipvlan = pytest.mark.skipif(not ABLE, reason="this kernel has no ipvlan (module ipvlan)")
 
 
 def request(name: str, mode: str = "", flag: str = "", parent: str = "up0", ipam: Ipam = SITE, **more: object) -> (
@@ -36,7 +26,7 @@ def request(name: str, mode: str = "", flag: str = "", parent: str = "up0", ipam
     return NetworkCreate(name=name, driver="ipvlan", options=options, ipam=ipam, **more)  # type: ignore[arg-type]
 
 
-@pytest.mark.skipif(ABLE, reason="this kernel has ipvlan")
+@pytest.mark.skipif(HAS_IPVLAN, reason="this kernel has ipvlan")
 @in_own_network
 async def test_where_the_kernel_has_none_the_network_is_refused_by_name(lab: Lab) -> None:
     await uplink()
@@ -80,11 +70,8 @@ async def test_containers_are_hosts_of_the_site_with_one_mac_and_leave_nothing(l
 
 @needs_ipvlan
 @pytest.mark.parametrize("mode", ["l3", "l3s"])
-def test_in_the_modes_l3_the_interface_is_the_way_to_everywhere(mode: str) -> None:
-    {"l3": _routed_l3, "l3s": _routed_l3s}[mode]()
-
-
-async def routed(lab: Lab, mode: str) -> None:
+@in_own_network
+async def test_in_the_modes_l3_the_interface_is_the_way_to_everywhere(lab: Lab, mode: str) -> None:
     await uplink()
     await lab.networks.create(request("behind", mode, ipam=BEHIND, enable_ipv6=True))
     _, one = await lab.attach("one", "behind")
@@ -98,16 +85,6 @@ async def routed(lab: Lab, mode: str) -> None:
         assert await lab.ask(one.netns_path, two.endpoints["behind"].ip_address, 80) == f"two {own.ip_address}"
         reached = await lab.ask(one.netns_path, two.endpoints["behind"].global_ipv6_address, 81)
         assert reached == f"two6 {own.global_ipv6_address}"
-
-
-@in_own_network
-async def _routed_l3(lab: Lab) -> None:
-    await routed(lab, "l3")
-
-
-@in_own_network
-async def _routed_l3s(lab: Lab) -> None:
-    await routed(lab, "l3s")
 
 
 @needs_ipvlan
@@ -134,25 +111,6 @@ async def test_with_the_flag_vepa_the_switch_outside_would_have_to_send_back(lab
     async with lab.serve(two.netns_path, 80, "two"), lab.serve(lab.outside, 80, "outside"):
         assert (await lab.ask(one.netns_path, OUTSIDE, 80)).startswith("outside ")
         assert await lab.cut_off(one.netns_path, two.endpoints["outward"].ip_address, 80)
-
-
-@needs_ipvlan
-@in_own_network
-async def test_without_a_parent_containers_reach_each_other_and_nobody_else(lab: Lab) -> None:
-    before = lab.links()
-    network = await lab.networks.create(request("closed", parent="", ipam=Ipam()))
-    _, one = await lab.attach("one", "closed")
-    _, two = await lab.attach("two", "closed")
-
-    assert network.parent == f"di-{network.id[:12]}" and one.endpoints["closed"].gateway == ""
-    async with lab.serve(two.netns_path, 80, "two"), lab.serve(lab.outside, 80, "outside"):
-        assert (await lab.ask(one.netns_path, two.endpoints["closed"].ip_address, 80)).startswith("two ")
-        assert await lab.cut_off(one.netns_path, OUTSIDE, 80)
-        await lab.restart()  # its own interface is known again
-        assert (await lab.ask(one.netns_path, two.endpoints["closed"].ip_address, 80)).startswith("two ")
-    await lab.networks.retain([])
-    await lab.networks.remove("closed")
-    assert lab.links() == before
 
 
 @needs_ipvlan

@@ -1,4 +1,4 @@
-"""Networks on the host's own interface: containers with addresses of the site."""
+"""Networks on the host's own interface: containers with addresses of the site; what ipvlan has of it, too."""
 
 from __future__ import annotations
 
@@ -13,7 +13,16 @@ from swarmlet.errors import Conflict, Forbidden, NotSupported
 from swarmlet.model.container import EndpointIPAMConfig, EndpointSettings, PortBinding
 from swarmlet_agent.net.requests import Ipam, IpamConfig, NetworkConnect, NetworkCreate, NetworkDisconnect
 
+
+def _has_ipvlan() -> bool:
+    """Whether this kernel has ipvlan; asked in a network namespace of its own."""
+    script = "ip link add u type veth peer name v && ip link add link u name w type ipvlan mode l2"
+    return subprocess.run(["unshare", "-n", "sh", "-c", script], capture_output=True).returncode == 0
+
+
+HAS_IPVLAN = _has_ipvlan()
 pytestmark = pytest.mark.kernel
+needs_ipvlan = pytest.mark.skipif(not HAS_IPVLAN, reason="this kernel has no ipvlan (module ipvlan)")
 SITE = Ipam(
     config=(
         IpamConfig(subnet="203.0.113.0/24", gateway="203.0.113.1", ip_range="203.0.113.128/25"),
@@ -86,14 +95,17 @@ async def test_names_work_and_a_running_container_comes_and_goes(lab: Lab) -> No
         await lab.networks.disconnect("site", NetworkDisconnect(container="web"))
 
 
+@pytest.mark.parametrize(
+    ("driver", "prefix"), [("macvlan", "dm"), pytest.param("ipvlan", "di", marks=needs_ipvlan)]
+)
 @in_own_network
-async def test_without_a_parent_containers_reach_each_other_and_nobody_else(lab: Lab) -> None:
+async def test_without_a_parent_containers_reach_each_other_and_nobody_else(lab: Lab, driver: str, prefix: str) -> None:
     before = lab.links()
-    network = await lab.networks.create(request("closed", parent="", ipam=Ipam()))
+    network = await lab.networks.create(NetworkCreate(name="closed", driver=driver))
     _, one = await lab.attach("one", "closed")
     _, two = await lab.attach("two", "closed")
 
-    assert network.parent == f"dm-{network.id[:12]}" and one.endpoints["closed"].gateway == ""
+    assert network.parent == f"{prefix}-{network.id[:12]}" and one.endpoints["closed"].gateway == ""
     async with lab.serve(two.netns_path, 80, "two"), lab.serve(lab.outside, 80, "outside"):
         assert (await lab.ask(one.netns_path, two.endpoints["closed"].ip_address, 80)).startswith("two ")
         assert await lab.cut_off(one.netns_path, OUTSIDE, 80)
