@@ -1,8 +1,7 @@
 """The leader's end of all agents' sessions: who is there, what each must know, what they report.
 
-Only the leader serves sessions; another manager sends agents on to it. A node is DOWN after
-HEARTBEAT_GRACE_PERIODS heartbeat periods without a sign of life; a new leader gives all nodes a full grace
-period more. An agent may only speak for the node its certificate names, and only while that node exists.
+Only the leader serves sessions; another manager sends agents on to it. An agent may only speak for the node its
+certificate names, and only while that node exists.
 """
 
 from __future__ import annotations
@@ -18,17 +17,16 @@ from aiohttp import WSMsgType, web
 from msgspec.structs import replace
 
 from swarmlet.engine_api.router import Call, Route
-from swarmlet.errors import StaleView, SwarmletError
+from swarmlet.errors import SwarmletError
 from swarmlet.log import get_logger
 from swarmlet.loops import Group
 from swarmlet.model.cluster import Cluster
-from swarmlet.model.defaults import HEARTBEAT_GRACE_PERIODS, ingress_ports
+from swarmlet.model.defaults import ingress_ports
 from swarmlet.model.network import Lease
 from swarmlet.model.node import Node, unpublished
 from swarmlet.model.service import Service
 from swarmlet.model.states import NodeState, Role, TaskState
 from swarmlet.model.task import Task, TaskStatus
-from swarmlet.model.times import NS
 from swarmlet.tls import require_role
 from swarmlet.wire import messages
 from swarmlet.wire.contents import Content
@@ -38,21 +36,20 @@ from swarmlet.wire.messages import PROTOCOL_VERSION, DescriptionUpdate, Hello, I
 from swarmlet_manager.ca.seal import unseal
 from swarmlet_manager.control.ports import StorePort
 from swarmlet_manager.dispatch.contentfeed import Wanted, contents_of
+from swarmlet_manager.dispatch.heartbeats import Heartbeats, period_of
 from swarmlet_manager.dispatch.inventory import Inventories
 from swarmlet_manager.dispatch.leaving import Leaving
-from swarmlet_manager.dispatch.liveness import Liveness
 from swarmlet_manager.dispatch.netfacts import Facts
+from swarmlet_manager.dispatch.noderecords import NodeRecords
 from swarmlet_manager.dispatch.session import Ended, Session
 from swarmlet_manager.dispatch.status import StatusCollector
-from swarmlet_manager.state import Change, Put, State
+from swarmlet_manager.state import Change, State
 
 log = get_logger(__name__)
 
 HELLO_S = 10.0
 #: The largest frame an agent may send (10,000 reports are about 2 MB).
 MAX_AGENT_FRAME = 16 << 20
-#: How often silent nodes are looked for, as a share of the heartbeat period.
-SWEEPS_PER_PERIOD = 4
 #: How long a task waits, at most, for the nodes to send clients elsewhere before it is told to stop (SwarmKit always
 #: waits that long, for its gossip to converge).
 LEAVE_GRACE_S = 2.0
@@ -92,18 +89,18 @@ class Dispatcher:
         now: Callable[[], int] = time.time_ns,
     ) -> None:
         self._store = store
+        self._records = NodeRecords(store, now)
+        self._heartbeats = Heartbeats(self._records, self._end_silent)
         self._leases = leases
         self._vault = vault
         self._leader_addr = leader_addr
         self._now = now
         self._sessions: dict[str, Session] = {}
-        self._liveness = Liveness()
         self._inventories = Inventories()
         self._leaving = Leaving()
         #: What waits, by its name among the tasks that leave, until every node has done what it can to publish it.
         self._publishing: dict[str, asyncio.Event] = {}
         self._facts = Facts()
-        self._period_changed = asyncio.Event()
         self._collector = StatusCollector(store, now)
         self._group: Group | None = None
         self._unsubscribe: Callable[[], None] | None = None
@@ -115,12 +112,11 @@ class Dispatcher:
         self._collector = StatusCollector(self._store, self._now)
         self._leaving = Leaving()
         self._facts = Facts()
-        # SwarmKit's rule: twice the usual grace, since agents have to notice first and then dial.
-        self._liveness.grant(self.state.nodes, asyncio.get_running_loop().time() + self._grace())
+        self._heartbeats.begin()
         self._unsubscribe = self._store.subscribe(self._changed)
         self._group = Group()
         self._group.start(self._collector.run(), name="status reports")
-        self._group.start(self._sweep_for_ever(), name="heartbeats")
+        self._group.start(self._heartbeats.sweep_for_ever(), name="heartbeats")
 
     async def stop(self) -> None:
         """End all sessions: agents look for the new leader."""
@@ -213,30 +209,15 @@ class Dispatcher:
 
     async def _register(self, node_id: str, hello: Hello) -> None:
         """The node is READY and described as it says; nothing is written if nothing is new."""
-        await self._update_node(
+        await self._records.update(
             node_id,
             lambda node: replace(
-                _in_state(node, NodeState.READY, "", self._now()),
+                self._records.in_state(node, NodeState.READY, ""),
                 description=hello.description, addr=hello.addr or node.addr, port=hello.port,
                 data_addr=hello.data_addr, data_mtu=hello.data_mtu, manager_addr=hello.manager_addr,
                 others=hello.others, ways=hello.ways,
             ),
         )
-
-    async def _update_node(self, node_id: str, change: Callable[[Node], Node]) -> None:
-        while True:
-            node = self.state.nodes.get(node_id)
-            if node is None:
-                raise Ended(messages.CLOSE_REMOVED, "the node is not a member of this cluster any more")
-            changed = change(node)
-            if changed == node:
-                return
-            try:
-                await self._store.commit([Put(replace(changed, updated_at=self._now()))])
-            except StaleView:
-                await asyncio.sleep(0)
-                continue
-            return
 
     # What sessions tell
 
@@ -251,9 +232,7 @@ class Dispatcher:
         )
 
     def heard(self, session: Session) -> None:
-        """A sign of life, after which the node may be silent by the period it knows of."""
-        grace = max(self._grace(), session.period_ns / NS * HEARTBEAT_GRACE_PERIODS)
-        self._liveness.beat(session.node_id, asyncio.get_running_loop().time(), grace)
+        self._heartbeats.heard(session.node_id, session.period_ns)
 
     def reported(self, session: Session, seq: int, reports: list[tuple[str, TaskStatus]]) -> None:
         self._collector.add(session, seq, reports)
@@ -265,10 +244,10 @@ class Dispatcher:
         return self._leases.submit(session.node_id, said)
 
     async def described(self, session: Session, update: DescriptionUpdate) -> None:
-        await self._update_node(session.node_id, lambda node: replace(node, description=update.description))
+        await self._records.update(session.node_id, lambda node: replace(node, description=update.description))
 
     async def ways_changed(self, session: Session, update: WaysUpdate) -> None:
-        await self._update_node(session.node_id, lambda node: replace(node, ways=update.ways))
+        await self._records.update(session.node_id, lambda node: replace(node, ways=update.ways))
 
     def auth_for(self, tasks: list[Task]) -> dict[str, str]:
         """Registry credentials of the services of these tasks, opened for their agent."""
@@ -357,47 +336,12 @@ class Dispatcher:
             found += [f"node {name}: {text}" for text in said if starts and text.startswith(starts)]
         return found
 
-    # Loops of the leader
+    # What changes
 
-    async def _sweep_for_ever(self) -> None:
-        while True:
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(self._period() / SWEEPS_PER_PERIOD):
-                    await self._period_changed.wait()
-            self._period_changed.clear()
-            try:
-                await self._sweep()
-            except Exception:
-                log.exception("looking for silent nodes failed")
-
-    async def _sweep(self) -> None:
-        up = [node.id for node in self.state.nodes.values() if node.state in (NodeState.READY, NodeState.DISCONNECTED)]
-        for node_id in self._silent(up):
-            try:
-                await self._update_node(node_id, self._down)
-            except Ended:  # removed meanwhile
-                continue
-            node = self.state.nodes.get(node_id)
-            if node is not None and node.state is NodeState.DOWN:
-                log.warning("node is down", node_id=node_id, silent_s=self._grace())
-                if (session := self._sessions.get(node_id)) is not None:
-                    # Even if it was heard of while that was written: it registers again, and is READY.
-                    session.end(messages.CLOSE_REPLACED, "no heartbeat")
-
-    def _silent(self, node_ids: Sequence[str]) -> list[str]:
-        return self._liveness.silent(node_ids, asyncio.get_running_loop().time(), self._grace())
-
-    def _down(self, node: Node) -> Node:
-        if not self._silent([node.id]):
-            return node  # it has been heard of while others were written down
-        return _in_state(node, NodeState.DOWN, "heartbeat failure", self._now())
-
-    def _period(self) -> float:
-        return _period_of(self.state.cluster or Cluster(id="")) / NS
-
-    def _grace(self) -> float:
-        """Seconds of silence after which a node is down."""
-        return self._period() * HEARTBEAT_GRACE_PERIODS
+    def _end_silent(self, node_id: str) -> None:
+        """Even if it was heard of while that was written: it registers again, and is READY."""
+        if (session := self._sessions.get(node_id)) is not None:
+            session.end(messages.CLOSE_REPLACED, "no heartbeat")
 
     def _managers(self) -> tuple[str, ...]:
         addresses = {node.manager_addr for node in self.state.nodes.values() if node.manager_addr}
@@ -423,8 +367,8 @@ class Dispatcher:
             elif isinstance(change.record, Node):
                 self._node_changed(before, after)
             elif isinstance(before, Cluster) and isinstance(after, Cluster):
-                if _period_of(before) != _period_of(after):
-                    self._period_changed.set()
+                if period_of(before) != period_of(after):
+                    self._heartbeats.period_changed()
                     self._welcome_all()
                 if before.ways != after.ways:
                     for session in self._sessions.values():
@@ -432,7 +376,7 @@ class Dispatcher:
 
     def _node_changed(self, before: object, after: object) -> None:
         if isinstance(before, Node) and after is None:
-            self._liveness.forget(before.id)
+            self._heartbeats.forget(before.id)
             self._inventories.forget(before.id)
             if (session := self._sessions.get(before.id)) is not None:
                 session.end(messages.CLOSE_REMOVED, "the node was removed from the cluster")
@@ -441,7 +385,7 @@ class Dispatcher:
         elif isinstance(after, Node):
             if after.state is NodeState.READY and not (isinstance(before, Node) and before.state is after.state):
                 # Its session begins once that is known to be written: its silence until now is over already.
-                self._liveness.beat(after.id, asyncio.get_running_loop().time(), self._grace())
+                self._heartbeats.heard(after.id)
             if not isinstance(before, Node) or _as_peer(before) != _as_peer(after):
                 for other in self._sessions.values():
                     other.note_node(after.id)
@@ -492,12 +436,3 @@ def _concerns_networks(change: Change) -> bool:
             return True
         case _:
             return False
-
-
-def _period_of(cluster: Cluster) -> int:
-    return cluster.spec.dispatcher.heartbeat_period
-
-
-def _in_state(node: Node, state: NodeState, message: str, now: int) -> Node:
-    since = node.state_changed_at if node.state is state else now
-    return replace(node, state=state, message=message, state_changed_at=since)
