@@ -155,18 +155,20 @@ class Manager:
                     )
                     outside = Server([*guarded(routes), *joins.routes(), *vault.routes(), *dispatcher.routes()])
                     inside = Server([*routes, *joins.local_routes()])
-                    clients = Server(routes)
+                    servers = [outside, inside]
                     try:
                         await outside.listen_tcp(settings.listen_addr, settings.port, certificate.server)
                         await self._listen_inside(inside)
-                        await listen_on(clients, settings.hosts, settings.hosts_tls)
+                        if settings.hosts:
+                            servers.append(Server(routes))
+                            await listen_on(servers[-1], settings.hosts, settings.hosts_tls)
                         gc.collect()
                         gc.freeze()  # what is there now stays: collections need not look at it again
                         log.info("manager serves", address=settings.advertised)
                         await self._stop.wait()
                     finally:
                         await dispatcher.stop()
-                        for server in (clients, inside, outside):
+                        for server in reversed(servers):
                             await server.close()
                         await fleet.close()
                 for task in running:
