@@ -67,7 +67,7 @@ class Upload:
         self._chunks = chunks
         self._loop = asyncio.get_running_loop()
         self._reading: concurrent.futures.Future[bytes] | None = None
-        self._left = b""
+        self._left = memoryview(b"")  # what is read in small pieces is not copied again for each
         self._stopped = False
 
     def read(self, size: int) -> bytes:
@@ -77,11 +77,11 @@ class Upload:
                 raise ConnectionResetError("the upload was broken off")
             self._reading = asyncio.run_coroutine_threadsafe(self._gather(), self._loop)
             try:
-                self._left = self._reading.result()
+                self._left = memoryview(self._reading.result())
             except concurrent.futures.CancelledError as err:
                 raise ConnectionResetError("the upload was broken off") from err
         piece, self._left = self._left[:size], self._left[size:]
-        return piece
+        return bytes(piece)
 
     def stop(self) -> None:
         self._stopped = True
