@@ -151,3 +151,43 @@ async def test_events_of_the_past_are_told_until_the_asked_time(lab: Lab) -> Non
     assert await told(service=[service]) == [("service", "create", "web"), ("service", "remove", "web")]
     assert await told(event=["remove"]) == [("service", "remove", "web")]
     assert await told(container=["x"]) == []
+
+
+async def test_the_past_of_several_nodes_comes_in_the_order_of_time_then_what_happens(lab: Lab) -> None:
+    began = time.time_ns()
+    asked: dict[int, list[dict[str, str]]] = {1: [], 2: []}
+
+    def event(at: int, name: str) -> bytes:
+        actor = {"ID": name, "Attributes": {"name": name}}
+        return json.dumps({"Type": "container", "Action": "die", "Actor": actor, "timeNano": at}).encode() + b"\n"
+
+    def tells(number: int, past: list[int]) -> None:
+        async def reply(call: Call) -> web.StreamResponse:
+            asked[number].append(dict(call.request.query))
+            response = web.StreamResponse()
+            await response.prepare(call.request)
+            if call.text("until"):
+                for at in past:
+                    await response.write(event(began + at, f"c{at}"))
+            else:
+                await response.write(event(began + 10 + number, f"late-{number}"))
+                await asyncio.sleep(30)
+            return response
+
+        node.on("GET", "/events", reply)
+
+    for number, past in ((1, [1, 4, 5]), (2, [2, 3, 6])):
+        node = fake_node(lab, number)
+        tells(number, past)
+        await lab.join(node)
+    filters = json.dumps({"type": ["container"]})
+    since = f"{began // 10**9}.{began % 10**9:09d}"
+    async with lab.client.get(f"{API}/events", params={"since": since, "filters": filters}) as answer:
+        async with asyncio.timeout(10):
+            told = [json.loads(await answer.content.readline())["Actor"]["ID"] for _ in range(8)]
+    assert told[:6] == ["c1", "c2", "c3", "c4", "c5", "c6"] and set(told[6:]) == {"late-1", "late-2"}
+    for number, last in ((1, 5), (2, 6)):
+        first, second = asked[number]
+        assert (first["since"], first["filters"], second["filters"]) == (since, filters, filters)
+        behind = began + last + 1
+        assert "until" not in second and second["since"] == f"{behind // 10**9}.{behind % 10**9:09d}"

@@ -3,41 +3,31 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
-from urllib.parse import urlencode
+from dataclasses import dataclass
+from typing import Protocol
 
-import aiohttp
 from aiohttp import web
 
 from swarmlet.engine_api.connection import WhileConnected
 from swarmlet.engine_api.filters import EVENT_FILTERS, Filters
 from swarmlet.engine_api.router import Call, Route
 from swarmlet.engine_api.streams import JsonStream
-from swarmlet.errors import InvalidArgument, SwarmletError
-from swarmlet.log import get_logger
+from swarmlet.errors import InvalidArgument
 from swarmlet.model.dependency import Config, Secret
 from swarmlet.model.node import Node
 from swarmlet.model.service import Service
 from swarmlet.model.times import NS, parse_timestamp
-from swarmlet_manager.api.routes.containers import node_of
 from swarmlet_manager.fleet.client import Fleet
+from swarmlet_manager.fleet.eventfeed import LATE_S, EventFeed, Json
 from swarmlet_manager.state import Change
-
-log = get_logger(__name__)
 
 #: Cluster events remembered for `--since`.
 HISTORY = 1000
 #: Events waiting for a slow client; when it is full the stream ends rather than grow or lie.
 QUEUE = 4096
-LOOK_AGAIN_S = 0.5
-#: How long after `until` nodes may take to tell what they keep.
-LATE_S = 10.0
-
-Json = dict[str, Any]
 
 
 class Subscribable(Protocol):
@@ -151,72 +141,57 @@ class EventRoutes:
             if matches(filters, event):
                 offer(event)
 
-        async def listen() -> None:
-            await self._listen(call, offer, until)
-            await queue.put(None)
-
+        feed = EventFeed(self._fleet, since, until, call.text("filters"))
         stream = JsonStream(call)
         async with WhileConnected(call.request):
             await stream.start()
-            for event in self._events.since(since) if since else ():
-                offer_own(event)
+            own = [event for event in self._events.since(since) if matches(filters, event)] if since else []
             stop = self._events.listen(offer_own)
-            listener = asyncio.create_task(listen(), name="cluster-events")
             try:
-                await self._send(stream, queue, overflow, until)
+                # Of several tellers: what is past comes in the order of time, as one engine would tell it.
+                for event in sorted([*own, *await feed.past()], key=lambda event: int(event.get("timeNano", 0))):
+                    if not until or event["timeNano"] <= until:
+                        await stream.send(event)
+                await self._live(feed, offer, Outlet(stream, queue, overflow, until))
             finally:
                 stop()
-                listener.cancel()
-                await asyncio.wait([listener])
             return await stream.end()
 
-    async def _send(
-        self, stream: JsonStream, queue: asyncio.Queue[Json | None], overflow: asyncio.Event, until: int
-    ) -> None:
-        """Until the queue tells its end (None)."""
-        while not overflow.is_set():
-            left = (until - time.time_ns()) / NS if until else None
+    async def _live(self, feed: EventFeed, offer: Callable[[Json], None], outlet: Outlet) -> None:
+        async def listen() -> None:
+            await feed.follow(offer)
+            await outlet.queue.put(None)
+
+        listener = asyncio.create_task(listen(), name="cluster-events")
+        try:
+            await outlet.send()
+        finally:
+            listener.cancel()
+            await asyncio.wait([listener])
+
+
+@dataclass(frozen=True, slots=True)
+class Outlet:
+    """From the queue of what happens to one client."""
+
+    stream: JsonStream
+    queue: asyncio.Queue[Json | None]
+    overflow: asyncio.Event
+    until: int
+
+    async def send(self) -> None:
+        """Until the queue tells its end (None), or has been full."""
+        while not self.overflow.is_set():
+            left = (self.until - time.time_ns()) / NS if self.until else None
             try:
                 async with asyncio.timeout(None if left is None else max(left, 0) + LATE_S):
-                    event = await queue.get()
+                    event = await self.queue.get()
             except TimeoutError:
                 return
             if event is None:
                 return
-            if not until or event["timeNano"] <= until:
-                await stream.send(event)
-
-    async def _listen(self, call: Call, offer: Callable[[Json], None], until: int) -> None:
-        """One task per ready node, also for those that become ready later. Returns once all have told what was before
-        `until`."""
-        query = {name: call.text(name) for name in ("since", "until", "filters") if call.text(name)}
-        running: dict[str, asyncio.Task[None]] = {}
-        async with asyncio.TaskGroup() as group:
-            while True:
-                running = {ident: task for ident, task in running.items() if not task.done()}
-                for node in self._fleet.ready():
-                    if node.id not in running:
-                        follow = self._follow(node, urlencode(query), offer)
-                        running[node.id] = group.create_task(follow, name=f"events-{node.id}")
-                # A node whose stream has broken is heard again from here on, not from the start.
-                query.pop("since", None)
-                left_s = (until - time.time_ns()) / NS if until else LOOK_AGAIN_S
-                if left_s <= 0:
-                    return
-                await asyncio.sleep(min(left_s, LOOK_AGAIN_S))
-
-    async def _follow(self, node: Node, query: str, offer: Callable[[Json], None]) -> None:
-        try:
-            async with self._fleet.request(node, "GET", f"/events?{query}") as answer:
-                if answer.status >= 400:
-                    return
-                async for line in answer.content:
-                    if line.strip():
-                        event = json.loads(line)
-                        event.setdefault("Actor", {}).setdefault("Attributes", {})["node.name"] = node_of(node)["Name"]
-                        offer(event)
-        except (SwarmletError, aiohttp.ClientError, ValueError) as err:
-            log.debug("events of a node ended", node_id=node.id, reason=str(err))
+            if not self.until or event["timeNano"] <= self.until:
+                await self.stream.send(event)
 
 
 def matches(filters: Filters, event: Json) -> bool:
