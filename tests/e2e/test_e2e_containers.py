@@ -200,6 +200,29 @@ def test_the_cluster_view_places_plain_containers_and_reaches_them_all(cluster: 
     assert refused.returncode == 125 and b"constraints not satisfied on 3 nodes" in refused.stderr
 
 
+def test_through_the_cluster_containers_go_where_their_companions_and_volumes_are(cluster: Cluster) -> None:
+    view = cluster.view
+    home = "constraint:node.hostname==node-3"
+    view("run", "-d", "--name", "pod", "--hostname", "pod", "-v", "/shared", "-e", home, "busybox", "sleep", "600")
+    view("exec", "pod", "sh", "-c", "echo kept > /shared/file")
+    try:
+        for sharing in (("--network", "container:pod"), ("--link", "pod:x"), ("--pid", "container:pod")):
+            assert view("run", "--rm", *sharing, "busybox", "echo", "there") == "there"
+        assert view("run", "--rm", "--network", "container:pod", "busybox", "hostname") == "pod"
+        assert view("run", "--rm", "--volumes-from", "pod", "busybox", "cat", "/shared/file") == "kept"
+        refused = view.run("run", "--rm", "-e", home[:-1] + "1", "--volumes-from", "pod", "busybox", "true")
+        assert refused.returncode == 125 and b"constraints not satisfied on 1 node" in refused.stderr
+        view("volume", "create", "e2e-tied")
+        view("run", "--rm", "-v", "e2e-tied:/data", "busybox", "sh", "-c", "echo first > /data/file")
+        # The emptiest node is another one each time; the data are on one.
+        for number in range(3):
+            view("run", "-d", "--name", f"filler{number}", "busybox", "sleep", "600")
+            assert view("run", "--rm", "-v", "e2e-tied:/data", "busybox", "cat", "/data/file") == "first"
+    finally:
+        view("rm", "-f", "-v", "pod", *(f"filler{number}" for number in range(3)))
+        view("volume", "rm", "-f", "e2e-tied")
+
+
 def test_events_tell_a_containers_life(view: View) -> None:
     since = view("run", "--rm", "busybox", "date", "+%s")
     view("run", "--rm", "--name", "short", "busybox", "true")

@@ -12,22 +12,12 @@ from swarmlet.engine_api.answers import empty, json_answer
 from swarmlet.engine_api.filters import Filters
 from swarmlet.engine_api.router import Call, Route, convert
 from swarmlet.errors import NotSupported
-from swarmlet.model.base import ApiStruct
 from swarmlet.model.times import NS, rfc3339
+from swarmlet.model.volume import VolumeCreate
 from swarmlet_agent.volumes.rules import DRIVER, Volume
 
 #: Before this version `volume prune` removed named volumes too (API 1.42's changes).
 _PRUNES_ANONYMOUS_ONLY = (1, 42)
-
-
-class VolumeCreate(ApiStruct, frozen=True, kw_only=True):
-    """The body of POST /volumes/create."""
-
-    name: str = ""
-    driver: str = ""
-    driver_opts: dict[str, str] = {}
-    labels: dict[str, str] = {}
-    cluster_volume_spec: dict[str, Any] | None = None
 
 
 class VolumeBackend(Protocol):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections import Counter
 from typing import Any, Protocol
 from urllib.parse import quote
 
@@ -18,7 +20,7 @@ from swarmlet_manager.fleet.client import Fleet, NodeError, agreed, first_found
 from swarmlet_manager.fleet.forward import forward, forward_stream
 from swarmlet_manager.fleet.memory import Recent
 from swarmlet_manager.fleet.moments import with_moments
-from swarmlet_manager.fleet.place import candidates, split_constraints
+from swarmlet_manager.fleet.place import candidates, needs_of, split_constraints, where_companions_are, with_most
 
 
 class Inventory(Protocol):
@@ -90,12 +92,30 @@ class ContainerRoutes:
         expressions, body = split_constraints(spelled(given, ContainerCreate))
         name = call.text("name")
         self._check_free(name)
-        nodes = candidates(self._fleet.schedulable(), expressions, self._inventory.container_count)
+        nodes = await self._nodes_for(body, expressions)
         node, answer = await self._create_on(nodes, call, body)
         self._recent.note(answer["Id"], node.id)
         if name:
             self._recent.note(name.removeprefix("/"), node.id)
         return json_answer(answer, status=201)
+
+    async def _nodes_for(self, body: dict[str, Any], expressions: list[str]) -> list[Node]:
+        """The nodes a container may be created on, best first."""
+        needs = needs_of(body)
+        holders: dict[str, Node] = {}
+        for ref in needs.companions:
+            # One that no node has is the engine's to refuse, in the words for what was to be shared.
+            with contextlib.suppress(NotFound):
+                holders[ref] = await self._locate(ref)
+        companion = where_companions_are(holders)
+        # Where a container is, one that belongs to it may go, although the node takes no other new work.
+        open_nodes = self._fleet.schedulable() if companion is None else [companion]
+        nodes = candidates(open_nodes, expressions, self._inventory.container_count)
+        held: Counter[str] = Counter()
+        for name in needs.volumes if len(nodes) > 1 else ():
+            answers = await self._fleet.ask_all(nodes, "GET", f"/volumes/{quote(name, safe='')}")
+            held.update(answer.node.id for answer in answers if answer.status < 400)
+        return with_most(nodes, held)
 
     async def _create_on(self, nodes: list[Node], call: Call, body: dict[str, Any]) -> tuple[Node, dict[str, Any]]:
         path = call.request.rel_url.raw_path_qs

@@ -26,7 +26,7 @@ PRUNE_FILTERS = ("until", "label", "label!")
 
 
 class LocalNetworks(Protocol):
-    """Networks of single nodes (`ObjectRoutes`), as this asks for them."""
+    """Networks of single nodes (`NodeNetworks`), as this asks for them."""
 
     async def local_networks(self, call: Call) -> list[dict[str, Any]]: ...
 
