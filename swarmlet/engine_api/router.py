@@ -60,11 +60,12 @@ class Call(Query):
             raise InvalidArgument(complaint(body, str(err))) from err
 
     async def json(self, kind: type[T]) -> T:
-        """The body as a typed value. InvalidArgument names the field and what was expected there."""
+        """The body as a typed value. InvalidArgument names the field and what was expected there.
+
+        No body says no more than an empty object, as for dockerd (moby httputils.ReadJSON).
+        """
         body = await self.raw_json()
-        if body is None:
-            raise InvalidArgument(NO_BODY)
-        return convert(body, kind)
+        return convert({} if body is None else body, kind)
 
     async def _body(self) -> bytes:
         parts, size = [], 0

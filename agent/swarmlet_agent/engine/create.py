@@ -64,6 +64,7 @@ class Creator:
         if asks_much(host):
             host, lacking = fit_limits(host, await asyncio.to_thread(kernel_limits))
             warnings += lacking
+        host = security.with_labels(host)
         request = replace(request, host_config=host)
         warnings += check_request(request, cpus=core.settings.cpus)
         _check_runtime_options(request)

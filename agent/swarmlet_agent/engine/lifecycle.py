@@ -198,6 +198,7 @@ class Lifecycle:
         result = WaitResult(exit_code=exit.code)
         if record.host.auto_remove and not unit.keep:
             unit.record = ended
+            await self._off_networks(unit)
             core.emit(ended, "die", exitCode=str(exit.code), execDuration=str(int(ran_s)))
             core.late_results.note(unit.id, result, core.now())
             unit.waiters.stopped(result)
@@ -215,6 +216,13 @@ class Lifecycle:
             self._schedule(unit, again)
         elif not unit.keep:
             await self._clear_supplies(unit)
+
+    async def _off_networks(self, unit: Unit) -> None:
+        """Events tell of it before the end itself (moby handleContainerExit). What fails, the removal tries again."""
+        try:
+            await self._core.networks.detach(unit.id)
+        except (SwarmletError, OSError) as err:
+            log.warning("a container that ended stays in its networks for now", container_id=unit.id, error=str(err))
 
     async def _remove_ended(self, unit: Unit) -> None:
         """`--rm`. If it cannot be removed it stays as exited, for a client to try."""

@@ -262,8 +262,8 @@ class BridgeNetworks:
             network = await self._not_here(ref)
             plan_attach.check_settings(network, settings)
             plan_attach.check_connect(plan_attach.kind_of(container.network_mode), network)
-            if network.name in container.endpoints:
-                raise Forbidden(f"endpoint with name {container.name} already exists in network {network.name}")
+            if network.name in container.endpoints and network.scope == "local":
+                return  # what is kept for its next start stays as it is (moby updateNetworkSettings)
             given = msgspec.structs.replace(settings, network_id=network.id)
         await containers.endpoint_changed(container.id, network.name, given)
 

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from msgspec.structs import replace
+
 from swarmlet.errors import InvalidArgument, NotSupported
 from swarmlet.model.container import HostConfig
 from swarmlet_agent.runtime import seccomp
@@ -62,6 +64,16 @@ def read_options(words: Sequence[str]) -> SecurityOptions:
         else:
             raise InvalidArgument(f"invalid --security-opt 2: {word!r}".replace("'", '"'))
     return SecurityOptions(no_new_privileges, profile, apparmor, writable_cgroups)
+
+
+def with_labels(host: HostConfig) -> HostConfig:
+    """SELinux does not confine who has the host's processes or IPC, or is privileged: clients are shown that dockerd
+    adds `label=disable` for those who say nothing of labels (moby generateSecurityOpt), SELinux or not."""
+    if any(word.partition("=")[0] == "label" for word in host.security_opt):
+        return host
+    if not (host.privileged or host.ipc_mode == "host" or host.pid_mode == "host"):
+        return host
+    return replace(host, security_opt=(*host.security_opt, "label=disable"))
 
 
 def lacking(words: Sequence[str], *, apparmor: bool) -> list[str]:

@@ -172,6 +172,13 @@ async def test_a_body_is_looked_at_before_what_it_is_for(
     assert answer.status == 400 and message in told, told
 
 
+async def test_no_body_is_as_much_as_an_empty_one(node: Node) -> None:
+    await node.make("sleep", name="web")
+
+    assert await node.call("POST", "/containers/web/update") == (200, {"Warnings": None})
+    assert await node.call("POST", "/containers/web/exec") == (400, {"message": "No exec command specified"})
+
+
 async def test_a_signal_that_there_is_not_is_refused_for_every_container(node: Node) -> None:
     status, answer = await node.call("POST", "/containers/nobody/kill?signal=FOO")
 

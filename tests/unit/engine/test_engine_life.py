@@ -264,6 +264,16 @@ async def test_run_rm_leaves_nothing(node):
     assert node.world.roots == set()
 
 
+async def test_run_rm_is_off_its_networks_before_its_end_is_told(node):
+    ident = await node.run(*LONG, host=HostConfig(auto_remove=True))
+    waiter = node.engine.register_wait(ident, "next-exit")
+    node.world.end(ident, 0)
+    await waiter.result()
+
+    assert [event.action for event in node.engine.events._ring][-1] == "die"
+    assert node.world.networks == {}
+
+
 async def test_restart_keeps_a_passing_container(node):
     ident = await node.run(*LONG, host=HostConfig(auto_remove=True))
     await node.engine.restart(ident, timeout_s=0)

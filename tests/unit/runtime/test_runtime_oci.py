@@ -325,3 +325,17 @@ def test_labels_and_profiles_without_effect_are_told_of() -> None:
     assert [text.rsplit('"', 2)[1] for text in told] == ["label=type:x", "apparmor=mine"]
     assert len(security.lacking(words, apparmor=True)) == 1
     assert security.read_options(words).apparmor == "unconfined"
+
+
+@pytest.mark.parametrize(
+    ("host", "shown"),
+    [
+        (HostConfig(), ()),
+        (HostConfig(privileged=True), ("label=disable",)),
+        (HostConfig(pid_mode="host"), ("label=disable",)),
+        (HostConfig(ipc_mode="host", security_opt=("no-new-privileges",)), ("no-new-privileges", "label=disable")),
+        (HostConfig(privileged=True, security_opt=("label=type:t",)), ("label=type:t",)),
+    ],
+)
+def test_who_shares_with_the_host_is_shown_to_have_no_label(host: HostConfig, shown: tuple[str, ...]) -> None:
+    assert security.with_labels(host).security_opt == shown

@@ -25,10 +25,10 @@ async def container_create(call: Call) -> ContainerCreate:
 
 
 async def exec_request(call: Call) -> ExecRequest:
-    """The body of POST /containers/{id}/exec."""
+    """The body of POST /containers/{id}/exec. InvalidArgument for one without a command, or no body."""
     body = await call.raw_json()
     if body is None:
-        raise InvalidArgument(NO_BODY)
+        body = {}
     if isinstance(body, dict):
         body = spelled(body, ExecRequest)
         body = {**body, **_words(body, "Cmd")}
