@@ -257,7 +257,8 @@ class Member:
         await self._wait_for_manager()
         return await identities.join_locally(
             self._data_dir, self._manager_socket, hostname=self._hostname, addr=wanted.address,
-            founding=wanted.founding, availability=wanted.availability,
+            manager_addr=wanted.managers[0] if wanted.managers else "", founding=wanted.founding,
+            availability=wanted.availability,
         )
 
     async def _finish(self, membership: Membership) -> None:
@@ -274,10 +275,13 @@ class Member:
         log.info("member of a cluster", node_id=identity.node_id, role=identity.role)
 
     async def _ready(self) -> None:
-        """Clients go on with what they have made: a node that others know, and that changes by itself no more."""
+        """Clients go on with what they have made: a node that others know, that changes by itself no more, and whose
+        manager answers, if it has one."""
         try:
             async with asyncio.timeout(READY_S):
                 await self._line.ready()
+                if self.is_manager:
+                    await self._manager_answers()
         except TimeoutError:
             log.warning("a member of the cluster, but not ready yet", after_s=READY_S)
 
@@ -299,14 +303,17 @@ class Member:
     async def _wait_for_manager(self) -> None:
         try:
             async with asyncio.timeout(MANAGER_START_S):
-                while True:
-                    if await self._ping_manager():
-                        return
-                    await asyncio.sleep(LOOK_AGAIN_S)
+                await self._manager_answers()
         except TimeoutError as err:
             raise Unavailable(
                 f"the manager did not come up in {MANAGER_START_S:.0f} s: see its log {self._data_dir}/manager.log"
             ) from err
+
+    async def _manager_answers(self) -> None:
+        while True:
+            if await self._ping_manager():
+                return
+            await asyncio.sleep(LOOK_AGAIN_S)
 
     def _own_addresses(self, request: dict[str, Any]) -> tuple[str, str]:
         """Where others reach this host, and where packets of the cluster's networks do ("": there too)."""

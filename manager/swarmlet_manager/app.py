@@ -37,6 +37,7 @@ from swarmlet.pki import KeyPair, renew_at
 from swarmlet.process import allow_many_files, identify, write_pid_file
 from swarmlet.tls import TlsIdentity, client_context, load_pair, require_role, server_context, shrink_buffers
 from swarmlet_manager.api.app import cluster_routes
+from swarmlet_manager.api.passing import Passing
 from swarmlet_manager.ca.authority import Authority
 from swarmlet_manager.ca.routes import JoinRoutes
 from swarmlet_manager.ca.vault import Vault
@@ -45,6 +46,7 @@ from swarmlet_manager.control.commands import Control
 from swarmlet_manager.control.reconcile import Reconcilers
 from swarmlet_manager.dispatch.dispatcher import Dispatcher
 from swarmlet_manager.fleet.client import Fleet
+from swarmlet_manager.fleet.leader import LeaderLine
 from swarmlet_manager.leadership import Leading, Place, retire_predecessor
 from swarmlet_manager.settings import ManagerSettings, read_settings
 from swarmlet_manager.store.election import Candidate
@@ -149,12 +151,15 @@ class Manager:
                     running.append(group.create_task(vault.fetch(certificate.client), name="data key"))
                     fleet = Fleet(store.state, certificate.client)
                     place = Place(store, settings.advertised, leader_addr)
-                    routes = cluster_routes(control, fleet, dispatcher, place, store, dispatcher)
+                    line = LeaderLine(certificate.client, store.leadership_moved)
+                    placed = Passing(store, line).routes
+                    routes = placed(cluster_routes(control, fleet, dispatcher, place, store, dispatcher))
                     joins = JoinRoutes(
                         authority, more_managers=bool(settings.etcd.endpoints), own_addr=settings.advertised
                     )
-                    outside = Server([*guarded(routes), *joins.routes(), *vault.routes(), *dispatcher.routes()])
-                    inside = Server([*routes, *joins.local_routes()])
+                    others = guarded([*routes, *placed(joins.passed_on_routes())])
+                    outside = Server([*others, *placed(joins.routes()), *vault.routes(), *dispatcher.routes()])
+                    inside = Server([*routes, *placed(joins.local_routes())])
                     servers = [outside, inside]
                     try:
                         await outside.listen_tcp(settings.listen_addr, settings.port, certificate.server)
@@ -170,6 +175,7 @@ class Manager:
                         await dispatcher.stop()
                         for server in reversed(servers):
                             await server.close()
+                        await line.close()
                         await fleet.close()
                 for task in running:
                     task.cancel()

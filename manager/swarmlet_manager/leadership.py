@@ -10,6 +10,7 @@ import msgspec
 
 from swarmlet.errors import SwarmletError
 from swarmlet.log import get_logger
+from swarmlet.model.states import NodeState
 from swarmlet_manager.control.ports import StorePort
 from swarmlet_manager.store.election import Candidate
 from swarmlet_manager.store.keys import Keys
@@ -135,4 +136,6 @@ class Place:
     def _node_at(self, addr: str) -> str:
         if not addr:
             return ""
-        return next((node.id for node in self._store.state.nodes.values() if node.manager_addr == addr), "")
+        there = [node for node in self._store.state.nodes.values() if node.manager_addr == addr]
+        # A host that has left and joined again has two: the one that is there now is meant.
+        return max(there, key=lambda node: (node.state is NodeState.READY, node.created_at)).id if there else ""

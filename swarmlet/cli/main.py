@@ -58,6 +58,7 @@ def main() -> None:
 
 @main.command()
 @click.option("--nodes", type=int, help=f"How many hosts.  [default: as many as it has, or {clusters.DEFAULT_NODES}]")
+@click.option("--managers", type=int, help="How many of them are managers; more than one needs --etcd.  [default: 1]")
 @click.option("--demo", is_flag=True, help="Deploy the demo web service as well.")
 @click.option("--etcd", multiple=True, metavar="URL", help="Keep the state in this etcd of yours (may repeat).")
 @click.option("--etcd-ca", default="", metavar="FILE", help="The CA of that etcd's certificate (PEM).")
@@ -66,7 +67,8 @@ def main() -> None:
 @name_option
 @_answers_errors
 def up(
-    nodes: int | None, demo: bool, etcd: tuple[str, ...], etcd_ca: str, etcd_cert: str, etcd_key: str, name: str
+    nodes: int | None, managers: int | None, demo: bool, etcd: tuple[str, ...], etcd_ca: str, etcd_cert: str,
+    etcd_key: str, name: str,
 ) -> None:
     """Start a cluster on this machine, or what is missing of it."""
     _need_root()
@@ -77,7 +79,7 @@ def up(
     settings = EtcdSettings(endpoints=etcd, ca=ca, cert=cert, key=key)
     plan_cluster(name, 1, 0)
     with clusters.changing(name):
-        cluster = clusters.up(name, nodes, lambda line: click.echo(line, err=True), settings)
+        cluster = clusters.up(name, nodes, lambda line: click.echo(line, err=True), settings, managers)
         ensure_images(cluster)
         urls = ensure_demo(cluster) if demo else []
     option = "" if name == clusters.DEFAULT_NAME else f" --name {name}"

@@ -39,6 +39,7 @@ class Call(Query):
     version: ApiVersion
     path: str  # without the version
     params: dict[str, str] = field(default_factory=dict)
+    kept_body: bytes | None = None  # as `body` read it, for a handler that may be tried again
 
     @property
     def query(self) -> MultiMapping[str]:
@@ -49,7 +50,7 @@ class Call(Query):
 
         None for an empty body. InvalidArgument for anything that is not JSON, or does not say that it is.
         """
-        body = await self._body()
+        body = await self.body()
         if not body.strip():
             return None
         _check_content_type(self.request.headers.get("Content-Type", ""))
@@ -67,7 +68,10 @@ class Call(Query):
         body = await self.raw_json()
         return convert({} if body is None else body, kind)
 
-    async def _body(self) -> bytes:
+    async def body(self) -> bytes:
+        """All of it, once; InvalidArgument for more than MAX_JSON_BYTES."""
+        if self.kept_body is not None:
+            return self.kept_body
         parts, size = [], 0
         async for part in self.request.content.iter_any():
             size += len(part)

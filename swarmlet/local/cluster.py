@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import shutil
 import socket
 import sys
@@ -51,13 +52,14 @@ class _Record(msgspec.Struct, frozen=True, kw_only=True):
     nodes: int
     subnet: int
     etcd: EtcdSettings = EtcdSettings()
+    managers: int = 1
     going: bool = False  # its removal has begun: what is left of it can only be removed
 
 
 def find(name: str) -> ClusterLayout:
     """The layout of an existing cluster. NotFound says how to make it; InvalidArgument for a bad name."""
     saved = _read(name)
-    return plan_cluster(saved.name, saved.nodes, saved.subnet, saved.etcd)
+    return plan_cluster(saved.name, saved.nodes, saved.subnet, saved.etcd, saved.managers)
 
 
 def _read(name: str) -> _Record:
@@ -71,7 +73,8 @@ def _read(name: str) -> _Record:
 def _write(cluster: ClusterLayout, *, going: bool = False) -> None:
     """Write it down; whoever is interrupted leaves the old record or the new one."""
     record = _Record(
-        name=cluster.name, nodes=len(cluster.nodes), subnet=cluster.subnet, etcd=cluster.etcd, going=going
+        name=cluster.name, nodes=len(cluster.nodes), subnet=cluster.subnet, etcd=cluster.etcd,
+        managers=cluster.manager_count, going=going,
     )
     DATA_ROOT.mkdir(parents=True, exist_ok=True)
     draft = cluster.record.with_suffix(".new")
@@ -100,12 +103,15 @@ def changing(name: str) -> Iterator[None]:
         yield
 
 
-def up(name: str, nodes: int | None, report: Report, etcd: EtcdSettings = EMBEDDED_ETCD) -> ClusterLayout:
-    """Make the cluster complete: hosts, agents and membership. nodes None: as many as it has, or DEFAULT_NODES."""
+def up(
+    name: str, nodes: int | None, report: Report, etcd: EtcdSettings = EMBEDDED_ETCD, managers: int | None = None
+) -> ClusterLayout:
+    """Make the cluster complete: hosts, agents and membership. nodes None: as many as it has, or DEFAULT_NODES;
+    managers None: as many as it has, or one."""
     if name in all_names() and _read(name).going:
         report(f"finishing the removal of the old cluster {name!r}")
         down(name)
-    cluster = _plan(name, nodes, etcd)
+    cluster = _plan(name, nodes, etcd, managers)
     cluster.data_dir.mkdir(exist_ok=True)
     cluster.data_dir.chmod(0o711)
     hosts.ensure_bridge(cluster)
@@ -118,6 +124,8 @@ def up(name: str, nodes: int | None, report: Report, etcd: EtcdSettings = EMBEDD
     for host in cluster.nodes:
         wait_for_agent(host)
     _form_cluster(cluster)
+    for host in cluster.managers:
+        wait_until(f"{host.name}'s manager answers", functools.partial(_answers, host), START_TIMEOUT_S)
     wait_for_ready(cluster, cluster.nodes)
     report("all nodes are ready")
     return cluster
@@ -176,20 +184,29 @@ def wait_for_agent(host: HostLayout) -> None:
 
 
 def wait_for_ready(cluster: ClusterLayout, wanted: Iterable[HostLayout]) -> None:
-    """Until the manager sees these nodes ready."""
+    """Until a manager sees these nodes ready."""
     names = {host.name for host in wanted}
 
     def ready() -> bool:
-        nodes = call(cluster.nodes[0].manager_socket, "GET", "/nodes")
+        nodes = ask_managers(cluster, "/nodes")
         return names <= {node["Description"]["Hostname"] for node in nodes if node["Status"]["State"] == "ready"}
 
     wait_until("all nodes are ready", ready, START_TIMEOUT_S)
 
 
+def ask_managers(cluster: ClusterLayout, url: str, timeout: float = 60) -> Any:
+    """The answer of the first manager that gives one. Unavailable, ApiError: of the last."""
+    *others, last = cluster.managers
+    for host in others:
+        with contextlib.suppress(SwarmletError):
+            return call(host.manager_socket, "GET", url, timeout=timeout)
+    return call(last.manager_socket, "GET", url, timeout=timeout)
+
+
 def status(cluster: ClusterLayout) -> list[dict[str, Any]]:
     """One row per host: name, address, whether its agent runs, processes, and the cluster's view of the node."""
     try:
-        nodes = call(cluster.nodes[0].manager_socket, "GET", "/nodes", timeout=5)
+        nodes = ask_managers(cluster, "/nodes", timeout=5)
     except SwarmletError:  # no manager is a state worth showing, not an error
         nodes = []
     states = {node["Description"].get("Hostname"): node["Status"]["State"] for node in nodes}
@@ -205,26 +222,29 @@ def status(cluster: ClusterLayout) -> list[dict[str, Any]]:
     ]
 
 
-def _plan(name: str, nodes: int | None, etcd: EtcdSettings) -> ClusterLayout:
+def _plan(name: str, nodes: int | None, etcd: EtcdSettings, managers: int | None) -> ClusterLayout:
     if name in all_names():
         cluster = find(name)
         remove = f"remove it first (swarmlet down --name {name})"
         if nodes is not None and len(cluster.nodes) != nodes:
             count = len(cluster.nodes)
             raise InvalidArgument(f"cluster {name!r} has {count} {'node' if count == 1 else 'nodes'} already: {remove}")
+        if managers not in (None, cluster.manager_count):
+            has = f"{cluster.manager_count} {'manager' if cluster.manager_count == 1 else 'managers'}"
+            raise InvalidArgument(f"cluster {name!r} has {has} already: {remove}")
         if etcd not in (EMBEDDED_ETCD, cluster.etcd):
             kept = ", ".join(cluster.etcd.endpoints) or "an etcd of its own"
             raise InvalidArgument(f"cluster {name!r} keeps its state in {kept} already: {remove}")
         return cluster
-    nodes = DEFAULT_NODES if nodes is None else nodes
-    plan_cluster(name, nodes, 0, etcd)
+    nodes, managers = DEFAULT_NODES if nodes is None else nodes, 1 if managers is None else managers
+    plan_cluster(name, nodes, 0, etcd, managers)
     for file in filter(None, (etcd.ca, etcd.cert, etcd.key)):
         if not Path(file).is_file():
             raise InvalidArgument(f"there is no file {file}")
     used = hosts.used_subnets() | {find(other).subnet for other in all_names()}
     first = preferred_subnet(name)
     subnet = next(octet for octet in ((first + step) % 250 for step in range(250)) if octet not in used)
-    cluster = plan_cluster(name, nodes, subnet, etcd)
+    cluster = plan_cluster(name, nodes, subnet, etcd, managers)
     _write(cluster)
     return cluster
 
@@ -234,11 +254,16 @@ def _form_cluster(cluster: ClusterLayout) -> None:
     first, *others = cluster.nodes
     _unless_member(first, "/swarm/init", {"ListenAddr": "0.0.0.0:2377", "AdvertiseAddr": first.address})
     tokens: dict[str, str] = wait_until(
-        "the manager answers", lambda: call(first.manager_socket, "GET", "/swarm")["JoinTokens"], START_TIMEOUT_S
+        "a manager answers", lambda: ask_managers(cluster, "/swarm")["JoinTokens"], START_TIMEOUT_S
     )
     for host in others:
-        request = {"RemoteAddrs": [f"{first.address}:2377"], "JoinToken": tokens["Worker"]}
+        token = tokens["Manager" if host in cluster.managers else "Worker"]
+        request = {"RemoteAddrs": [f"{manager.address}:2377" for manager in cluster.managers], "JoinToken": token}
         _unless_member(host, "/swarm/join", request | {"AdvertiseAddr": host.address})
+
+
+def _answers(host: HostLayout) -> bool:
+    return bool(call(host.manager_socket, "GET", "/_ping") == "OK")
 
 
 def _unless_member(host: HostLayout, url: str, request: dict[str, Any]) -> None:

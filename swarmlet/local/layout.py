@@ -92,6 +92,11 @@ class ClusterLayout:
     subnet: int  # third octet
     nodes: tuple[HostLayout, ...]
     etcd: EtcdSettings = EMBEDDED_ETCD  # without endpoints the first node embeds one
+    manager_count: int = 1  # the first so many nodes
+
+    @property
+    def managers(self) -> tuple[HostLayout, ...]:
+        return self.nodes[: self.manager_count]
 
     @property
     def data_dir(self) -> Path:
@@ -138,17 +143,23 @@ class ClusterLayout:
         raise InvalidArgument(f"no node {ref!r}; there are {', '.join(node.name for node in self.nodes)}")
 
 
-def plan_cluster(name: str, nodes: int, subnet: int, etcd: EtcdSettings = EMBEDDED_ETCD) -> ClusterLayout:
-    """The layout of a cluster. InvalidArgument for a bad name or number of nodes, or for bad etcd settings."""
+def plan_cluster(
+    name: str, nodes: int, subnet: int, etcd: EtcdSettings = EMBEDDED_ETCD, managers: int = 1
+) -> ClusterLayout:
+    """The layout of a cluster. InvalidArgument for a bad name or number of nodes or managers, or bad etcd settings."""
     if not re.fullmatch(r"[a-z0-9][a-z0-9-]{0,30}", name):
         raise InvalidArgument(
             f"invalid cluster name {name!r}: use lower case letters, digits and dashes, at most 31, no dash first"
         )
     if not 1 <= nodes <= MAX_NODES:
         raise InvalidArgument(f"invalid number of nodes {nodes}: it must be from 1 to {MAX_NODES}")
+    if not 1 <= managers <= nodes:
+        raise InvalidArgument(f"invalid number of managers {managers}: there are {nodes} nodes")
+    if managers > 1 and not etcd.endpoints:
+        raise InvalidArgument("more than one manager needs an etcd of yours (--etcd): the embedded one has one member")
     _check_etcd(etcd)
     hosts = tuple(HostLayout(name, f"node-{index}", index, subnet) for index in range(1, nodes + 1))
-    return ClusterLayout(name, subnet, hosts, etcd)
+    return ClusterLayout(name, subnet, hosts, etcd, managers)
 
 
 def agent_config(cluster: ClusterLayout, host: HostLayout) -> str:

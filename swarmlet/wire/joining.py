@@ -3,7 +3,7 @@
     GET  /swarmlet/v1/ca            the CA certificate, PEM (any client; checked by the digest in the token)
     POST /swarmlet/v1/join          JoinRequest -> Certificate (any client with a token)
     POST /swarmlet/v1/renew         RenewRequest -> Certificate (a node, by its certificate)
-    POST /swarmlet/v1/local-join    JoinRequest without a token -> Certificate (the manager's unix socket only)
+    POST /swarmlet/v1/local-join    JoinRequest without a token -> Certificate (by its unix socket, or another manager)
     GET  /swarmlet/v1/data-key      the key that secrets and configs are sealed with (a manager, by its certificate)
     GET  /swarmlet/v1/session       WebSocket (a node, by its certificate): see messages.py
 """
@@ -32,7 +32,8 @@ class Founding(Record, frozen=True, kw_only=True):
 
 
 class JoinRequest(Record, frozen=True, kw_only=True):
-    """addr: where this host is reached, "" = where the request came from. founding: local joins only."""
+    """addr: where this host is reached, "" = where the request came from. Of local joins only: founding, and
+    manager_addr, "host:port" of this host's manager."""
 
     token: str = ""
     csr: str
@@ -40,6 +41,7 @@ class JoinRequest(Record, frozen=True, kw_only=True):
     addr: str = ""
     availability: Availability = Availability.ACTIVE
     founding: Founding = Founding()
+    manager_addr: str = ""
 
     def __repr__(self) -> str:
         return f"JoinRequest(hostname={self.hostname!r}, addr={self.addr!r})"

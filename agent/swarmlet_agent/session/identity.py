@@ -99,15 +99,18 @@ async def join(
 
 
 async def join_locally(
-    data_dir: Path, manager_socket: Path, *, hostname: str, addr: str, founding: Founding,
+    data_dir: Path, manager_socket: Path, *, hostname: str, addr: str, manager_addr: str, founding: Founding,
     availability: Availability = Availability.ACTIVE,
 ) -> NodeIdentity:
     """Become a node of the manager on this very host, through its unix socket.
 
-    founding: what the cluster is to be like. Conflict if it is there already and otherwise.
+    manager_addr: its "host:port". founding: what the cluster is to be like. Conflict if it is there already and
+    otherwise.
     """
     csr, key = await new_request()
-    request = JoinRequest(csr=csr, hostname=hostname, addr=addr, founding=founding, availability=availability)
+    request = JoinRequest(
+        csr=csr, hostname=hostname, addr=addr, manager_addr=manager_addr, founding=founding, availability=availability
+    )
     url = f"http://manager{joining.LOCAL_JOIN_PATH}"
     answer = await _call("POST", url, None, msgspec.json.encode(request), socket=manager_socket)
     return await _keep(data_dir, answer, key)

@@ -13,6 +13,7 @@ from swarmlet.model.states import Role
 from swarmlet.tls import require_role
 from swarmlet.wire import joining
 from swarmlet.wire.joining import Certificate, JoinRequest, RenewRequest
+from swarmlet.wire.passing import PASSED_ON_FOR
 from swarmlet_manager.ca.authority import Authority
 
 MAX_HOSTNAME = 253
@@ -39,7 +40,11 @@ class JoinRoutes:
 
     def local_routes(self) -> list[Route]:
         """Whoever may open the manager's unix socket is root on its host."""
-        return [Route("GET", joining.CA_PATH, self.ca), Route("POST", joining.LOCAL_JOIN_PATH, self.join_locally)]
+        return [Route("GET", joining.CA_PATH, self.ca), *self.passed_on_routes()]
+
+    def passed_on_routes(self) -> list[Route]:
+        """What a manager passes on for its own host: for certificates of managers only."""
+        return [Route("POST", joining.LOCAL_JOIN_PATH, self.join_locally)]
 
     async def ca(self, _call: Call) -> web.StreamResponse:
         return web.Response(text=self._authority.ca_pem(), content_type="application/x-pem-file")
@@ -63,7 +68,8 @@ class JoinRoutes:
         return _answer(
             await self._authority.admit(
                 Role.MANAGER, asked.csr, _hostname(asked.hostname), _addresses(call, asked.addr),
-                manager_addr=self._own_addr, founding=asked.founding, availability=asked.availability,
+                manager_addr=asked.manager_addr or self._own_addr, founding=asked.founding,
+                availability=asked.availability,
             )
         )
 
@@ -86,7 +92,8 @@ def _hostname(text: str) -> str:
 
 def _addresses(call: Call, asked: str) -> list[str]:
     """What the host says, else where it comes from. InvalidArgument for what is not an IP address."""
-    address = asked or call.request.remote or ""
+    passed_on_for = call.request.headers.get(PASSED_ON_FOR, "").removeprefix("-")
+    address = asked or passed_on_for or call.request.remote or ""
     if not address:
         return []
     try:

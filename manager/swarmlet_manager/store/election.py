@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass
 from typing import Any
 
@@ -62,7 +62,20 @@ class Leadership:
 
 
 class Deposed(SwarmletError):
-    """Another manager leads, or may: this one must not write any more."""
+    """Another manager leads, or may: this one must not write any more. uncertain: its last write may have been made."""
+
+    def __init__(self, reason: str, *, uncertain: bool = True) -> None:
+        super().__init__(reason)
+        self.uncertain = uncertain
+
+
+class NotLeader(Unavailable):
+    """Only the leader writes, and nothing was. `leader` says whom to ask, if one is known."""
+
+    def __init__(self, leader: Leader | None) -> None:
+        where = f"; the leader is {leader.id} at {leader.addr}" if leader else "; there is none at the moment"
+        super().__init__(f"this manager is not the leader{where}")
+        self.leader = leader
 
 
 class Election:
@@ -91,6 +104,7 @@ class Election:
         self._deposed = asyncio.Event()
         self._deadline = 0.0
         self._leadership: Leadership | None = None
+        self._moved = asyncio.Event()
         self.leader: Leader | None = None
 
     @property
@@ -100,7 +114,7 @@ class Election:
 
     def observe(self, kv: KeyValue | None) -> None:
         """What the leader key holds now; None = it is gone."""
-        self.leader = None if kv is None else _leader(kv)
+        self._see(None if kv is None else _leader(kv))
         if self.leader is None:
             self._vacant.set()
         else:
@@ -111,6 +125,20 @@ class Election:
     def step_down(self) -> None:
         """End our leadership, if there is one; campaigning goes on."""
         self._deposed.set()
+
+    def tell(self) -> None:
+        """Wake who waits for another leader: there is one, or this one has become able to write."""
+        self._moved.set()
+        self._moved = asyncio.Event()
+
+    def moved(self) -> Awaitable[object]:
+        """Ends with the first `tell` after the call."""
+        return self._moved.wait()
+
+    def _see(self, leader: Leader | None) -> None:
+        if leader != self.leader:
+            self.leader = leader
+            self.tell()
 
     async def run(self) -> None:
         """Until cancelled; a leader resigns first, and its successor is elected at once."""
@@ -163,7 +191,7 @@ class Election:
         else:
             self.observe(result.reads[0][0] if result.reads[0] else None)
             return None
-        self.leader = Leader(self._candidate.id, self._candidate.addr, term)
+        self._see(Leader(self._candidate.id, self._candidate.addr, term))
         self._vacant.clear()
         return Leadership(term, lease)
 

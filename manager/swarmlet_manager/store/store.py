@@ -15,18 +15,19 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import aclosing
 
 from swarmlet.errors import Internal, Unavailable
 from swarmlet.log import get_logger
 from swarmlet_manager.state import Change, Op, State, StoredRecord
 from swarmlet_manager.store.codec import SCHEMA
-from swarmlet_manager.store.election import LEASE_TTL_S, Candidate, Election, Leader, Leadership
+from swarmlet_manager.store.election import LEASE_TTL_S, Candidate, Election, Leader, Leadership, NotLeader
 from swarmlet_manager.store.keys import Keys
 from swarmlet_manager.store.kv import KV, ClusterChanged, Compacted, PutKey, WatchBatch
 from swarmlet_manager.store.maintenance import Schedule, maintain
 from swarmlet_manager.store.mirror import Mirror
+from swarmlet_manager.store.readindex import ReadIndex
 from swarmlet_manager.store.writer import Limits, Writer
 
 log = get_logger(__name__)
@@ -35,20 +36,13 @@ log = get_logger(__name__)
 PAGE_KEYS = 250
 #: A new leader that has not seen all earlier writes by then gives up and lets another try.
 CATCH_UP_S = 10.0
+#: A read waits so long, at most, for etcd to say how far the state is, and for the watch to bring it.
+READ_S = 5.0
 #: Without a sign of life from etcd for so long, the store calls itself unhealthy.
 HEALTHY_S = 5.0
 
 Subscriber = Callable[[Sequence[Change]], None]
 LeadershipSubscriber = Callable[[int | None], None]
-
-
-class NotLeader(Unavailable):
-    """Only the leader writes. `leader` says whom to ask, if one is known."""
-
-    def __init__(self, leader: Leader | None) -> None:
-        where = f"; the leader is {leader.id} at {leader.addr}" if leader else "; there is none at the moment"
-        super().__init__(f"this manager is not the leader{where}")
-        self.leader = leader
 
 
 class Store:
@@ -73,6 +67,7 @@ class Store:
         self._id = candidate.id
         self._election = Election(kv, self._keys, candidate, self._reign, ttl_s=ttl_s, rng=rng)
         self._writer: Writer | None = None
+        self._index = ReadIndex(self._last_write)
         self._subscribers: list[Subscriber] = []
         self._leadership_subscribers: list[LeadershipSubscriber] = []
         self._moved = asyncio.Event()
@@ -103,6 +98,13 @@ class Store:
         """Who leads, as last seen: for passing requests on."""
         return self._election.leader
 
+    @property
+    def other_leader(self) -> Leader | None:
+        """The manager that leads instead of this one. None, too, if the last leader was this very one, which has lost
+        etcd: it is no one to turn to."""
+        leader = self._election.leader
+        return None if leader is not None and leader.id == self._id else leader
+
     def healthy(self) -> bool:
         """True if etcd has given a sign of life within the last seconds."""
         return asyncio.get_running_loop().time() - self._contact < HEALTHY_S
@@ -128,6 +130,7 @@ class Store:
 
     async def stop(self) -> None:
         """Resign and end all loops. The connection to etcd stays the caller's to close."""
+        await self._index.close()
         if self._running is not None:
             self._running.cancel()
             await asyncio.gather(self._running, return_exceptions=True)
@@ -142,9 +145,7 @@ class Store:
         """
         writer = self._writer
         if writer is None or not self.leader:
-            leader = self._election.leader
-            # The last leader may have been this very manager, which has lost etcd: it is no one to turn to.
-            raise NotLeader(None if leader is not None and leader.id == self._id else leader)
+            raise NotLeader(self.other_leader)
         return await writer.commit(ops, timeout_s) if ops else ()
 
     def subscribe(self, callback: Subscriber) -> Callable[[], None]:
@@ -160,6 +161,29 @@ class Store:
         """Call with the term when this manager begins to lead, and with None when it has ended."""
         self._leadership_subscribers.append(callback)
         return lambda: self._leadership_subscribers.remove(callback)
+
+    async def catch_up(self, timeout_s: float = READ_S) -> None:
+        """Until `state` has everything that any manager had acknowledged before the call (a linearizable read).
+
+        The leader has it. A follower asks etcd, where a majority answers, for the revision of the last write, and waits
+        for the watch to bring it: no leader is needed for that. Unavailable if it takes longer.
+        """
+        if self.leader:
+            return
+        try:
+            async with asyncio.timeout(timeout_s):
+                revision = await self._index.read()
+                while self.state.revision < revision:
+                    await self._applied()
+        except TimeoutError:
+            raise Unavailable(
+                f"this manager cannot tell whether it knows the cluster's present state: etcd has not brought it up to "
+                f"date within {timeout_s:g} s"
+            ) from None
+
+    def leadership_moved(self) -> Awaitable[object]:
+        """Ends when another manager (or none) leads than at the call, or when this one has become able to write."""
+        return self._election.moved()
 
     async def wait_for_leadership(self) -> int:
         """Until this manager leads; returns the term."""
@@ -252,6 +276,16 @@ class Store:
                 self._has_schema = True
         self._apply(self._mirror.follow(batch.events))
 
+    async def _applied(self) -> None:
+        """Until the next batch."""
+        self._moved.clear()
+        await self._moved.wait()
+
+    async def _last_write(self) -> int:
+        """The revision of the last write of any leader: each moves the write sequence."""
+        found = (await self._kv.read(self._keys.wseq, timeout_s=READ_S)).kvs
+        return found[0].mod_revision if found else 0
+
     def _touch(self) -> None:
         self._contact = asyncio.get_running_loop().time()
 
@@ -268,8 +302,7 @@ class Store:
     async def _reign(self, leadership: Leadership) -> None:
         async with asyncio.timeout(CATCH_UP_S):
             while self.state.revision < leadership.term:
-                self._moved.clear()
-                await self._moved.wait()
+                await self._applied()
         writer = Writer(self._kv, self._mirror, leadership, self._limits, self._written)
         if not self._has_schema:
             writer.first = (PutKey(self._keys.schema, b"%d" % SCHEMA),)
@@ -293,6 +326,7 @@ class Store:
             self._leading.clear()
         else:
             self._leading.set()
+        self._election.tell()
         for callback in tuple(self._leadership_subscribers):
             try:
                 callback(term)

@@ -18,7 +18,7 @@ from swarmlet.errors import InvalidArgument, SwarmletError, Unavailable
 from swarmlet.log import get_logger
 from swarmlet_manager.state import Change, Op, StoredRecord
 from swarmlet_manager.store.draft import Draft, Drafting
-from swarmlet_manager.store.election import Deposed, Leadership
+from swarmlet_manager.store.election import Deposed, Leadership, NotLeader
 from swarmlet_manager.store.kv import KV, CreatedAt, HasValue, NoAnswer, NoSpace, PutKey, ReadKeys, TooLarge
 from swarmlet_manager.store.mirror import Mirror
 
@@ -76,7 +76,7 @@ class Writer:
 
     async def commit(self, ops: Sequence[Op], timeout_s: float) -> Records:
         if self._closed:
-            raise Unavailable("this manager is not the leader any more")
+            raise NotLeader(None)
         caller = _Caller(tuple(ops), asyncio.get_running_loop().create_future())
         self._queue.append(caller)
         self._work.set()
@@ -104,8 +104,10 @@ class Writer:
 
     def close(self) -> None:
         self._closed = True
-        for caller in (*self._in_flight, *self._queue):
+        for caller in self._in_flight:
             _fail(caller, Unavailable("this manager has lost the leadership; the write may or may not have been made"))
+        for caller in self._queue:
+            _fail(caller, NotLeader(None))
         self._queue.clear()
 
     async def _round(self) -> None:
@@ -118,6 +120,10 @@ class Writer:
         except (TooLarge, NoSpace) as err:
             for caller in callers:
                 _fail(caller, err)
+        except Deposed as err:
+            for caller in () if err.uncertain else callers:
+                _fail(caller, NotLeader(None))
+            raise
         else:
             self._applied(self._mirror.write(draft, revision))
             for caller, records in zip(callers, draft.results, strict=True):
@@ -195,7 +201,7 @@ class Writer:
         else:
             leader, wseq = result.reads
             if not leader or leader[0].create_revision != self._leadership.term:
-                raise Deposed("another manager has been elected")
+                raise Deposed("another manager has been elected", uncertain=uncertain)
             if not wseq or wseq[0].value != after:
                 raise Deposed("the write sequence is not where this leader left it")
             revision = wseq[0].mod_revision

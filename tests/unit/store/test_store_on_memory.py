@@ -17,11 +17,11 @@ from swarmlet.model.service import ContainerSpec, Service, ServiceSpec, TaskSpec
 from swarmlet.model.states import NodeState, TaskState
 from swarmlet.model.task import Task
 from swarmlet_manager.state import Change, Delete, Put
-from swarmlet_manager.store.election import Candidate
+from swarmlet_manager.store.election import Candidate, NotLeader
 from swarmlet_manager.store.kv import NoSpace, PutKey, TooLarge
 from swarmlet_manager.store.memory import Faults, MemoryClient, MemoryEtcd
 from swarmlet_manager.store.mirror import Resync
-from swarmlet_manager.store.store import NotLeader, Store
+from swarmlet_manager.store.store import Store
 from swarmlet_manager.store.writer import Limits
 
 pytestmark = pytest.mark.looptime
