@@ -85,6 +85,7 @@ def advance(
     diff_ids = before.diff_ids if layer is None else (*before.diff_ids, layer.diff_id)
     document: dict[str, Any] = {
         "architecture": before.platform.architecture, "config": to_api(config), "created": created,
+        "container_config": to_api(config),  # the step's container was created with it (Docker's addition)
         "history": msgspec.to_builtins(history), "os": before.platform.os or "linux",
         "rootfs": {"type": "layers", "diff_ids": list(diff_ids)},
     }

@@ -34,8 +34,8 @@ class Check:
 
 
 def plan_check(config: HealthConfig | None, shell: Sequence[str]) -> Check | None:
-    """What to run, or None: no check, or one that is turned off. InvalidArgument for an unknown kind of test."""
-    if config is None or not config.test or config.test[0] == "NONE":
+    """What to run, or None: no check, one that is turned off, or (`unknown_kind`) one of an unknown kind."""
+    if config is None or not config.test:
         return None
     kind, *words = config.test
     if kind == "CMD-SHELL":
@@ -43,7 +43,7 @@ def plan_check(config: HealthConfig | None, shell: Sequence[str]) -> Check | Non
     elif kind == "CMD":
         args = tuple(words)
     else:
-        raise InvalidArgument(f"Unknown healthcheck type '{kind}' (expected 'CMD')")
+        return None
     return Check(
         args=args,
         interval_s=(config.interval or INTERVAL_NS) / NS,
@@ -66,7 +66,13 @@ def check_config(config: HealthConfig | None) -> None:
             raise InvalidArgument(f"{name} in Healthcheck cannot be less than 1ms")
     if config.retries < 0:
         raise InvalidArgument("Retries in Healthcheck cannot be negative")
-    plan_check(config, ())
+
+
+def unknown_kind(config: HealthConfig | None) -> list[str]:
+    """What to tell of a test that is of no known kind: dockerd creates the container, and never runs it."""
+    if config is None or not config.test or config.test[0] in ("NONE", "CMD", "CMD-SHELL"):
+        return []
+    return [f"Unknown healthcheck type '{config.test[0]}' (expected 'CMD'): the container has no health check."]
 
 
 def judge(status: str, streak: int, *, passed: bool, since_start_s: float, check: Check) -> tuple[str, int]:

@@ -20,6 +20,7 @@ from swarmlet.log import get_logger
 from swarmlet.model.common import Driver, Mount
 from swarmlet.model.container import ContainerCreate
 from swarmlet.model.ids import new_hex_id, short_id
+from swarmlet_agent.decide.health import unknown_kind
 from swarmlet_agent.decide.kernel import asks_much, drop_foreign, fit_limits
 from swarmlet_agent.decide.links import check_links, link_text, parse_link
 from swarmlet_agent.decide.merge import argv, merge_image
@@ -70,6 +71,7 @@ class Creator:
         _check_runtime_options(request)
         if host.runtime and host.runtime not in core.traits.runtimes:
             raise InvalidArgument(f"unknown or invalid runtime name: {host.runtime}")
+        warnings += unknown_kind(request.healthcheck)
         warnings += security.lacking(host.security_opt, apparmor=core.traits.apparmor)
         if not request.image:
             raise InvalidArgument("no image specified")

@@ -113,7 +113,8 @@ def _document(
     history = msgspec.to_builtins(base.history) if base is not None else ()
     document: dict[str, Any] = {
         "architecture": platform.architecture, "os": platform.os or "linux", "created": created,
-        "container": commit.container_id, "config": to_api(commit.config), "history": [*history, entry],
+        "container": commit.container_id, "container_config": to_api(commit.config),
+        "config": to_api(commit.config), "history": [*history, entry],
         "rootfs": {"type": "layers", "diff_ids": list(diff_ids)},
     }
     for key, value in (

@@ -95,15 +95,17 @@ def inspect(
     if version < (1, 44):
         shown["VirtualSize"] = image.size_bytes
     if version < (1, 45):
-        shown["Container"] = msgspec.json.decode(configuration.raw, type=_Origin).container
-        shown["ContainerConfig"] = dict(_NO_CONFIG)
+        origin = msgspec.json.decode(configuration.raw, type=_Origin)
+        shown["Container"] = origin.container
+        shown["ContainerConfig"] = {**_NO_CONFIG, **(origin.container_config or {})}
     return shown
 
 
 class _Origin(msgspec.Struct, frozen=True):
-    """The container that an image was committed from, which Docker's configurations name."""
+    """The container that an image was made from, which Docker's configurations tell of."""
 
     container: str = ""
+    container_config: dict[str, Any] | None = None
 
 
 def _folders(diffs: Sequence[Path]) -> dict[str, str]:

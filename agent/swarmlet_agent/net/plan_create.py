@@ -14,7 +14,7 @@ from swarmlet.model.network import OPTION_MTU, Subnet
 from swarmlet_agent.net.plan_config import config_network, resolved
 from swarmlet_agent.net.plan_endpoint import OPTION_NAME_PREFIX
 from swarmlet_agent.net.plan_ipam import DEFAULT_POOLS, Pools
-from swarmlet_agent.net.plan_parents import KINDS, plan_parent
+from swarmlet_agent.net.plan_parents import KINDS, OPTION_FAMILY, plan_parent
 from swarmlet_agent.net.records import PREDEFINED, NetworkRecord
 from swarmlet_agent.net.requests import Ipam, IpamConfig, NetworkCreate
 
@@ -29,7 +29,7 @@ OPTION_DEFAULT = _BRIDGE + "default_bridge"
 #: Set by Compose and other clients on every network; it has no meaning for bridges we make.
 _KNOWN = {
     OPTION_NAME, OPTION_ICC, OPTION_MASQUERADE, OPTION_HOST_BINDING, OPTION_DEFAULT, OPTION_MTU, OPTION_NAME_PREFIX,
-    OPTION_INHIBIT, *OPTION_REACH.values(),
+    OPTION_INHIBIT, *OPTION_FAMILY.values(), *OPTION_REACH.values(),
 }
 _REACHES = ("nat", "nat-unprotected", "routed", "isolated")
 _TRUE, _FALSE = {"1", "t", "true"}, {"0", "f", "false"}
@@ -51,7 +51,7 @@ def plan_network(
     _check_name(request.name, existing)
     if request.config_only:
         return config_network(request, network_id=network_id, now=now)
-    request = resolved(request, existing)
+    request = _with_families(resolved(request, existing))
     _check_kind(request)
     if not request.enable_ipv4 and not request.enable_ipv6:
         raise InvalidArgument("IPv4 or IPv6 must be enabled")
@@ -82,6 +82,21 @@ def plan_network(
         parent = plan_parent(KINDS[driver], request, network_id, existing.values(), links)
         return replace(record, parent=parent.name, mode=parent.mode, flag=parent.flag)
     return _bridge_network(record, links)
+
+
+def _with_families(request: NetworkCreate) -> NetworkCreate:
+    """The families that options ask for are enabled, unless the request says something of them by itself."""
+    wanted = {}
+    for version, field in OPTION_FAMILY.items():
+        text = request.options.get(field, "").lower()
+        if text and text not in _TRUE | _FALSE:
+            raise InvalidArgument(f'driver-opt "{field}" is not a valid bool')
+        wanted[version] = text
+    return replace(
+        request,
+        enable_ipv4=request.enable_ipv4 and wanted[4] not in _FALSE,
+        enable_ipv6=request.enable_ipv6 or wanted[6] in _TRUE,
+    )
 
 
 def _unused(ipam: Ipam, versions: Collection[int]) -> tuple[Subnet, ...]:

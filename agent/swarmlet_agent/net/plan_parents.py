@@ -37,6 +37,8 @@ class Kind:
         return f"{self.driver}_flag" if self.flags else ""
 
 
+#: Whether the network has IPv4, IPv6; of every driver.
+OPTION_FAMILY = {4: "com.docker.network.enable_ipv4", 6: "com.docker.network.enable_ipv6"}
 _MACVLAN = Kind("macvlan", OWN_PARENTS[0], {"bridge": 4, "private": 1, "vepa": 2, "passthru": 8})
 _IPVLAN = Kind("ipvlan", OWN_PARENTS[1], {"l2": 0, "l3": 1, "l3s": 2}, {"bridge": 0, "private": 1, "vepa": 2})
 KINDS = {kind.driver: kind for kind in (_MACVLAN, _IPVLAN)}
@@ -56,7 +58,7 @@ def plan_parent(
 ) -> Parent:
     """Where the containers' interfaces will hang. InvalidArgument, Forbidden, NotSupported in dockerd's words."""
     options, driver = request.options, kind.driver
-    known = {OPTION_PARENT, kind.option_mode, kind.option_flag}
+    known = {OPTION_PARENT, kind.option_mode, kind.option_flag, *OPTION_FAMILY.values()}
     unknown = sorted(key for key in options if key not in known)
     if unknown:
         raise NotSupported(f"network option {unknown[0]} is not supported by the driver {driver}")

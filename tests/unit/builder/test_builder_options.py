@@ -135,3 +135,10 @@ def test_a_state_is_named_by_its_content_and_times() -> None:
     one, same, later = (advance(begin, ImageConfig(user="u"), "step", now=now) for now in (10**9, 10**9, 2 * 10**9))
     assert one.id == same.id != later.id and one.configuration.history[0].empty_layer
     assert one.configuration.config.user == "u" and one.platform == begin.platform
+
+
+def test_an_image_tells_what_its_last_container_was_created_with() -> None:
+    made = advance(empty_state(Platform("amd64", "linux")), ImageConfig(user="u", volumes={"/data": {}}), "x", now=1)
+    document = json.loads(made.configuration.raw)
+
+    assert document["container_config"] == document["config"] == {"User": "u", "Volumes": {"/data": {}}}

@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 
 import pytest
+from engine_made import request
+from msgspec.structs import replace
 
-from swarmlet.errors import InvalidArgument
 from swarmlet.model.common import HealthConfig
 from swarmlet.model.times import NS
 from swarmlet_agent.decide.health import Check, judge, next_probe_s, plan_check
@@ -26,8 +27,16 @@ def test_what_is_run():
     own = plan_check(HealthConfig(test=("CMD-SHELL", "x"), retries=1), ("/bin/bash", "-c"))
     assert own is not None
     assert (own.args, own.retries) == (("/bin/bash", "-c", "x"), 1)
-    with pytest.raises(InvalidArgument):
-        plan_check(HealthConfig(test=("RUN", "x")), ())
+    assert plan_check(HealthConfig(test=("RUN", "x")), ()) is None
+
+
+async def test_a_check_of_no_known_kind_is_never_run_and_told_of(node):
+    record, warnings = await node.engine.create("", replace(request(), healthcheck=HealthConfig(test=("true",))))
+    await node.engine.start_container(record.id)
+
+    assert warnings == ["Unknown healthcheck type 'true' (expected 'CMD'): the container has no health check."]
+    assert node.engine.get(record.id).request.healthcheck.test == ("true",)
+    assert node.engine.get(record.id).state.health is None
 
 
 @pytest.mark.parametrize(

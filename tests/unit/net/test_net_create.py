@@ -166,6 +166,11 @@ def test_a_gateway_that_nobody_named_spares_auxiliary_addresses() -> None:
         (NetworkCreate(name="x", driver="host"), Forbidden, 'only one instance of "host" network is allowed'),
         (NetworkCreate(name="x", driver="weave"), NotFound, 'plugin "weave" not found'),
         (NetworkCreate(name="x", enable_ipv4=False), InvalidArgument, "IPv4 or IPv6 must be enabled"),
+        (
+            NetworkCreate(name="x", options={"com.docker.network.enable_ipv6": "maybe"}),
+            InvalidArgument,
+            'driver-opt "com.docker.network.enable_ipv6" is not a valid bool',
+        ),
         (NetworkCreate(name="x", ingress=True), NotSupported, "ingress"),
         (NetworkCreate(name="x", config_only=True, internal=True), Forbidden, "network specific fields"),
         (
@@ -250,6 +255,14 @@ def test_an_ipv6_network_without_a_subnet_gets_a_unique_local_one() -> None:
     assert subnets[0].supernet(new_prefix=48) == subnets[1].supernet(new_prefix=48) and subnets[0] != subnets[1]
     assert first.v6.gateway == str(subnets[0].network_address + 1)
     assert (first.subnet, first.v6.chosen) == ("172.18.0.0/16", False)
+
+
+def test_options_may_say_which_families_a_network_has() -> None:
+    both = plan(NetworkCreate(name="x", options={"com.docker.network.enable_ipv6": "true"}))
+    six = plan(NetworkCreate(name="x", options={"com.docker.network.enable_ipv4": "0"}, enable_ipv6=True))
+
+    assert both.subnet and both.v6.subnet
+    assert not six.subnet and six.v6.subnet
 
 
 def test_a_network_may_have_ipv6_alone() -> None:
