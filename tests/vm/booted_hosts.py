@@ -1,4 +1,4 @@
-"""Hosts that boot: Debian with systemd as their first process, an SSH server, and no way out but to each other.
+"""Hosts that boot: systemd as their first process, an SSH server, and no way out but to each other.
 
 They are on a bridge in a network namespace of the tests', from where Ansible and SSH reach them: nothing touches the
 machine's own network. Two kinds: containers of systemd-nspawn with all capabilities (their own systemd, file system,
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import abc
 import contextlib
+import fcntl
 import hashlib
 import os
 import shutil
@@ -26,9 +27,12 @@ PACKAGES = (
     "kmod", "netbase", "sudo", "ca-certificates", "conmon", "crun", "runc", "golang-github-containers-common",
     "nftables", "tini", "etcd-server", "etcd-client",
 )
-#: Debian's release that the hosts have, and its Python.
+#: The release that the hosts have (Debian 12 or 13, Ubuntu 24.04), its Python, and the parts of its archive.
+#: Ubuntu's archive is only believed with its keys in /usr/share/keyrings/ubuntu-archive-keyring.gpg.
 SUITE = os.environ.get("SWARMLET_VM_RELEASE", "bookworm")
-PYTHON = {"bookworm": "3.11", "trixie": "3.13"}[SUITE]
+PYTHON, COMPONENTS = {
+    "bookworm": ("3.11", "main"), "trixie": ("3.13", "main"), "noble": ("3.12", "main,universe")
+}[SUITE]
 CACHE = Path("/var/cache/swarmlet-tests")
 #: Hosts have 10.77.0.11 and on; the bridge, where Ansible runs, has .1.
 NETWORK, BRIDGE = "10.77.0", "vmbr0"
@@ -54,25 +58,36 @@ def base_image(*further: str) -> Path:
     """The file system of a fresh host, as a tar archive; made once of Debian's packages."""
     packages = (*PACKAGES, *further)
     name = hashlib.sha256(f"{SUITE} {' '.join(packages)}".encode()).hexdigest()[:12]
-    archive = CACHE / f"{SUITE}-{name}.tar"
-    if not archive.exists():
-        CACHE.mkdir(parents=True, exist_ok=True)
-        partial = CACHE / f"partial-{os.getpid()}.tar"
-        run("mmdebstrap", "--variant=minbase", f"--include={','.join(packages)}", SUITE, str(partial), timeout_s=900)
-        partial.replace(archive)
-    return archive
+    return made_once(CACHE / f"{SUITE}-{name}.tar", lambda partial: run(
+        "mmdebstrap", "--variant=minbase", f"--components={COMPONENTS}", f"--include={','.join(packages)}", SUITE,
+        str(partial), timeout_s=900,
+    ))
 
 
 def base_folder() -> Path:
     """The same, unpacked: what hosts that share this machine's kernel lay their own files over."""
     archive = base_image()
-    folder = archive.with_suffix("")
-    if not folder.exists():
-        partial = CACHE / f"partial-{os.getpid()}"
+
+    def unpack(partial: Path) -> None:
         partial.mkdir()
         run("tar", "-xf", str(archive), "-C", str(partial), timeout_s=300)
-        partial.replace(folder)
-    return folder
+
+    return made_once(archive.with_suffix(""), unpack)
+
+
+def made_once(path: Path, make: Callable[[Path], object]) -> Path:
+    """Of several runs at once, one makes it, the others wait for it; it has another name until it is whole."""
+    partial = path.with_name(f"partial-{path.name}")
+    CACHE.mkdir(parents=True, exist_ok=True)
+    with (CACHE / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not path.exists():
+            if partial.is_dir():  # of a run that was killed
+                shutil.rmtree(partial)
+            partial.unlink(missing_ok=True)
+            make(partial)
+            partial.replace(path)
+    return path
 
 
 class BootedHost(abc.ABC):
