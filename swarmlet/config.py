@@ -18,6 +18,8 @@ from swarmlet.errors import InvalidArgument
 
 AGENT_SOCKET = "agent.sock"
 MANAGER_SOCKET = "manager.sock"
+#: In the manager's folder: when it was restored, in microseconds of the epoch. The manager notes it and removes it.
+RESTORED = "restored"
 DEFAULT_CONFIG = Path("/etc/swarmlet/agent.toml")
 ENV_PREFIX = "SWARMLET_"
 

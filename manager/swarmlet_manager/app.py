@@ -48,6 +48,7 @@ from swarmlet_manager.dispatch.dispatcher import Dispatcher
 from swarmlet_manager.fleet.client import Fleet
 from swarmlet_manager.fleet.leader import LeaderLine
 from swarmlet_manager.leadership import Leading, Place, retire_predecessor
+from swarmlet_manager.restored import note_restore
 from swarmlet_manager.settings import ManagerSettings, read_settings
 from swarmlet_manager.store.election import Candidate
 from swarmlet_manager.store.etcd.binary import EtcdSettings
@@ -135,6 +136,7 @@ class Manager:
         async def prepare() -> None:
             await authority.ensure_cluster()
             await vault.ensure()
+            await note_restore(store, self._data_dir)
 
         leading = Leading(store, prepare, (allocation, dispatcher, reconcilers))
         try:

@@ -91,6 +91,9 @@ class Cluster(Record, frozen=True, kw_only=True):
     data_path_port: int = DATA_PATH_PORT
     #: The user has removed the routing mesh's network: none is made but by the user from then on.
     ingress_removed: bool = False
+    #: What agents know as a term is the leader's own and this: the moment of the last restore (us), 0 without one.
+    #: It grows faster than etcd's revisions, with which it is added.
+    terms_after: int = 0
     #: Keys of encrypted networks.
     ways: WaysPlan = WaysPlan()
     created_at: int = 0

@@ -44,6 +44,7 @@ from swarmlet_manager.control.commands import Control
 from swarmlet_manager.control.reconcile import Reconcilers
 from swarmlet_manager.dispatch.dispatcher import Dispatcher
 from swarmlet_manager.leadership import Leading
+from swarmlet_manager.restored import note_restore
 from swarmlet_manager.store.election import Candidate
 from swarmlet_manager.store.memory import MemoryClient, MemoryEtcd
 from swarmlet_manager.store.store import Store
@@ -199,6 +200,7 @@ async def start_manager(
     async def prepare() -> None:
         await authority.ensure_cluster(spec)
         await vault.ensure()
+        await note_restore(store, folder)
 
     leading = Leading(store, prepare, duties)
     task = asyncio.create_task(leading.run())

@@ -113,6 +113,27 @@ class Site:
         self.docker("service", "create", *wishes, IMAGE, *command)
         eventually(lambda: len(self.running_on(name)) == replicas, 180, f"{replicas} replicas of {name} run")
 
+    def keep_secret(self, name: str, value: str) -> None:
+        file = self.lab.folder / name
+        file.write_text(value)
+        self.docker("secret", "create", name, str(file))
+        file.unlink()
+
+    def read_secret(self, name: str, on: int = 1) -> dict[str, str]:
+        """What tasks find in it, by the host they run on: a task on each reads it anew."""
+        told = "--mode=global", "--hostname={{.Node.Hostname}}", f"--secret={name}"
+        command = "sh", "-c", f"echo $(hostname): $(cat /run/secrets/{name}); sleep 1000"
+        self.docker("service", "create", "--detach", "--name=reader", *told, IMAGE, *command, on=on)
+
+        def read() -> dict[str, str]:
+            lines = self.docker("service", "logs", "--raw", "reader", on=on).splitlines()
+            return dict(line.split(": ", 1) for line in lines if ": " in line)
+
+        eventually(lambda: len(read()) == len(self.hosts), 120, f"a task on each host has read {name}")
+        found = read()
+        self.docker("service", "rm", "reader", on=on)
+        return found
+
     def traces(self, number: int) -> list[str]:
         """What is left of Swarmlet on a host."""
         host = self.hosts[number - 1]

@@ -8,9 +8,11 @@ from collections.abc import Iterator
 import pytest
 from booted_hosts import eventually
 from booted_kinds import chosen_kind
-from booted_site import Site, open_site
+from booted_site import IMAGE, Site, open_site
 
 NODES = {"host-1": "Ready", "host-2": "Ready", "host-3": "Ready"}
+#: Of the secret that a service of these tests gets.
+SECRET = "told to nobody but tasks"
 
 
 @pytest.fixture(scope="module")
@@ -22,6 +24,8 @@ def site() -> Iterator[Site]:
 @pytest.fixture(scope="module")
 def cluster(site: Site) -> Site:
     """With an image on every node, and a service over them all."""
+    checked = site.play("site.yml", "--check", "--diff")
+    assert checked.changed() > 0
     site.play("site.yml")
     site.load_image()
     site.serve("web", replicas=3)
@@ -30,8 +34,17 @@ def cluster(site: Site) -> Site:
 
 def test_the_second_run_changes_nothing(cluster: Site) -> None:
     assert cluster.nodes() == NODES
-    again = cluster.play("site.yml", "--diff")
-    assert again.changed() == 0, again.output[-6000:]
+    for options in (("--diff",), ("--check", "--diff")):
+        again = cluster.play("site.yml", *options)
+        assert again.changed() == 0, again.output[-6000:]
+        assert "PRIVATE KEY" not in again.output
+
+
+def test_an_install_starts_each_service_once(cluster: Site) -> None:
+    for host in cluster.hosts:
+        for unit in ("swarmlet-etcd", "swarmlet-agent"):
+            told = host.ssh(f"journalctl --unit={unit}.service --output=cat").splitlines()
+            assert len([line for line in told if line.startswith("Starting ")]) == 1, told
 
 
 def test_all_hosts_are_managers_on_the_etcd_of_the_inventory(cluster: Site) -> None:
@@ -90,9 +103,20 @@ def ready(site: Site, number: int) -> set[str]:
     return set()
 
 
-def test_a_backup_is_left_to_etcds_own_tools(cluster: Site) -> None:
-    refused = cluster.try_play("backup.yml")
-    assert refused.status != 0 and "etcdctl snapshot save" in " ".join(refused.output.split())
+def test_what_a_backup_has_is_restored_into_every_member(cluster: Site) -> None:
+    where = ("-e", f"swarmlet_backup_dir={cluster.lab.folder / 'backups'}")
+    running = sorted(cluster.running_on("web"))
+    cluster.keep_secret("word", SECRET)
+    cluster.play("backup.yml", *where)
+    cluster.docker("secret", "rm", "word")
+    cluster.docker("service", "create", "--detach", "--name=later", IMAGE, "sleep", "1000")
+    restored = cluster.play("restore.yml", *where, "-e", "swarmlet_really=true")
+    assert SECRET not in restored.output and "PRIVATE KEY" not in restored.output
+    for number in (1, 2, 3):
+        eventually(lambda number=number: ready(cluster, number) == set(NODES), 120, f"manager {number} sees all nodes")
+    assert cluster.docker("service", "ls", "--format", "{{.Name}}").split() == ["web"]
+    eventually(lambda: len(cluster.running_on("web")) == len(running), 60, "all replicas run")
+    assert cluster.read_secret("word") == {"host-1": SECRET, "host-2": SECRET, "host-3": SECRET}
 
 
 def test_a_reset_leaves_nothing_and_a_cluster_can_be_made_again(cluster: Site) -> None:

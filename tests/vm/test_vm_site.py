@@ -19,6 +19,8 @@ from booted_site import ANSIBLE, ANSIBLE_PROGRAMS, IMAGE, ROOT, Site, open_site
 from swarmlet.release import RELEASE
 
 REPLICAS = 6
+#: Of the secret that services of these tests get.
+SECRET = "told to nobody but tasks"
 
 
 @pytest.fixture(scope="module")
@@ -39,9 +41,10 @@ def fresh(site: Site) -> Site:
 
 @pytest.fixture(scope="module")
 def cluster(fresh: Site) -> Site:
-    """With an image on every node, and a service over them all."""
+    """With an image on every node, and a service over them all that has a secret."""
     fresh.load_image()
-    fresh.serve("web", REPLICAS, "--publish", "8080:80")
+    fresh.keep_secret("word", SECRET)
+    fresh.serve("web", REPLICAS, "--publish", "8080:80", "--secret", "word")
     settle(fresh)
     return fresh
 
@@ -57,10 +60,11 @@ def settle(site: Site, names: int = 3) -> None:
 
 def test_a_fresh_install_is_a_cluster_and_the_second_run_changes_nothing(fresh: Site) -> None:
     assert fresh.nodes() == {"host-1": "Ready", "host-2": "Ready", "host-3": "Ready"}
-    again = fresh.play("site.yml", "--diff")
-    assert again.changed() == 0, again.output[-6000:]
     token = fresh.docker("swarm", "join-token", "-q", "worker").strip()
-    assert token and token not in again.output
+    for options in (("--diff",), ("--check", "--diff")):
+        again = fresh.play("site.yml", *options)
+        assert again.changed() == 0, again.output[-6000:]
+        assert token and token not in again.output
 
 
 def test_hosts_are_fit_and_say_so(fresh: Site) -> None:
@@ -199,14 +203,24 @@ def test_a_destroyed_manager_is_restored_from_a_backup(cluster: Site) -> None:
     where = ("-e", f"swarmlet_backup_dir={backups}")
     cluster.play("backup.yml", *where)
     (file,) = backups.iterdir()
-    assert file.stat().st_mode & 0o777 == 0o600
+    assert (file.stat().st_mode & 0o777, backups.stat().st_mode & 0o777) == (0o600, 0o700)
+    key = cluster.hosts[0].ssh("sha256sum < /var/lib/swarmlet/manager/data-key")
+    # Who is elected after the backup has a term that nodes remember.
+    cluster.hosts[0].ssh("kill $(cut -d' ' -f1 /var/lib/swarmlet/manager/manager.pid | head -1)")
+    eventually(lambda: set(ready(cluster)) == {"host-1", "host-2", "host-3"}, 120, "three nodes")
     cluster.hosts[0].ssh("systemctl stop swarmlet-agent && swarmlet uninstall --yes")
     refused = cluster.try_play("restore.yml", *where)
     assert refused.status != 0 and "swarmlet_really" in refused.output
-    cluster.play("restore.yml", *where, "-e", "swarmlet_really=true")
+    restored = cluster.play("restore.yml", *where, "-e", "swarmlet_really=true")
     eventually(lambda: set(ready(cluster)) == {"host-1", "host-2", "host-3"}, 120, "three nodes")
     cluster.load_image()
     eventually(lambda: len(cluster.running_on("web")) == REPLICAS, 120, "all replicas run")
+    assert cluster.docker("secret", "ls", "--format", "{{.Name}}").split() == ["word"]
+    assert SECRET not in restored.output
+    assert cluster.hosts[0].ssh("sha256sum < /var/lib/swarmlet/manager/data-key") == key
+    modes = cluster.hosts[0].ssh("stat -c %a /var/lib/swarmlet/manager /var/lib/swarmlet/manager/data-key").split()
+    assert modes == ["700", "600"]
+    assert cluster.read_secret("word") == {"host-1": SECRET, "host-2": SECRET, "host-3": SECRET}
 
 
 def test_limits_are_the_kernels(cluster: Site) -> None:

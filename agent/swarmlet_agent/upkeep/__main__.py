@@ -76,14 +76,20 @@ def backup(config: Path | None, file: Path) -> None:
 @file_argument
 @_answers_errors
 def restore(config: Path | None, yes: bool, file: Path) -> None:
-    """Make this host the manager that the backup FILE is of. The agent must be stopped, and the address the same."""
+    """Make this host the manager that the backup FILE is of. The agent must be stopped, and the address the same.
+
+    With an etcd of your own restore that first, from the file etcd.snapshot in FILE, while no manager runs.
+    """
     settings = _settings(config)
     Path(settings.data_dir).mkdir(parents=True, exist_ok=True, mode=0o711)
     with _without_agent(settings, "restoring"):
         if not yes:
             click.confirm("The state that this host's manager has now will be lost. Go on?", abort=True)
         asyncio.run(backups.restore(settings, file.absolute()))
-    click.echo("Restored: start the agent.")
+    if settings.etcd.endpoints:
+        click.echo("Who this manager is has been restored; the cluster's state is what your etcd has. Start the agent.")
+    else:
+        click.echo("Restored: start the agent.")
 
 
 @main.command()

@@ -3,6 +3,8 @@
 The file is a tar archive: `backup.json` (what it is), `etcd.snapshot`, and who this manager is: `membership.json`,
 `tls/` and `manager/` of the data folder. Whoever reads its keys owns the cluster, so it is readable
 by its owner alone. A restore touches nothing before the whole new state lies beside the old one.
+
+An etcd of the user's own is in the file as well, but its members are the user's to restore (etcdctl snapshot restore).
 """
 
 from __future__ import annotations
@@ -20,8 +22,9 @@ from pathlib import Path
 
 import msgspec
 
-from swarmlet.config import AgentSettings
-from swarmlet.errors import Conflict, Internal, InvalidArgument, NotSupported
+from swarmlet.config import RESTORED, AgentSettings, EtcdSettings
+from swarmlet.errors import Conflict, Internal, InvalidArgument, Unavailable
+from swarmlet.pki import write_private
 from swarmlet.release import RELEASE
 from swarmlet_agent.manager_process import ManagerProcess
 
@@ -41,18 +44,15 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
 def save(settings: AgentSettings, file: Path) -> None:
     """Write a backup of this host's manager, which may run.
 
-    Conflict if the host is no manager or the file is there; NotSupported if its etcd is the user's own.
+    Conflict if the host is no manager or the file is there, Unavailable if no endpoint of the user's etcd is well.
     """
     data_dir = Path(settings.data_dir)
-    _refuse_own_etcd(settings)
-    etcd = data_dir / "manager" / "etcd"
-    if not etcd.is_dir():
+    if not (data_dir / "manager").is_dir():
         raise Conflict(f"this host is not a manager: {data_dir} has no cluster's state")
     if file.exists():
         raise Conflict(f"{file} exists already")
     with _scratch(data_dir) as scratch:
-        # The client takes a socket's path as relative, and no long one.
-        _etcdctl("--endpoints", "unix://etcd:0", "snapshot", "save", str(scratch / SNAPSHOT), folder=etcd)
+        _take_snapshot(settings.etcd, data_dir, scratch / SNAPSHOT)
         partial = file.with_name(f".{file.name}.partial")
         try:
             _pack(partial, data_dir, scratch / SNAPSHOT)
@@ -64,15 +64,17 @@ def save(settings: AgentSettings, file: Path) -> None:
 async def restore(settings: AgentSettings, file: Path) -> None:
     """Make this host the manager that the backup is of; the caller holds the agent's lock.
 
-    InvalidArgument if the file is no whole backup (nothing has been touched then); NotSupported as for `save`.
+    InvalidArgument if the file is no whole backup (nothing has been touched then). An etcd of the user's own is not
+    touched.
     """
     data_dir = Path(settings.data_dir)
-    _refuse_own_etcd(settings)
     with _scratch(data_dir) as scratch:
         _unpack(file, scratch)
         (scratch / "manager").chmod(0o700)
-        data = scratch / "manager" / "etcd" / "data"
-        _etcdctl("snapshot", "restore", str(scratch / SNAPSHOT), "--data-dir", str(data), folder=scratch)
+        if not settings.etcd.endpoints:
+            data = scratch / "manager" / "etcd" / "data"
+            _etcdctl("snapshot", "restore", str(scratch / SNAPSHOT), "--data-dir", str(data), folder=scratch)
+        write_private(scratch / "manager" / RESTORED, str(time.time_ns() // 1000))
         await ManagerProcess(settings, lambda: "").remove()
         for part in PARTS:
             target = data_dir / part
@@ -81,9 +83,25 @@ async def restore(settings: AgentSettings, file: Path) -> None:
             os.replace(scratch / part, target)
 
 
-def _refuse_own_etcd(settings: AgentSettings) -> None:
-    if settings.etcd.endpoints:
-        raise NotSupported("the cluster's state is in an etcd of your own: back that up, and restore it, with etcdctl")
+def _take_snapshot(etcd: EtcdSettings, data_dir: Path, file: Path) -> None:
+    """Of the embedded etcd, or of the first of the user's endpoints that is well."""
+    if not etcd.endpoints:
+        # The client takes a socket's path as relative, and no long one.
+        _etcdctl("--endpoints", "unix://etcd:0", "snapshot", "save", str(file), folder=data_dir / "manager/etcd")
+        return
+    files = (("--cacert", etcd.ca), ("--cert", etcd.cert), ("--key", etcd.key))
+    identity = [word for pair in files if pair[1] for word in pair]
+    failure = ""
+    for endpoint in etcd.endpoints:
+        asked = ("--endpoints", endpoint, *identity)
+        try:
+            _etcdctl(*asked, "--command-timeout=5s", "endpoint", "health", folder=file.parent)
+        except Internal as err:
+            failure = str(err)
+            continue
+        _etcdctl(*asked, "snapshot", "save", str(file), folder=file.parent)
+        return
+    raise Unavailable(f"none of etcd's endpoints is well: {failure}")
 
 
 @contextlib.contextmanager
@@ -158,4 +176,4 @@ def _etcdctl(*args: str, folder: Path) -> None:
         raise Internal("etcdctl is not installed: apt install etcd-client") from err
     if done.returncode:
         lines = (done.stderr or done.stdout).strip().splitlines()
-        raise Internal(f"etcdctl {' '.join(args[-3:-1])}: {lines[-1] if lines else 'no message'}")
+        raise Internal(f"etcdctl: {lines[-1] if lines else 'no message'}")

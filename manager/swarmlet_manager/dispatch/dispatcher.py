@@ -202,7 +202,7 @@ class Dispatcher:
             raise Ended(messages.CLOSE_NOT_LEADER, self._leader_addr())
         if (old := self._sessions.get(node_id)) is not None:
             old.end(messages.CLOSE_REPLACED, "the node has opened another session")
-        session = Session(self, socket, node_id, self._store.term, mesh_news=hello.mesh_news)
+        session = Session(self, socket, node_id, self._term(), mesh_news=hello.mesh_news)
         self._sessions[node_id] = session
         self.heard(session)
         return session
@@ -226,10 +226,15 @@ class Dispatcher:
         assert cluster is not None, "a node cannot be a member of no cluster"
         return Welcome(
             cluster_id=cluster.id,
-            term=self._store.term,
+            term=self._term(),
             heartbeat_period_ns=cluster.spec.dispatcher.heartbeat_period,
             managers=self._managers(),
         )
+
+    def _term(self) -> int:
+        """The leader's, as agents know it: it grows over restores, too."""
+        cluster = self.state.cluster
+        return self._store.term + (0 if cluster is None else cluster.terms_after)
 
     def heard(self, session: Session) -> None:
         self._heartbeats.heard(session.node_id, session.period_ns)

@@ -138,6 +138,28 @@ def test_a_destroyed_manager_is_restored_from_its_backup(manager: RealNode, tmp_
     wait_for(manager, {"web": "2/2"})
 
 
+def test_agents_follow_a_restored_manager_whatever_was_elected_after_the_backup(
+    manager: RealNode, tmp_path: Path
+) -> None:
+    """The agent keeps its journal, and in it the highest term it has seen; etcd counts from the backup's revision."""
+    file = tmp_path / "cluster.tar"
+    assert command(manager, "backup", str(file)).returncode == 0
+    for name in ("one", "two", "three"):
+        create_service(manager, name, 1)
+    wait_for(manager, {"web": "2/2", "one": "1/1", "two": "1/1", "three": "1/1"})
+    pid = int((manager.base / "data/manager/manager.pid").read_text().split()[0])
+    os.kill(pid, signal.SIGTERM)  # the agent starts another one, which is elected anew
+    wait_for(manager, {"web": "2/2", "one": "1/1", "two": "1/1", "three": "1/1"})
+    create_service(manager, "seen", 1)
+    wait_for(manager, {"web": "2/2", "one": "1/1", "two": "1/1", "three": "1/1", "seen": "1/1"})
+    manager.end(signal.SIGTERM)
+    assert command(manager, "restore", "--yes", str(file)).returncode == 0
+    manager.start()
+    wait_for(manager, {"web": "2/2"})
+    create_service(manager, "new", 1)
+    wait_for(manager, {"web": "2/2", "new": "1/1"})
+
+
 def test_what_is_no_backup_touches_nothing(manager: RealNode, tmp_path: Path) -> None:
     whole, cut, other = (tmp_path / name for name in ("whole.tar", "cut.tar", "other.tar"))
     assert command(manager, "backup", str(whole)).returncode == 0
