@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import zlib
 from dataclasses import dataclass
+from itertools import pairwise
 
 from swarmlet.errors import InvalidArgument
 from swarmlet.model.cluster import Cluster
@@ -65,6 +66,11 @@ class Keys:
         self.leader = prefix + b"leader"
         self.wseq = prefix + b"wseq"
         self._cluster = prefix + b"cluster"
+
+    def sections(self) -> list[tuple[bytes, bytes]]:
+        """Ranges [start, end) that together are everything under the prefix, with no more than one kind in each."""
+        folders = [self.prefix + f"{folder}/".encode() for folder in sorted((*_KINDS, "tasks"))]
+        return list(pairwise([self.prefix, *folders, self.end]))
 
     def of_record(self, record: Cluster | Foldered) -> bytes:
         if isinstance(record, Cluster):

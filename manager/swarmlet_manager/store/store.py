@@ -27,13 +27,12 @@ from swarmlet_manager.store.keys import Keys
 from swarmlet_manager.store.kv import KV, ClusterChanged, Compacted, PutKey, WatchBatch
 from swarmlet_manager.store.maintenance import Schedule, maintain
 from swarmlet_manager.store.mirror import Mirror
+from swarmlet_manager.store.pages import Pages
 from swarmlet_manager.store.readindex import ReadIndex
 from swarmlet_manager.store.writer import Limits, Writer
 
 log = get_logger(__name__)
 
-#: Keys per page of a full read: some ten thousand tasks, decoded in one step of the loop.
-PAGE_KEYS = 250
 #: A new leader that has not seen all earlier writes by then gives up and lets another try.
 CATCH_UP_S = 10.0
 #: A read waits so long, at most, for etcd to say how far the state is, and for the watch to bring it.
@@ -213,12 +212,12 @@ class Store:
     async def _read_everything(self) -> None:
         """One revision, page by page; the loop breathes between pages."""
         keys, records = self._keys, list[StoredRecord]()
-        start, revision, more = keys.prefix, 0, True
+        pages, revision = Pages(keys.sections()), 0
         leader = None
         has_schema = False
         cluster_id = 0
-        while more:
-            page = await self._kv.read(start, keys.end, revision=revision, limit=PAGE_KEYS)
+        while (wanted := pages.wanted()) is not None:
+            page = await self._kv.read(wanted.start, wanted.end, revision=revision, limit=wanted.limit)
             if not revision:
                 revision, cluster_id = page.revision, page.cluster_id
             elif page.cluster_id != cluster_id:
@@ -230,8 +229,7 @@ class Store:
                 elif kv.key == keys.leader:
                     leader = kv
             records += self._mirror.decode(page.kvs)
-            more = page.more
-            start = page.kvs[-1].key + b"\0" if page.kvs else start
+            pages.arrived(page)
         self._cluster_id, self._has_schema = cluster_id, has_schema
         self._touch()
         self._apply(self._mirror.load(records, revision))
