@@ -22,6 +22,8 @@ DNS_ADDRESS = "127.0.0.11"
 
 # Packets of encrypted networks come and go by the encrypted ways alone: without one they are not sent at all, and what
 # somebody sends past them is not heard.
+# A stray lies outside its connection's window and is not translated: to the host itself, or with a container's address
+# to a client outside, it would be answered with a reset, which ends the connection.
 # A bridged packet's input interface is not known in postrouting, so a hairpin is told by its addresses.
 # nft 1.0.6 refuses the word "dstnat" in the output hook: hence -100.
 _RULES = """
@@ -42,6 +44,7 @@ _RULES = """
   chain pre { type nat hook prerouting priority -100; policy accept; fib daddr type local jump pubs; }
   chain f { type filter hook forward priority 0; policy accept;
     ct state established,related accept
+    oifname != @br IP saddr @masq STRAY drop
     iifname . oifname @same accept
     iifname "ing0" accept
     iifname @internal drop
@@ -50,6 +53,7 @@ _RULES = """
     IP daddr . meta l4proto . th dport @open accept
     oifname @routed meta l4proto ECHO accept
     oifname @br drop; }
+  chain strays { type filter hook input priority 0; policy accept; STRAY drop; }
   chain sealedin { type filter hook input priority 0; policy accept;
     udp dport SEALED iifname != "WAYS*" drop; }
   chain sealedout { type filter hook output priority 0; policy accept;
@@ -76,7 +80,8 @@ _ONLY_6 = """
 
 def _rules(family: str) -> str:
     echo = "icmp" if family == "ip" else "ipv6-icmp"
-    text = _RULES.replace("SEALED", str(SEALED_PORT)).replace("WAYS", PREFIX)
+    text = _RULES.replace("STRAY", "meta l4proto tcp ct state invalid")
+    text = text.replace("SEALED", str(SEALED_PORT)).replace("WAYS", PREFIX)
     return text.replace("FAM", f"ipv{family[2:] or 4}").replace("IP", family).replace("ECHO", echo)
 
 

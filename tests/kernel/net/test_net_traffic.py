@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import socket
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
 import pytest
 from net_lab import HOST, HOST6, OUTSIDE, Lab, in_own_network
+from stray import stray_answer, stray_segment
 
 from swarmlet.model.container import EndpointSettings, PortBinding
 from swarmlet_agent.net import netns
@@ -50,6 +52,59 @@ async def test_a_published_port_is_reached_from_everywhere(lab: Lab) -> None:
         assert (await lab.ask(other.netns_path, "172.17.0.1", 8080)).startswith("web ")
         assert (await lab.ask(web.netns_path, HOST, 8080)).startswith("web ")  # hairpin
         assert await lab.cut_off(lab.outside, own, 80)
+
+
+@pytest.mark.parametrize("version", ["4", "6"])
+@in_own_network
+async def test_a_packet_that_cannot_be_tracked_ends_no_connection_to_a_published_port(lab: Lab, version: str) -> None:
+    """Of the client: it is not translated and arrives at the host itself, which knows no such connection."""
+    ports = {"80/tcp": (PortBinding(host_port="8080"),)}
+    await lab.networks.create(NetworkCreate(name="both", enable_ipv6=True))
+    _, web = await lab.attach("web", "both", ports=ports)
+    host = HOST if version == "4" else HOST6
+
+    async with lab.serve(web.netns_path, 80, "web", "0.0.0.0" if version == "4" else "::"):
+        with await lab.connect(lab.outside, host, 8080) as line:
+            before = await line.ask()
+            assert before.startswith("web ")
+            with raw_socket(lab.outside, host) as raw:
+                for _ in range(3):
+                    raw.sendto(stray_segment(line.channel), (host, 0))
+                    assert await line.ask() == before
+
+
+@pytest.mark.parametrize("version", ["4", "6"])
+@in_own_network
+async def test_an_answer_that_cannot_be_tracked_does_not_reach_the_client(lab: Lab, version: str) -> None:
+    """Of the container: it is not translated back, and the client does not know who has sent it."""
+    ports = {"80/tcp": (PortBinding(host_port="8080"),)}
+    await lab.networks.create(NetworkCreate(name="both", enable_ipv6=True))
+    _, web = await lab.attach("web", "both", ports=ports)
+    endpoint = web.endpoints["both"]
+    own = endpoint.ip_address if version == "4" else endpoint.global_ipv6_address
+    host = HOST if version == "4" else HOST6
+
+    async with lab.serve(web.netns_path, 80, "web", "0.0.0.0" if version == "4" else "::"):
+        with await lab.connect(lab.outside, host, 8080) as line:
+            before = await line.ask()
+            with raw_socket(web.netns_path, own) as raw, raw_socket(lab.outside, host) as heard:
+                for _ in range(3):
+                    raw.sendto(stray_answer(line.channel, (own, 80)), (line.channel.getsockname()[0], 0))
+                    assert await line.ask() == before
+                assert own not in set(senders(heard))
+
+
+def raw_socket(where: Path, address: str) -> socket.socket:
+    """It sends TCP segments made by hand, and hears all that come in."""
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    with netns.inside(where):
+        return socket.socket(family, socket.SOCK_RAW | socket.SOCK_NONBLOCK, socket.IPPROTO_TCP)
+
+
+def senders(raw: socket.socket) -> Iterator[str]:
+    with suppress(BlockingIOError):
+        while True:
+            yield raw.recvfrom(65536)[1][0]
 
 
 @in_own_network
