@@ -329,8 +329,6 @@ def test_a_view_shows_volumes_and_leaves_nothing_mounted(tmp_path: Path) -> None
     volume.mkdir()
     (volume / "inside").write_text("v")
     secret.write_text("file")
-    before = Path("/proc/self/mounts").read_text()
-
     view = open_view(root, [
         Bind(str(volume), "/link"), Bind(str(volume), "/new/ro", read_only=True), Bind(str(secret), "/etc/f"),
         Bind(str(tmp_path / "missing"), "/gone"),
@@ -345,12 +343,12 @@ def test_a_view_shows_volumes_and_leaves_nothing_mounted(tmp_path: Path) -> None
             with pytest.raises(OSError, match=why):
                 put(view, where, name)
         assert (root / "proc").is_dir() and (volume / "inside").exists()
-        assert Path("/proc/self/mounts").read_text() == before
+        assert str(tmp_path) not in Path("/proc/self/mounts").read_text()
     finally:
         view.close()
 
     assert (volume / "x").read_text() == "1" and not (root / "real/x").exists() and not (root / "gone").exists()
-    assert Path("/proc/self/mounts").read_text() == before
+    assert str(tmp_path) not in Path("/proc/self/mounts").read_text()
 
 
 def test_a_read_only_root_takes_nothing_but_its_volumes_do(tmp_path: Path) -> None:
