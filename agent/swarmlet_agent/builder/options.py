@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import binascii
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol, TypeVar
@@ -13,6 +11,7 @@ import msgspec
 from swarmlet.errors import InvalidArgument, NotSupported
 from swarmlet.model.common import Ulimit
 from swarmlet.model.container import HostConfig
+from swarmlet_agent.images.auth import decode_registry_config
 from swarmlet_agent.images.reference import Reference, parse_reference
 from swarmlet_agent.images.types import RegistryAuth
 
@@ -141,36 +140,4 @@ def _host(query: Query) -> HostConfig:
         shm_size=query.number("shmsize") or 0, extra_hosts=extra_hosts,
         ulimits=tuple(Ulimit(name=limit.Name, soft=limit.Soft, hard=limit.Hard) for limit in ulimits),
         network_mode="" if network == "default" else network,
-    )
-
-
-class _Given(msgspec.Struct, frozen=True):
-    username: str | None = None
-    password: str | None = None
-    auth: str | None = None
-    identitytoken: str | None = None
-    registrytoken: str | None = None
-    serveraddress: str | None = None
-
-
-def decode_registry_config(header: str) -> dict[str, RegistryAuth]:
-    """X-Registry-Config: base64 of a JSON map from registries to credentials. InvalidArgument if it is not that."""
-    if not header.strip():
-        return {}
-    try:
-        text = header.strip().replace("+", "-").replace("/", "_").rstrip("=")
-        raw = base64.b64decode(text + "=" * (-len(text) % 4), altchars=b"-_", validate=True)
-        given = msgspec.json.decode(raw or b"{}", type=dict[str, _Given] | None) or {}
-        return {name: _auth(entry) for name, entry in given.items()}
-    except (binascii.Error, msgspec.DecodeError, UnicodeDecodeError, ValueError):
-        # Not chained: the cause would quote what was sent.
-        raise InvalidArgument("invalid X-Registry-Config header: expected base64url-encoded JSON") from None
-
-
-def _auth(entry: _Given) -> RegistryAuth:
-    username, password = entry.username or "", entry.password or ""
-    if entry.auth and not username:
-        username, _, password = base64.b64decode(entry.auth).decode().partition(":")
-    return RegistryAuth(
-        username, password, entry.identitytoken or "", entry.registrytoken or "", entry.serveraddress or ""
     )

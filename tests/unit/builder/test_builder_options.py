@@ -11,8 +11,9 @@ from swarmlet.errors import InvalidArgument, NotSupported
 from swarmlet.model.container import ImageConfig
 from swarmlet_agent.builder.dockerfile import parse_one
 from swarmlet_agent.builder.instructions import Workdir, parse_instruction
-from swarmlet_agent.builder.options import BuildOptions, decode_registry_config, read_options
+from swarmlet_agent.builder.options import BuildOptions, read_options
 from swarmlet_agent.builder.state import Scope, advance, begin_stage, change_of, empty_state, working_dir
+from swarmlet_agent.images.auth import decode_registry_config
 from swarmlet_agent.images.platforms import Platform
 from swarmlet_agent.images.reference import parse_reference
 
