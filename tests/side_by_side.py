@@ -1,4 +1,4 @@
-"""The whole suite in two pytest processes beside each other: `./dev test` without arguments.
+"""Tests in two pytest processes beside each other: `./dev test --shared`.
 
 Much of it waits: for a grace period to end, for a container to stop, for a node to be missed. Both processes collect
 everything and take turns at claiming what comes next, so they end at about the same time on any machine. A claim is a
