@@ -185,7 +185,7 @@ def view_routes(parts: Parts, system: SystemRoutes, swarm: SwarmRoutes) -> list[
         NetworkRoutes(parts.networks, parts.engine.events, swarm), VolumeRoutes(parts.volumes), swarm,
         ArchiveRoutes(ContainerFiles(parts.engine, parts.images)),
     ]
-    return node_routes(parts.engine, parts.images, parts.logs, system, groups)
+    return node_routes(parts.engine, parts.images, parts.logs, system, groups, swarm)
 
 
 @contextlib.asynccontextmanager

@@ -17,7 +17,7 @@ from swarmlet_agent.api.backends import (
 )
 from swarmlet_agent.api.routes.attach import AttachRoutes
 from swarmlet_agent.api.routes.containers import ContainerRoutes
-from swarmlet_agent.api.routes.events import EventRoutes
+from swarmlet_agent.api.routes.events import ClusterEvents, EventRoutes
 from swarmlet_agent.api.routes.execs import ExecRoutes
 from swarmlet_agent.api.routes.logs import LogRoutes
 from swarmlet_agent.api.routes.stats import StatsRoutes
@@ -46,8 +46,10 @@ def node_routes(
     logs: LogReader,
     system: SystemRoutes,
     others: Iterable[RouteGroup] = (),
+    cluster: ClusterEvents | None = None,
 ) -> list[Route]:
-    """`others` bring their own (images, volumes, networks, swarm) and come first, so they win over a refusal here."""
+    """`others` bring their own (images, volumes, networks, swarm) and come first, so they win over a refusal here.
+    cluster: what this host's manager, if it runs one, tells of the cluster."""
     groups: list[RouteGroup] = [
         *others,
         system,
@@ -57,6 +59,6 @@ def node_routes(
         LogRoutes(engine, logs),
         StatsRoutes(engine),
         ExecRoutes(engine),
-        EventRoutes(engine.events),
+        EventRoutes(engine.events, cluster),
     ]
     return [route for group in groups for route in group.routes()]

@@ -36,6 +36,17 @@ def network(record: Network) -> Json:
     return answer
 
 
+def predefined(name: str, created_at: int) -> Json:
+    """A network that every node has of its own, as the cluster's: what clients look up before they name it in a
+    service. Their ids differ by node: here the name is the id."""
+    view = NetworkView(
+        name=name, id=name, created=rfc3339(created_at), scope="swarm", driver=name,
+        ipam={"Driver": "", "Options": None, "Config": []}, labels={"com.docker.swarm.predefined": "true"},
+    )
+    answer: Json = to_api(view) | {"Containers": None, "Options": None}
+    return answer
+
+
 def _ipam(part: Subnet) -> Json:
     """One entry of IPAM.Config."""
     config: Json = {"Subnet": part.subnet, "Gateway": part.gateway}

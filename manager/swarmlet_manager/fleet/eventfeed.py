@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any
 from urllib.parse import urlencode
 
@@ -31,10 +31,11 @@ Json = dict[str, Any]
 
 class EventFeed:
     """One client's question to all nodes. since, until: ns since the epoch, 0 for none; filters: as the client has
-    spelled them."""
+    spelled them. asks_nodes False: nothing but the passing of time, for a client that asks for the cluster's alone."""
 
-    def __init__(self, fleet: Fleet, since: int, until: int, filters: str) -> None:
+    def __init__(self, fleet: Fleet, since: int, until: int, filters: str, *, asks_nodes: bool = True) -> None:
         self._fleet = fleet
+        self._asks_nodes = asks_nodes
         self._since = since
         self._until = until
         self._filters = filters
@@ -49,7 +50,7 @@ class EventFeed:
         until = min(self._until or now, now)
         told: list[Json] = []
         async with asyncio.TaskGroup() as group:
-            for node in self._fleet.ready():
+            for node in self._nodes():
                 group.create_task(self._told(node, until, told), name=f"past-events-{node.id}")
         return told
 
@@ -63,7 +64,7 @@ class EventFeed:
                 if left_s <= 0:
                     return
                 running = {ident: task for ident, task in running.items() if not task.done()}
-                for node in self._fleet.ready():
+                for node in self._nodes():
                     if node.id not in running:
                         since = self._since if first else 0
                         running[node.id] = group.create_task(
@@ -71,6 +72,9 @@ class EventFeed:
                         )
                 first = False
                 await asyncio.sleep(min(left_s, LOOK_AGAIN_S))
+
+    def _nodes(self) -> Sequence[Node]:
+        return self._fleet.ready() if self._asks_nodes else ()
 
     async def _told(self, node: Node, until: int, told: list[Json]) -> None:
         try:
@@ -90,6 +94,7 @@ class EventFeed:
             since = self._heard[node.id] + 1
         times = {"since": since, "until": until}
         query = {name: f"{at // NS}.{at % NS:09d}" for name, at in times.items() if at}
+        query["scope"] = "local"  # a manager's host would tell the cluster's, too
         if self._filters:
             query["filters"] = self._filters
         try:

@@ -191,3 +191,26 @@ async def test_the_past_of_several_nodes_comes_in_the_order_of_time_then_what_ha
         assert (first["since"], first["filters"], second["filters"]) == (since, filters, filters)
         behind = began + last + 1
         assert "until" not in second and second["since"] == f"{behind // 10**9}.{behind % 10**9:09d}"
+
+
+async def test_events_of_updates_tell_what_has_changed(lab: Lab) -> None:
+    began = time.time()
+    await lab.service("web", 1)
+    service = lab.control.service("web")
+    spec = (await lab.get("/services/web"))["Spec"] | {"Mode": {"Replicated": {"Replicas": 3}}}
+    await lab.ask("POST", f"/services/web/update?version={service.version}", spec)
+    _, answer = await lab.ask("POST", "/networks/create", {"Name": "back", "Driver": "overlay"})
+    await lab.ask("DELETE", "/networks/back")
+    query = {"since": f"{began:.9f}", "until": f"{time.time():.9f}", "scope": "swarm"}
+
+    async def told(kind: str) -> list[tuple[str, str, dict[str, str]]]:
+        async with lab.client.get(f"{API}/events", params=query | {"filters": json.dumps({"type": [kind]})}) as stream:
+            events = [json.loads(line) for line in (await stream.read()).splitlines()]
+        return [(event["Action"], event["Actor"]["ID"], event["Actor"]["Attributes"]) for event in events]
+
+    changes = {"replicas.old": "1", "replicas.new": "3"}
+    assert await told("service") == [
+        ("create", service.id, {"name": "web"}), ("update", service.id, {"name": "web"} | changes),
+    ]  # fmt: skip
+    network = answer["Id"]
+    assert await told("network") == [("create", network, {"name": "back"}), ("remove", network, {"name": "back"})]

@@ -17,7 +17,7 @@ from typing import Any
 import aiohttp
 
 from swarmlet.engine_api.server import Server
-from swarmlet.errors import Conflict, NotFound
+from swarmlet.errors import Conflict, NotFound, Unavailable
 from swarmlet.model.container import EndpointSettings, ImageConfig, PortBinding
 from swarmlet.model.times import rfc3339
 from swarmlet_agent.api.routes.system import SystemRoutes
@@ -313,6 +313,21 @@ class FakeSwarm:
     async def refresh(self) -> None: ...
 
 
+class FakeManager:
+    """This host's manager as the route of events asks it; `is_manager` False until a test says otherwise."""
+
+    def __init__(self) -> None:
+        self.is_manager = False
+        self.asked: list[str] = []
+        self.tells: list[dict[str, Any]] = []
+
+    async def follow(self, path_qs: str) -> AsyncIterator[dict[str, Any]]:
+        self.asked.append(path_qs)
+        for event in self.tells:
+            yield event
+        raise Unavailable("the manager has gone")
+
+
 class FakeUsage:
     async def images(self, version: tuple[int, int]) -> tuple[int, list[dict[str, Any]]]:
         return 1000, [{"Id": IMAGE_ID, "Size": 1000, "SharedSize": 0, "Containers": 0}]
@@ -331,6 +346,7 @@ class Node:
     socket: Path
     server: Server
     session: aiohttp.ClientSession
+    manager: FakeManager
 
     async def call(self, method: str, path: str, body: Any = None, **headers: str) -> tuple[int, Any]:
         """Status and JSON (or text) of a call."""
@@ -378,11 +394,12 @@ async def running_node(tmp_path: Path) -> AsyncIterator[Node]:
     system = SystemRoutes(
         engine, engine.events, runtime, images, FakeUsage(), FakeSwarm(), host=read_host_facts(tmp_path), node=facts
     )
-    server = Server(node_routes(engine, images, logs, system))
+    manager = FakeManager()
+    server = Server(node_routes(engine, images, logs, system, cluster=manager))
     await server.listen_unix(tmp_path / "agent.sock")
     connector = aiohttp.UnixConnector(str(tmp_path / "agent.sock"))
     async with aiohttp.ClientSession(connector=connector) as session:
-        yield Node(engine, runtime, tmp_path / "agent.sock", server, session)
+        yield Node(engine, runtime, tmp_path / "agent.sock", server, session, manager)
     await server.close()
     for container in engine.list():
         await runtime.delete(container.id)

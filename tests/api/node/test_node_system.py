@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
+from typing import Any
 from urllib.parse import quote
 
 from node_lab import Node
@@ -81,6 +82,33 @@ async def test_events_end_at_until_and_refuse_what_cannot_be(node: Node) -> None
     assert (await node.call("GET", "/events?since=nonsense"))[0] == 400
     assert (await node.call("GET", "/events?since=20&until=10"))[0] == 400
     assert (await node.call("GET", "/events?filters=" + quote('{"colour":["red"]}')))[0] == 400
+
+
+async def test_a_managers_host_tells_the_clusters_events_too_in_the_order_of_time(node: Node) -> None:
+    def of_cluster(at: int) -> dict[str, Any]:
+        actor = {"ID": "s1", "Attributes": {"name": "web"}}
+        return {"Type": "service", "Action": "create", "Actor": actor, "scope": "swarm", "timeNano": at}
+
+    async def told(query: str) -> list[str]:
+        async with node.session.get(f"http://d/events?{query}") as answer:
+            return [json.loads(line)["Type"] for line in (await answer.read()).splitlines()]
+
+    began = time.time_ns()
+    await node.make("sleep", name="web", start=False)
+    node.manager.tells = [of_cluster(began), of_cluster(time.time_ns())]
+    past = f"since={began / 1e9 - 1:.6f}&until={time.time():.6f}"
+    assert await told(past) == ["container"] and node.manager.asked == []
+
+    node.manager.is_manager = True
+    local = quote(json.dumps({"scope": ["local"]}))
+    assert await told(past) == ["service", "container", "service"]
+    assert node.manager.asked == [f"/events?{past}&scope=swarm"]
+    assert await told(f"{past}&scope=local") == ["container"]  # as the manager asks: it is not asked back
+    assert await told(f"{past}&filters={local}") == ["container"]
+    assert len(node.manager.asked) == 1
+    assert sorted(await told(f"until={time.time() + 0.2:.3f}&since={began / 1e9 - 1:.6f}")) == [
+        "container", "service", "service",
+    ]  # fmt: skip
 
 
 async def test_a_listener_that_leaves_is_forgotten(node: Node) -> None:

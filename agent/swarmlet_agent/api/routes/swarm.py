@@ -7,6 +7,7 @@ refuses it.
 from __future__ import annotations
 
 import json
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -80,6 +81,18 @@ class SwarmRoutes:
                 text = await answer.read()
                 return answer.status, json.loads(text) if text else None
         except aiohttp.ClientConnectionError as err:
+            raise Unavailable("this host's manager does not answer; it is being started") from err
+
+    async def follow(self, path_qs: str) -> AsyncIterator[dict[str, Any]]:
+        """The JSON objects, one a line, that this host's manager streams. Unavailable if it does not answer."""
+        try:
+            async with self._manager("GET").get(f"http://manager{path_qs}") as answer:
+                if answer.status != 200:
+                    raise Unavailable(f"this host's manager answers with {answer.status}")
+                async for line in answer.content:
+                    if line.strip():
+                        yield json.loads(line)
+        except aiohttp.ClientError as err:
             raise Unavailable("this host's manager does not answer; it is being started") from err
 
     async def init(self, call: Call) -> web.Response:

@@ -1,4 +1,7 @@
-"""/events of the whole cluster: what every node's engine tells, and what happens to the cluster's objects."""
+"""/events of the whole cluster: what every node's engine tells, and what happens to the cluster's objects.
+
+A manager's own host passes on the latter alone (scope=swarm); nodes are asked for the former alone (scope=local).
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,9 @@ from swarmlet.engine_api.filters import EVENT_FILTERS, Filters
 from swarmlet.engine_api.router import Call, Route
 from swarmlet.engine_api.streams import JsonStream
 from swarmlet.errors import InvalidArgument
+from swarmlet.model.defaults import replicas
 from swarmlet.model.dependency import Config, Secret
+from swarmlet.model.network import Network
 from swarmlet.model.node import Node
 from swarmlet.model.service import Service
 from swarmlet.model.times import NS, parse_timestamp
@@ -35,7 +40,7 @@ class Subscribable(Protocol):
 
 
 class ClusterEvents:
-    """Events of services, nodes, secrets and configs, made from changes of the state; the last `HISTORY` are kept."""
+    """Events of the cluster's objects, made from changes of the state; the last `HISTORY` are kept."""
 
     def __init__(self, store: Subscribable) -> None:
         self._recent: deque[Json] = deque(maxlen=HISTORY)
@@ -58,7 +63,9 @@ class ClusterEvents:
 
 
 def event_of(change: Change, now: int) -> Json | None:
-    """The event a change stands for, if it stands for one (swarm scope: service, node, secret, config)."""
+    """The event a change stands for, if it stands for one (swarm scope: service, node, network, secret, config).
+
+    Names and attributes are dockerd's (daemon/events.go)."""
     before, after = change.before, change.after
     match change.record:
         case Service() as record:
@@ -79,7 +86,14 @@ def event_of(change: Change, now: int) -> Json | None:
             if after is None:
                 return _event("node", "remove", record.id, name, now)
             attributes = name | _node_attributes(before, after)
-            return _event("node", "update", record.id, attributes, now) if len(attributes) > 1 else None
+            changed = isinstance(before, Node) and before.spec != record.spec
+            return _event("node", "update", record.id, attributes, now) if changed or len(attributes) > 1 else None
+        case Network() as record:
+            if before is None:
+                return _event("network", "create", record.id, {"name": record.name}, now)
+            going = after is None or (isinstance(after, Network) and after.pending_delete)
+            already = isinstance(before, Network) and before.pending_delete
+            return _event("network", "remove", record.id, {"name": record.name}, now) if going and not already else None
         case Secret() | Config() as record:
             action = "create" if before is None else "remove" if after is None else "update"
             return _event(type(record).__name__.lower(), action, record.id, {"name": record.name}, now)
@@ -88,9 +102,25 @@ def event_of(change: Change, now: int) -> Json | None:
 
 
 def _update_attributes(before: object, after: object) -> dict[str, str]:
-    old = before.update_status.state if isinstance(before, Service) and before.update_status else ""
-    new = after.update_status.state if isinstance(after, Service) and after.update_status else ""
-    return {"updatestate.old": old, "updatestate.new": new} if old != new else {}
+    if not isinstance(before, Service) or not isinstance(after, Service):
+        return {}
+    pairs = (
+        ("image", _image(before), _image(after)),
+        ("replicas", _replicas(before), _replicas(after)),
+        ("updatestate", before.update_status.state if before.update_status else "",
+         after.update_status.state if after.update_status else ""),
+    )
+    changed = [(key, old, new) for key, old, new in pairs if old != new]
+    return {f"{key}.old": old for key, old, _ in changed if old} | {f"{key}.new": new for key, _, new in changed if new}
+
+
+def _image(service: Service) -> str:
+    container = service.spec.task_template.container_spec
+    return "" if container is None else container.image
+
+
+def _replicas(service: Service) -> str:
+    return "" if service.spec.mode.global_ is not None else str(replicas(service))
 
 
 def _node_attributes(before: object, after: object) -> dict[str, str]:
@@ -141,7 +171,9 @@ class EventRoutes:
             if matches(filters, event):
                 offer(event)
 
-        feed = EventFeed(self._fleet, since, until, call.text("filters"))
+        feed = EventFeed(
+            self._fleet, since, until, call.text("filters"), asks_nodes=call.text("scope") != "swarm"
+        )
         stream = JsonStream(call)
         async with WhileConnected(call.request):
             await stream.start()
@@ -202,10 +234,10 @@ def matches(filters: Filters, event: Json) -> bool:
         filters.matches("type", event["Type"])
         and filters.matches("event", event["Action"])
         and filters.matches("scope", event["scope"])
-        and all(key not in filters for key in ("container", "image", "volume", "network", "daemon", "label", "plugin"))
+        and all(key not in filters for key in ("container", "image", "volume", "daemon", "label", "plugin"))
         and all(
             event["Type"] == kind and filters.matches(kind, *names)
-            for kind in ("service", "node", "secret", "config") if kind in filters
+            for kind in ("service", "node", "network", "secret", "config") if kind in filters
         )
     )
 

@@ -22,6 +22,8 @@ from swarmlet_manager.api.backend import Commands
 from swarmlet_manager.decide.networks import INGRESS, users_of
 
 LIST_FILTERS = ("dangling", "driver", "id", "label", "name", "scope", "type")
+#: Of those that each node has of its own: services may be on these.
+PREDEFINED = ("bridge", "host")
 PRUNE_FILTERS = ("until", "label", "label!")
 
 
@@ -129,6 +131,8 @@ class NetworkRoutes:
                 try:
                     self._commands.network(ref)
                 except NotFound:
+                    if scope == "swarm" and ref in PREDEFINED and call.request.method == "GET":
+                        return json_answer(encode_network.predefined(ref, self._commands.cluster().created_at))
                     if scope in ("swarm", "global"):
                         raise
                 else:
