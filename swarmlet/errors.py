@@ -7,6 +7,11 @@ object and, where there is one, the next step. They are shown to users as they a
 from __future__ import annotations
 
 
+def rpc_words(text: str, code: str = "InvalidArgument") -> str:
+    """As dockerd shows what SwarmKit refuses: with the code of the gRPC error it got."""
+    return f"rpc error: code = {code} desc = {text}"
+
+
 class SwarmletError(Exception):
     """Base of all errors that are answers; anything else is a defect or a broken machine."""
 

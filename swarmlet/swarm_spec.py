@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from swarmlet.errors import InvalidArgument, NotSupported
+from swarmlet.errors import InvalidArgument, NotSupported, rpc_words
 from swarmlet.model.cluster import RaftSpec, SwarmSpec
 from swarmlet.model.times import NS
 
@@ -38,22 +38,30 @@ def _said(value: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def check_swarm_spec(spec: SwarmSpec) -> None:
-    """InvalidArgument, NotSupported: what this version does not honour is refused."""
+    """InvalidArgument in dockerd's words; NotSupported: what this version does not honour is refused.
+
+    Values for Raft are kept and shown, though there is none: they say how managers keep what they know, which no client
+    can tell, and whoever sets them (Ansible's docker_swarm) wants to find them again.
+    """
     if spec.name not in ("", "default"):
-        raise InvalidArgument("rpc error: code = InvalidArgument desc = modification of cluster name is not allowed")
+        raise InvalidArgument('swarm spec must be named "default"')
     if spec.dispatcher.heartbeat_period <= 0:
-        raise InvalidArgument(
-            "rpc error: code = InvalidArgument desc = heartbeat time period cannot be a negative duration"
-        )
+        raise InvalidArgument(rpc_words("heartbeat time period cannot be a negative duration"))
     if spec.ca_config.node_cert_expiry < MINIMUM_CERT_EXPIRY_NS:
-        raise InvalidArgument(
-            "rpc error: code = InvalidArgument desc = minimum certificate expiry time is: 1h0m0s"
-        )
-    if spec.ca_config.external_cas or spec.ca_config.signing_ca_cert or spec.ca_config.signing_ca_key:
+        raise InvalidArgument(rpc_words("minimum certificate expiry time is: 1h0m0s"))
+    if min(msgspec.structs.astuple(spec.raft)) < 0:
+        raise InvalidArgument("invalid JSON: numbers of Raft cannot be negative")
+    if spec.ca_config.external_cas:
         raise NotSupported("external certificate authorities are not supported")
+    if spec.ca_config.force_rotate or spec.ca_config.signing_ca_cert or spec.ca_config.signing_ca_key:
+        raise NotSupported("rotating the cluster's CA is not supported yet")
     if spec.encryption_config.auto_lock_managers:
-        raise NotSupported("locking managers (autolock) is not supported")
+        raise NotSupported("locking managers (autolock) is not supported: the cluster's keys are not in its state")
     if spec.task_defaults.log_driver is not None:
         raise NotSupported("a default log driver for tasks is not supported")
-    if spec.raft != RaftSpec():
-        raise NotSupported("there is no Raft to configure: the cluster's state is kept in etcd")
+
+
+def raft_of(said: RaftSpec) -> RaftSpec:
+    """The defaults where a client sent the zeros of what it did not set."""
+    values = {name: value for name, value in msgspec.structs.asdict(said).items() if value}
+    return RaftSpec(**values)

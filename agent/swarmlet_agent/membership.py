@@ -189,6 +189,7 @@ class Member:
                 "ForceNewCluster is not supported on a member of a cluster: its state is kept in etcd, which needs no "
                 "other managers. Leave the cluster first to begin a new one"
             )
+        self._need_none()
         founding = founding_of(request)
         availability = availability_of(request)
         port = self._listening(request)
@@ -212,6 +213,7 @@ class Member:
 
     async def join(self, request: dict[str, Any]) -> None:
         """`docker swarm join`. Forbidden for a wrong token, Unavailable if no manager answers."""
+        self._need_none()
         port, availability = self._listening(request), availability_of(request)
         token = request.get("JoinToken") or ""
         remotes = request.get("RemoteAddrs") or []
@@ -293,11 +295,15 @@ class Member:
         if was_manager:
             await self._manager.remove()
 
+    def _need_none(self) -> None:
+        """A member is told so before anything else it asked for is looked at."""
+        if self._membership is not None:
+            raise Unavailable(ALREADY)
+
     @contextlib.asynccontextmanager
     async def _only_when_inactive(self) -> Any:
         async with self._lock:
-            if self._membership is not None:
-                raise Unavailable(ALREADY)
+            self._need_none()
             yield
 
     async def _wait_for_manager(self) -> None:

@@ -37,6 +37,15 @@ class Query:
         value = self.query.get(name)
         return default if value is None else value.strip().lower() not in ("", "0", "no", "false", "none")
 
+    def boolean(self, name: str) -> bool:
+        """As Go's strconv.ParseBool, by which dockerd reads some of them; absent: False. InvalidArgument."""
+        value = self.query.get(name, "")
+        if value in ("1", "t", "T", "true", "TRUE", "True"):
+            return True
+        if value in ("", "0", "f", "F", "false", "FALSE", "False"):
+            return False
+        raise InvalidArgument(f"invalid value for {name}: {value}")
+
     def number(self, name: str, default: int | None = None) -> int | None:
         """An integer query parameter; `default` if absent or empty. InvalidArgument names it."""
         value = self.query.get(name, "")

@@ -18,7 +18,7 @@ class OrchestrationSpec(ApiStruct, frozen=True, kw_only=True):
 
 
 class RaftSpec(ApiStruct, frozen=True, kw_only=True):
-    """Accepted and shown because clients send it; the store is etcd, so only its defaults are allowed."""
+    """Kept and shown because clients send it; without effect, since the store is etcd."""
 
     snapshot_interval: int = 10_000
     keep_old_snapshots: int = 0

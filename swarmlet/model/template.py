@@ -14,7 +14,10 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+from msgspec.structs import replace
+
 from swarmlet.errors import InvalidArgument
+from swarmlet.model.common import Mount
 from swarmlet.model.task import Task
 
 _ACTION = re.compile(r"\{\{-?\s*(.*?)\s*-?\}\}", re.DOTALL)
@@ -65,7 +68,27 @@ def expand(text: str, fields: Mapping[str, str], where: str) -> str:
     """The text with its templates resolved. InvalidArgument ("expanding env failed: …") names what cannot be."""
     if "{{" not in text:
         return text
+    if "{{" in _ACTION.sub("", text):
+        raise InvalidArgument(f"expanding {where} failed: an action of its template is not closed")
     return _ACTION.sub(lambda match: _value(match[1], fields, where), text)
+
+
+def expand_mount(mount: Mount, fields: Mapping[str, str]) -> Mount:
+    """Templates in source, target, and a volume's labels and driver options. InvalidArgument."""
+    volume = mount.volume_options
+    if volume is not None:
+        driver = volume.driver_config
+        if driver is not None:
+            options = {key: expand(value, fields, "mounts") for key, value in driver.options.items()}
+            driver = replace(driver, options=options)
+        labels = {key: expand(value, fields, "mounts") for key, value in volume.labels.items()}
+        volume = replace(volume, labels=labels, driver_config=driver)
+    return replace(
+        mount,
+        source=expand(mount.source, fields, "mounts"),
+        target=expand(mount.target, fields, "mounts"),
+        volume_options=volume,
+    )
 
 
 Functions = Mapping[str, Callable[[str], bytes]]

@@ -148,7 +148,7 @@ CLUSTER: dict[str, list[Case]] = {
         service("at `$.Labels", Labels={"a": 1}),
     ],
     "names, images and modes": [
-        Case(400, "ContainerSpec", "POST", "/services/create", {}),
+        Case(400, "mismatched Runtime", "POST", "/services/create", {}),
         service("DNS name component", Name="bad name"),
         service("63 characters or fewer", Name="a" * 64),
         service("image reference must be provided", container={"Image": ""}),
@@ -159,12 +159,12 @@ CLUSTER: dict[str, list[Case]] = {
         service("update failure action explode", UpdateConfig={"FailureAction": "explode"}),
         service("update order sideways", UpdateConfig={"Order": "sideways"}),
         service("update-maxfailureratio", UpdateConfig={"MaxFailureRatio": 2}),
-        service("invalid EndpointSpec mode: weird", EndpointSpec={"Mode": "weird"}),
+        service('invalid resolution mode: "weird"', EndpointSpec={"Mode": "weird"}),
     ],
     "mounts, limits, constraints and ports": [
         service("absolute path: rel", container={"Mounts": [{"Type": "bind", "Source": "rel", "Target": "/x"}]}),
         service("mount target, must be an absolute path", container={"Mounts": [{"Type": "tmpfs", "Target": "rel"}]}),
-        service("unknown type: nope", container={"Mounts": [{"Type": "nope", "Target": "/x"}]}),
+        service('invalid MountType: "nope"', container={"Mounts": [{"Type": "nope", "Target": "/x"}]}),
         service("duplicate mount point: /x", container={"Mounts": [{"Type": "tmpfs", "Target": "/x"}] * 2}),
         service("Must be at least 4MiB", task={"Resources": {"Limits": {"MemoryBytes": 5}}}),
         service("Must be at least 4MiB", task={"Resources": {"Reservations": {"MemoryBytes": -5}}}),
@@ -234,17 +234,17 @@ CLUSTER: dict[str, list[Case]] = {
             Case(400, "invalid filter 'bogus'", "GET", f"/{kind}?filters=%7B%22bogus%22%3A%5B%22x%22%5D%7D")
             for kind in ("services", "tasks", "nodes")
         ),
-        Case(400, "desired-state=x", "GET", "/tasks?filters=%7B%22desired-state%22%3A%5B%22x%22%5D%7D"),
-        Case(400, "invalid version 'x'", "POST", "/services/nope/update?version=x", {"Name": "nope"}),
-        Case(400, "invalid version ''", "POST", "/nodes/node-2/update", {"Role": "worker"}),
+        Case(400, "desired-state filter: 'x'", "GET", "/tasks?filters=%7B%22desired-state%22%3A%5B%22x%22%5D%7D"),
+        Case(400, "invalid service version 'x'", "POST", "/services/nope/update?version=x", {"Name": "nope"}),
+        Case(400, "invalid node version ''", "POST", "/nodes/node-2/update", {"Role": "worker"}),
     ],
     "nodes and the cluster itself": [
         *(
             Case(400, says, "POST", "/nodes/node-2/update?version=1", body)
             for says, body in (
-                ("'king' - at `$.Role`", {"Role": "king"}),
-                ("'asleep' - at `$.Availability`", {"Availability": "asleep"}),
-                ("at `$.Labels", {"Labels": {"a": 1}}),
+                ('invalid Role: "king"', {"Role": "king"}),
+                ('invalid Availability: "asleep"', {"Role": "worker", "Availability": "asleep"}),
+                ("at `$.Labels", {"Role": "worker", "Availability": "active", "Labels": {"a": 1}}),
             )
         ),
         Case(400, "is not down and can't be removed", "DELETE", "/nodes/node-2"),

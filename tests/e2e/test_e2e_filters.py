@@ -276,6 +276,6 @@ def test_tasks_of_services_are_filtered(services: View) -> None:
     services("service", "update", "--detach=false", "--quiet", "--force", "s-web")
     assert len(told("desired-state=shutdown", "name=s-web")) >= 1
     assert len(told("desired-state=running", "name=s-web")) == 1
-    for wrong, words in (("bad=x", "bad"), ("desired-state=odd", "desired-state=odd")):
+    for wrong, words in (("bad=x", "bad"), ("desired-state=odd", "desired-state filter: 'odd'")):
         done = services.run("service", "ps", "--filter", wrong, "s-web")
         assert done.returncode == 1 and words in done.stderr.decode()

@@ -15,7 +15,6 @@ from types import MappingProxyType
 from msgspec.structs import replace
 
 from swarmlet.errors import InvalidArgument, NotSupported
-from swarmlet.model.common import Mount
 from swarmlet.model.container import (
     TASK_LABEL,
     ContainerCreate,
@@ -30,7 +29,7 @@ from swarmlet.model.defaults import NODE_NETWORKS, cluster_networks, ingress_por
 from swarmlet.model.network import NetworkAttachment
 from swarmlet.model.service import ContainerSpec, Limit, PortConfig, Privileges, Reservation, TaskSpec
 from swarmlet.model.task import Task
-from swarmlet.model.template import NodeFacts, expand, fields_of
+from swarmlet.model.template import NodeFacts, expand, expand_mount, fields_of
 
 LABEL_PREFIX = "com.docker.swarm."
 
@@ -114,9 +113,9 @@ def _host_config(task: Task, spec: ContainerSpec, fields: Mapping[str, str], net
     return HostConfig(
         memory=limits.memory_bytes,
         nano_cpus=limits.nano_cpus,
-        pids_limit=limits.pids or None,
+        pids_limit=limits.pids if limits.pids > 0 else None,
         memory_reservation=reservations.memory_bytes,
-        mounts=tuple(_mount(mount, fields) for mount in spec.mounts),
+        mounts=tuple(expand_mount(mount, fields) for mount in spec.mounts),
         group_add=spec.groups,
         readonly_rootfs=spec.read_only,
         init=spec.init,
@@ -133,24 +132,6 @@ def _host_config(task: Task, spec: ContainerSpec, fields: Mapping[str, str], net
         log_config=_log_config(task.spec),
         network_mode=network or _network_mode(task.spec),
         port_bindings=_bindings(task.ports),
-    )
-
-
-def _mount(mount: Mount, fields: Mapping[str, str]) -> Mount:
-    """Templates in source, target, and a volume's labels and driver options."""
-    volume = mount.volume_options
-    if volume is not None:
-        driver = volume.driver_config
-        if driver is not None:
-            options = {key: expand(value, fields, "mount") for key, value in driver.options.items()}
-            driver = replace(driver, options=options)
-        labels = {key: expand(value, fields, "mount") for key, value in volume.labels.items()}
-        volume = replace(volume, labels=labels, driver_config=driver)
-    return replace(
-        mount,
-        source=expand(mount.source, fields, "mount"),
-        target=expand(mount.target, fields, "mount"),
-        volume_options=volume,
     )
 
 

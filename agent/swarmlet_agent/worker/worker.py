@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import msgspec
+from msgspec.structs import replace
 
 from swarmlet.errors import InvalidArgument, NotFound, NotModified, SwarmletError, Unavailable
 from swarmlet.log import get_logger
@@ -359,6 +360,9 @@ class TaskWorker:
         except NotHere:
             return  # gone just now, and so is the wish to start it
         except SwarmletError as err:
+            # What dockerd gives a container that could not be started: 126, 127 or 128.
+            if (container := self._container(local.task)) is not None:
+                local.status = replace(local.status, exit_code=container.state.exit_code)
             await self._fail(local, f"starting container failed: {err}")
 
     async def _stop(self, task: Task) -> None:

@@ -81,7 +81,7 @@ def service_spec(spec: ServiceSpec, *, insert_defaults: bool = False) -> Json:
     template = answer.setdefault("TaskTemplate", {})
     template.setdefault("ForceUpdate", 0)
     template.setdefault("Runtime", "container")
-    template.setdefault("ContainerSpec", {})
+    template.setdefault("ContainerSpec", {}).setdefault("Isolation", "default")
     mode = answer.setdefault("Mode", {})
     if not mode:
         mode["Replicated"] = {}
@@ -93,7 +93,9 @@ def service_spec(spec: ServiceSpec, *, insert_defaults: bool = False) -> Json:
         if name in answer:
             answer[name].setdefault("Parallelism", defaults.UPDATE_PARALLELISM)
             answer[name].setdefault("FailureAction", "pause")
-            answer[name].setdefault("MaxFailureRatio", 0)
+            # As Go writes it: a whole number without a point.
+            ratio = answer[name].get("MaxFailureRatio", 0)
+            answer[name]["MaxFailureRatio"] = int(ratio) if ratio == int(ratio) else ratio
             answer[name].setdefault("Order", "stop-first")
     if insert_defaults:
         _insert_defaults(spec, answer)
@@ -116,7 +118,8 @@ def _insert_defaults(spec: ServiceSpec, answer: Json) -> None:
         config.setdefault("FailureAction", "pause")
         config.setdefault("MaxFailureRatio", 0)
         config.setdefault("Order", "stop-first")
-    answer.setdefault("EndpointSpec", {"Mode": "vip"})
+    template.setdefault("Resources", {})
+    template.setdefault("Placement", {})
 
 
 def endpoint_spec(spec: EndpointSpec) -> Json:
@@ -194,20 +197,21 @@ def task(record: Task, networks: Mapping[str, Network] = MappingProxyType({}), s
             "PortStatus": {"Ports": [port(entry) for entry in status.ports]} if status.ports else {},
         },
         "DesiredState": record.desired_state.api_name,
-        "NetworksAttachments": [
+        "Volumes": None,
+    }
+    if record.networks:
+        answer["NetworksAttachments"] = [
             encode_network.attachment(networks[place.network_id], place)
             for place in record.networks
             if place.network_id in networks
-        ],
-        "Volumes": [],
-    }
+        ]
     if record.slot:
         answer["Slot"] = record.slot
     if record.node_id:
         answer["NodeID"] = record.node_id
     if status.err:
         answer["Status"]["Err"] = status.err
-    if status.container_id:
+    if status.container_id or status.state is TaskState.REJECTED:
         answer["Status"]["ContainerStatus"] = {
             "ContainerID": status.container_id,
             "PID": status.pid,
@@ -219,7 +223,7 @@ def task(record: Task, networks: Mapping[str, Network] = MappingProxyType({}), s
 def task_spec(spec: TaskSpec) -> Json:
     answer: Json = to_api(spec)
     answer.setdefault("ForceUpdate", 0)
-    answer.setdefault("ContainerSpec", {})
+    answer.setdefault("ContainerSpec", {}).setdefault("Isolation", "default")
     return answer
 
 

@@ -24,6 +24,7 @@ from swarmlet.model.ids import new_cluster_id
 from swarmlet.model.network import Network, NetworkCreate
 from swarmlet.model.node import Node, NodeSpec
 from swarmlet.model.service import PortConfig, Service, ServiceSpec
+from swarmlet.model.states import Role
 from swarmlet.model.task import Task
 from swarmlet.pki import new_join_token
 from swarmlet_manager.ca.seal import seal
@@ -122,6 +123,9 @@ class Control:
         registry_auth "" keeps the credentials of "spec" or "previous-spec", as registry_auth_from says.
         """
         service = self.service(ref)
+        if not rollback and spec is not None:
+            validate.check_service_spec(spec)
+            validate.check_update(service.spec, spec)
         if version != service.version:
             raise OutOfSequence
         going = edits.previous_spec(service) if rollback or spec is None else spec
@@ -135,8 +139,6 @@ class Control:
             ports = self._claims(service.id, edits.previous_spec(service))
             changed = edits.rolled_back_service(service, ports, self._now())
         else:
-            validate.check_service_spec(spec)
-            validate.check_update(service.spec, spec)
             kept = service.previous_sealed_auth if registry_auth_from == "previous-spec" else service.sealed_auth
             sealed = seal(self.cluster().seal_key, registry_auth, service.id) or kept
             ports = self._claims(service.id, spec)
@@ -242,7 +244,9 @@ class Control:
         return list(self.state.nodes.values())
 
     async def update_node(self, ref: str, version: int, spec: NodeSpec) -> Node:
-        changed = edits.updated_node(self.node(ref), version, spec, self._now())
+        node = self.node(ref)
+        managers = [each.id for each in self.state.nodes.values() if each.spec.role is Role.MANAGER]
+        changed = edits.updated_node(node, version, spec, self._now(), is_last_manager=managers == [node.id])
         try:
             return await self._put(changed)
         except StaleView as err:

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from msgspec.structs import replace
 
-from swarmlet.errors import InvalidArgument, NotSupported, OutOfSequence
+from swarmlet.errors import InvalidArgument, NotSupported, OutOfSequence, rpc_words
 from swarmlet.model.cluster import Cluster, SwarmSpec
 from swarmlet.model.node import Node, NodeSpec
 from swarmlet.model.service import EndpointSpec, PortConfig, Service, ServiceSpec, UpdateStatus
 from swarmlet.model.states import NodeState, Role
-from swarmlet.swarm_spec import check_swarm_spec
+from swarmlet.swarm_spec import check_swarm_spec, raft_of
 
 
 def new_service(
@@ -76,11 +76,14 @@ def rolled_back_service(service: Service, ports: tuple[PortConfig, ...], now: in
     )
 
 
-def updated_node(node: Node, version: int, spec: NodeSpec, now: int) -> Node:
+def updated_node(node: Node, version: int, spec: NodeSpec, now: int, *, is_last_manager: bool = False) -> Node:
     """OutOfSequence for another version; NotSupported for a change of role, which needs a growing etcd."""
     if version != node.version:
         raise OutOfSequence
     if spec.role is not node.spec.role:
+        if is_last_manager:
+            words = "attempting to demote the last manager of the swarm"
+            raise InvalidArgument(rpc_words(words, "FailedPrecondition"))
         raise NotSupported(
             f"node {node.id}: changing a node's role is not supported: join the host again with the token of the "
             f"role it should have"
@@ -103,12 +106,10 @@ def check_node_removal(node: Node, force: bool) -> None:
 
 def updated_cluster(cluster: Cluster, version: int, spec: SwarmSpec, now: int) -> Cluster:
     """OutOfSequence for another version; InvalidArgument, NotSupported for a spec that cannot be honoured."""
+    check_swarm_spec(spec)
     if version != cluster.version:
         raise OutOfSequence
-    check_swarm_spec(spec)
-    if spec.ca_config.force_rotate != cluster.spec.ca_config.force_rotate:
-        raise NotSupported("rotating the cluster's CA is not supported yet")
-    return replace(cluster, spec=spec, updated_at=now)
+    return replace(cluster, spec=replace(spec, raft=raft_of(spec.raft)), updated_at=now)
 
 
 def _on_hosts(ports: tuple[PortConfig, ...]) -> tuple[PortConfig, ...]:

@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from swarmlet.errors import InvalidArgument
+from swarmlet.errors import InvalidArgument, rpc_words
 from swarmlet.model.node import Node
 
 _OPERATORS = ("==", "!=")
@@ -40,11 +40,11 @@ def parse(text: str) -> Constraint:
             continue
         key, value = key.strip(), value.strip()
         if not _KEY.fullmatch(key):
-            raise InvalidArgument(f"key '{key}' is invalid")
+            raise InvalidArgument(rpc_words(f"key '{key}' is invalid", "Unknown"))
         if not _VALUE.fullmatch(value):
-            raise InvalidArgument(f"value '{value}' is invalid")
+            raise InvalidArgument(rpc_words(f"value '{value}' is invalid", "Unknown"))
         return Constraint(_fold(key), operator == "==", value)
-    raise InvalidArgument(f"constraint expected one operator from {', '.join(_OPERATORS)}")
+    raise InvalidArgument(rpc_words(f"constraint expected one operator from {', '.join(_OPERATORS)}", "Unknown"))
 
 
 def parse_all(texts: Iterable[str]) -> tuple[Constraint, ...]:

@@ -12,7 +12,7 @@ import posixpath
 import re
 from collections.abc import Collection, Iterable, Mapping
 
-from swarmlet.errors import Conflict, InvalidArgument, NotSupported
+from swarmlet.errors import Conflict, InvalidArgument, NotSupported, rpc_words
 from swarmlet.model.common import Driver
 from swarmlet.model.dependency import GOLANG, SECRETS_FOLDER, Config, ConfigSpec, Kind, Secret, SecretSpec
 from swarmlet.model.service import ConfigReference, ContainerSpec, FileTarget, SecretReference, ServiceSpec
@@ -35,7 +35,7 @@ def check_new(state: State, kind: Kind, spec: SecretSpec | ConfigSpec) -> bytes:
     _check_name(spec.name)
     if isinstance(spec, SecretSpec) and spec.driver is not None:
         if not spec.driver.name:
-            raise InvalidArgument(_invalid("secret driver must have a name"))
+            raise InvalidArgument(rpc_words("secret driver must have a name"))
         raise NotSupported(
             f"secret {spec.name}: secret drivers are plugins, which are not supported ({spec.driver.name}): "
             "give the secret its data"
@@ -43,7 +43,7 @@ def check_new(state: State, kind: Kind, spec: SecretSpec | ConfigSpec) -> bytes:
     data = decode_data(kind, spec.data)
     if not 0 < len(data) < SIZE_LIMITS[kind]:
         raise InvalidArgument(
-            _invalid(f"{word(kind)} data must be larger than 0 and less than {SIZE_LIMITS[kind]} bytes")
+            rpc_words(f"{word(kind)} data must be larger than 0 and less than {SIZE_LIMITS[kind]} bytes")
         )
     if templating(spec.templating):
         check_payload(data, f"{word(kind)} {spec.name}")
@@ -78,9 +78,9 @@ def check_labels_alone(
     said = decode_data(type(record), spec.data)
     same = not said or hmac.compare_digest(said, data)
     if spec.name != record.name or not same:
-        raise InvalidArgument(_invalid("only updates to Labels are allowed"))
+        raise InvalidArgument(rpc_words("only updates to Labels are allowed"))
     if spec.templating is not None and templating(spec.templating) != record.templating:
-        raise InvalidArgument(_invalid("only updates to Labels are allowed"))
+        raise InvalidArgument(rpc_words("only updates to Labels are allowed"))
 
 
 def check_unused(state: State, record: Secret | Config) -> None:
@@ -91,7 +91,7 @@ def check_unused(state: State, record: Secret | Config) -> None:
     )
     if names:
         services = "service" if len(names) == 1 else "services"
-        raise InvalidArgument(_invalid(
+        raise InvalidArgument(rpc_words(
             f"{word(type(record))} '{record.name}' is in use by the following {services}: {', '.join(names)}"
         ))
 
@@ -115,17 +115,17 @@ def check_references(container: ContainerSpec) -> None:
     """InvalidArgument for references that cannot be meant."""
     for secret in container.secrets:
         if not secret.secret_id or not secret.secret_name:
-            raise InvalidArgument(_invalid("malformed secret reference"))
+            raise InvalidArgument(rpc_words("malformed secret reference"))
         if secret.file is None:
-            raise InvalidArgument(_invalid("malformed secret reference, no target provided"))
+            raise InvalidArgument(rpc_words("malformed secret reference, no target provided"))
         _check_file("secret", secret.secret_name, secret.file)
     for config in container.configs:
         if not config.config_id or not config.config_name:
-            raise InvalidArgument(_invalid("malformed config reference"))
+            raise InvalidArgument(rpc_words("malformed config reference"))
         if config.file is not None and config.runtime is not None:
-            raise InvalidArgument(_invalid("malformed config reference, File and Runtime exclude each other"))
+            raise InvalidArgument(rpc_words("malformed config reference, File and Runtime exclude each other"))
         if config.file is None and config.runtime is None:
-            raise InvalidArgument(_invalid("malformed config reference, no target provided"))
+            raise InvalidArgument(rpc_words("malformed config reference, no target provided"))
         if config.file is not None:
             _check_file("config", config.config_name, config.file)
     _check_distinct("secret", _targets(container.secrets))
@@ -135,7 +135,7 @@ def check_references(container: ContainerSpec) -> None:
 
 def _check_file(kind: str, name: str, file: FileTarget) -> None:
     if not file.name:
-        raise InvalidArgument(_invalid(f"malformed file {kind} reference, invalid target file name provided"))
+        raise InvalidArgument(rpc_words(f"malformed file {kind} reference, invalid target file name provided"))
     if "\0" in file.name or ".." in file.name.split("/") or file.name.endswith("/"):
         raise InvalidArgument(f"{kind} {name}: invalid target {file.name!r}: expected the path of a file, without ..")
     for field, value in (("UID", file.uid), ("GID", file.gid)):
@@ -157,7 +157,7 @@ def _check_distinct(kind: str, targets: list[tuple[str, str]]) -> None:
     for target, name in targets:
         if target in known:
             raise InvalidArgument(
-                _invalid(f"{kind} references '{known[target]}' and '{name}' have a conflicting target: '{target}'")
+                rpc_words(f"{kind} references '{known[target]}' and '{name}' have a conflicting target: '{target}'")
             )
         known[target] = name
 
@@ -169,7 +169,7 @@ def _check_places(container: ContainerSpec) -> None:
     places += [place_of("/", target) for target, _ in _targets(container.configs)]
     twice = {place for place in places if places.count(place) > 1}
     if twice:
-        raise InvalidArgument(f"ContainerSpec: duplicate mount point: {min(twice)}")
+        raise InvalidArgument(rpc_words(f"ContainerSpec: duplicate mount point: {min(twice)}"))
 
 
 def place_of(folder: str, target: str) -> str:
@@ -191,18 +191,14 @@ def _check_there(
     lacking = [name for ident, name in wanted if (found := known.get(ident)) is None or found.name != name]
     if lacking:
         things = word(kind) if len(lacking) == 1 else f"{word(kind)}s"
-        raise InvalidArgument(_invalid(f"{things} not found: {', '.join(lacking)}"))
+        raise InvalidArgument(rpc_words(f"{things} not found: {', '.join(lacking)}"))
 
 
 def _check_name(name: str) -> None:
     if not name:
-        raise InvalidArgument(_invalid("name must be provided"))
+        raise InvalidArgument(rpc_words("name must be provided"))
     if len(name) > _MAX_NAME or not _NAME.fullmatch(name):
-        raise InvalidArgument(_invalid(
+        raise InvalidArgument(rpc_words(
             "invalid name, only 64 [a-zA-Z0-9-_.] characters allowed, and the start and end character must be "
             "[a-zA-Z0-9]"
         ))
-
-
-def _invalid(text: str) -> str:
-    return f"rpc error: code = InvalidArgument desc = {text}"

@@ -1,4 +1,5 @@
-"""What a service spec may say. Words are SwarmKit's and dockerd's, so that clients recognise them.
+"""What a service spec may say. Words are SwarmKit's and dockerd's, so that clients recognise them; the former's with
+the code of its gRPC errors, as dockerd shows them.
 
 Known options that this version cannot honour are refused (NotSupported), never ignored.
 """
@@ -7,7 +8,7 @@ from __future__ import annotations
 
 import re
 
-from swarmlet.errors import InvalidArgument, NotSupported
+from swarmlet.errors import InvalidArgument, NotSupported, rpc_words
 from swarmlet.model.defaults import MINIMUM_MEMORY_BYTES, MINIMUM_NANO_CPUS, cluster_networks
 from swarmlet.model.service import (
     EndpointSpec,
@@ -50,11 +51,11 @@ def check_update(old: ServiceSpec, new: ServiceSpec) -> None:
 def check_name(name: str) -> None:
     """A service's name: what may be looked up in DNS. Clients leave it out to get one made up, before this."""
     if not name:
-        raise InvalidArgument("meta: name must be provided")
+        raise InvalidArgument(rpc_words("meta: name must be provided"))
     if not _NAME.fullmatch(name):
-        raise InvalidArgument("name must be valid as a DNS name component")
+        raise InvalidArgument(rpc_words("name must be valid as a DNS name component"))
     if len(name) > _MAX_NAME:
-        raise InvalidArgument(f"name must be {_MAX_NAME} characters or fewer")
+        raise InvalidArgument(rpc_words(f"name must be {_MAX_NAME} characters or fewer"))
 
 
 def _mode_name(mode: ServiceMode) -> str:
@@ -81,21 +82,19 @@ def _check_mode(mode: ServiceMode) -> None:
 def _check_task(task: TaskSpec) -> None:
     if task.plugin_spec is not None or task.runtime == "plugin":
         raise NotSupported("plugins cannot run as services")
-    if task.network_attachment_spec is not None or task.runtime == "attachment":
-        raise NotSupported("network attachments cannot be created as services")
-    if task.runtime not in ("", "container"):
-        raise InvalidArgument(f"invalid task runtime: {task.runtime}")
+    if task.network_attachment_spec is not None or task.runtime not in ("", "container"):
+        raise InvalidArgument("unsupported runtime")
+    if task.container_spec is None:
+        raise InvalidArgument("mismatched Runtime and *Spec fields")
     _check_resources(task)
     _check_restart(task.restart_policy)
     if task.placement is not None:
         constraints.parse_all(task.placement.constraints)
         if task.placement.max_replicas < 0:
-            raise InvalidArgument("TaskSpec: max-replicas cannot be negative")
+            raise InvalidArgument(rpc_words("TaskSpec: max-replicas cannot be negative"))
         for preference in task.placement.preferences:
             if preference.spread is None:
-                raise InvalidArgument("TaskSpec: a placement preference must name what to spread over")
-    if task.container_spec is None:
-        raise InvalidArgument("ContainerSpec: missing in service spec")
+                raise InvalidArgument(rpc_words("TaskSpec: a placement preference must name what to spread over"))
     check_container_spec(task.container_spec)
 
 
@@ -105,8 +104,6 @@ def _check_resources(task: TaskSpec) -> None:
     limits, reserved = task.resources.limits, task.resources.reservations
     if limits is not None:
         _check_amounts(limits.nano_cpus, limits.memory_bytes)
-        if limits.pids < 0:
-            raise InvalidArgument(f"invalid pids limit {limits.pids}: must not be negative")
     if reserved is not None:
         _check_amounts(reserved.nano_cpus, reserved.memory_bytes)
         if reserved.generic_resources:
@@ -116,9 +113,10 @@ def _check_resources(task: TaskSpec) -> None:
 def _check_amounts(nano_cpus: int, memory_bytes: int) -> None:
     """0 stands for none; anything else has a least value."""
     if nano_cpus and nano_cpus < MINIMUM_NANO_CPUS:
-        raise InvalidArgument(f"invalid cpu value {nano_cpus / 1e9:g}: Must be at least {MINIMUM_NANO_CPUS / 1e9:g}")
+        least = f"Must be at least {MINIMUM_NANO_CPUS / 1e9:g}"
+        raise InvalidArgument(rpc_words(f"invalid cpu value {nano_cpus / 1e9:g}: {least}"))
     if memory_bytes and memory_bytes < MINIMUM_MEMORY_BYTES:
-        raise InvalidArgument(f"invalid memory value {memory_bytes}: Must be at least 4MiB")
+        raise InvalidArgument(rpc_words(f"invalid memory value {memory_bytes}: Must be at least 4MiB"))
 
 
 def _check_restart(policy: TaskRestartPolicy | None) -> None:
@@ -128,7 +126,7 @@ def _check_restart(policy: TaskRestartPolicy | None) -> None:
         raise InvalidArgument(f'invalid RestartCondition: "{policy.condition}"')
     for name, value in (("delay", policy.delay), ("max-attempts", policy.max_attempts), ("window", policy.window)):
         if value is not None and value < 0:
-            raise InvalidArgument(f"TaskSpec: restart-{name} cannot be negative")
+            raise InvalidArgument(rpc_words(f"TaskSpec: restart-{name} cannot be negative"))
 
 
 def _check_update_config(config: UpdateConfig | None) -> None:
@@ -136,9 +134,9 @@ def _check_update_config(config: UpdateConfig | None) -> None:
         return
     for name, value in (("parallelism", config.parallelism), ("delay", config.delay), ("monitor", config.monitor)):
         if value is not None and value < 0:
-            raise InvalidArgument(f"TaskSpec: update-{name} cannot be negative")
+            raise InvalidArgument(rpc_words(f"TaskSpec: update-{name} cannot be negative"))
     if not 0 <= config.max_failure_ratio <= 1:
-        raise InvalidArgument("TaskSpec: update-maxfailureratio cannot be less than 0 or bigger than 1")
+        raise InvalidArgument(rpc_words("TaskSpec: update-maxfailureratio cannot be less than 0 or bigger than 1"))
     if config.failure_action not in ("", "pause", "continue", "rollback"):
         raise InvalidArgument(f"unrecognized update failure action {config.failure_action}")
     if config.order not in ("", "stop-first", "start-first"):
@@ -149,16 +147,18 @@ def _check_endpoint(endpoint: EndpointSpec | None) -> None:
     if endpoint is None:
         return
     if endpoint.mode not in ("", "vip", "dnsrr"):
-        raise InvalidArgument(f"invalid EndpointSpec mode: {endpoint.mode}")
+        raise InvalidArgument(f'invalid resolution mode: "{endpoint.mode}"')
     for port in endpoint.ports:
         _check_port(port)
         if port.host_ip or port.local_only:
             raise NotSupported("HostIP and LocalOnly of a port are chosen by labels of the service: swarmlet.publish.…")
         if port.publish_mode != "host" and endpoint.mode == "dnsrr":
-            raise InvalidArgument("EndpointSpec: port published with ingress mode can't be used with dnsrr mode")
+            raise InvalidArgument(
+                rpc_words("EndpointSpec: port published with ingress mode can't be used with dnsrr mode")
+            )
     published = [(port.protocol, port.published_port) for port in endpoint.ports if port.published_port]
     if len(set(published)) < len(published):
-        raise InvalidArgument("EndpointSpec: duplicate published ports provided")
+        raise InvalidArgument(rpc_words("EndpointSpec: duplicate published ports provided"))
 
 
 def _check_networks(spec: ServiceSpec) -> None:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import re
 
-from swarmlet.errors import InvalidArgument, NotSupported
+from swarmlet.errors import InvalidArgument, NotSupported, rpc_words
 from swarmlet.model.common import HealthConfig, Mount
 from swarmlet.model.service import ContainerSpec, Privileges, SeLinuxContext
+from swarmlet.model.template import FIELDS, expand, expand_mount
 from swarmlet.model.times import NS
 from swarmlet_manager.decide.dependencies import check_references
 
 #: Engine API: durations of a health check are 0 (inherit) or at least this.
 _MINIMUM_HEALTH_NS = NS // 1000
+_PROPAGATIONS = ("", "private", "rprivate", "shared", "rshared", "slave", "rslave")
 _COMPONENT = r"[a-z0-9]+(?:(?:[._]|__|[-]+)[a-z0-9]+)*"
 _LABEL = r"[a-zA-Z0-9](?:[a-zA-Z0-9-]*[a-zA-Z0-9])?"
 _DOMAIN = rf"(?:\[[a-fA-F0-9:]+\]|{_LABEL}(?:\.{_LABEL})*)"
@@ -26,19 +28,33 @@ _REFERENCE = re.compile(
 def check_container_spec(container: ContainerSpec) -> None:
     """InvalidArgument or NotSupported, naming the field."""
     if not container.image:
-        raise InvalidArgument("ContainerSpec: image reference must be provided")
+        raise InvalidArgument(rpc_words("ContainerSpec: image reference must be provided"))
     if not _REFERENCE.fullmatch(container.image):
-        raise InvalidArgument(f'ContainerSpec: "{container.image}" is not a valid repository/tag')
+        raise InvalidArgument(rpc_words(f'ContainerSpec: "{container.image}" is not a valid repository/tag'))
     if container.stop_grace_period is not None and container.stop_grace_period < 0:
-        raise InvalidArgument("ContainerSpec: stop-grace-period cannot be negative")
+        raise InvalidArgument(rpc_words("ContainerSpec: stop-grace-period cannot be negative"))
     _check_mounts(container.mounts)
     if container.healthcheck is not None:
         _check_health(container.healthcheck)
     check_references(container)
+    _check_templates(container)
     if container.isolation not in ("", "default"):
         raise NotSupported(f"isolation {container.isolation} exists on Windows only")
     if container.privileges is not None:
         _check_privileges(container.privileges)
+
+
+def _check_templates(container: ContainerSpec) -> None:
+    """What no task's node could resolve is refused at once. The values themselves are not known yet."""
+    fields = dict.fromkeys(FIELDS, "")
+    try:
+        expand(container.hostname, fields, "hostname")
+        for entry in container.env:
+            expand(entry, fields, "env")
+        for mount in container.mounts:
+            expand_mount(mount, fields)
+    except InvalidArgument as err:
+        raise InvalidArgument(rpc_words(str(err))) from err
 
 
 def _check_mounts(mounts: tuple[Mount, ...]) -> None:
@@ -49,7 +65,7 @@ def _check_mounts(mounts: tuple[Mount, ...]) -> None:
         if not mount.target.startswith("/"):
             raise InvalidArgument(f"invalid mount target, must be an absolute path: {mount.target}")
         if mount.target in targets:
-            raise InvalidArgument(f"ContainerSpec: duplicate mount point: {mount.target}")
+            raise InvalidArgument(rpc_words(f"ContainerSpec: duplicate mount point: {mount.target}"))
         targets.add(mount.target)
         _check_source(mount)
 
@@ -70,7 +86,10 @@ def _check_source(mount: Mount) -> None:
         case "cluster" | "npipe" | "image":
             raise NotSupported(f"mounts of type {mount.type} are not supported: use bind, volume or tmpfs")
         case _:
-            raise InvalidArgument(f"invalid mount, unknown type: {mount.type}")
+            raise InvalidArgument(f'invalid MountType: "{mount.type}"')
+    propagation = mount.bind_options.propagation if mount.bind_options is not None else ""
+    if propagation not in _PROPAGATIONS:
+        raise InvalidArgument(f'invalid MountPropagation: "{propagation}"')
     options = {"bind": mount.bind_options, "volume": mount.volume_options, "tmpfs": mount.tmpfs_options}
     for kind, given in options.items():
         if given is not None and kind != mount.type:
@@ -85,9 +104,9 @@ def _check_health(health: HealthConfig) -> None:
         ("StartInterval", health.start_interval),
     ):
         if value and value < _MINIMUM_HEALTH_NS:
-            raise InvalidArgument(f"ContainerSpec: {name} in HealthConfig cannot be less than 1ms")
+            raise InvalidArgument(rpc_words(f"ContainerSpec: {name} in HealthConfig cannot be less than 1ms"))
     if health.retries < 0:
-        raise InvalidArgument("ContainerSpec: Retries in HealthConfig cannot be negative")
+        raise InvalidArgument(rpc_words("ContainerSpec: Retries in HealthConfig cannot be negative"))
 
 
 def _check_privileges(privileges: Privileges) -> None:

@@ -119,7 +119,7 @@ def test_only_a_worker_that_is_down_may_be_removed_without_force() -> None:
         (SwarmSpec(ca_config=CAConfig(force_rotate=1)), NotSupported),
         (SwarmSpec(ca_config=CAConfig(signing_ca_cert="x")), NotSupported),
         (SwarmSpec(encryption_config=EncryptionConfig(auto_lock_managers=True)), NotSupported),
-        (SwarmSpec(raft=RaftSpec(election_tick=3)), NotSupported),
+        (SwarmSpec(raft=RaftSpec(election_tick=-3)), InvalidArgument),
     ],
 )
 def test_a_cluster_spec_that_cannot_be_honoured_is_refused(new: SwarmSpec, error: type[Exception]) -> None:
@@ -129,6 +129,12 @@ def test_a_cluster_spec_that_cannot_be_honoured_is_refused(new: SwarmSpec, error
 
 def test_a_cluster_is_updated_at_its_own_version() -> None:
     new = SwarmSpec(orchestration=OrchestrationSpec(task_history_retention_limit=2))
-    assert edits.updated_cluster(Cluster(id="c", version=1), 1, new, 7).spec is new
+    assert edits.updated_cluster(Cluster(id="c", version=1), 1, new, 7).spec == new
     with pytest.raises(OutOfSequence):
         edits.updated_cluster(Cluster(id="c", version=2), 1, new, 7)
+
+
+def test_numbers_of_raft_are_kept_and_zeros_stand_for_the_defaults() -> None:
+    new = SwarmSpec(raft=RaftSpec(snapshot_interval=500, keep_old_snapshots=3, election_tick=0, heartbeat_tick=0))
+    kept = edits.updated_cluster(Cluster(id="c", version=1), 1, new, 7).spec.raft
+    assert kept == RaftSpec(snapshot_interval=500, keep_old_snapshots=3)

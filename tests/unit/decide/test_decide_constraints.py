@@ -57,7 +57,7 @@ def test_a_constraint_says_of_a_node_what_swarmkit_says(text: str, expected: boo
 def test_an_unreadable_constraint_is_refused_in_swarmkits_words(text: str, message: str) -> None:
     with pytest.raises(InvalidArgument) as err:
         parse(text)
-    assert str(err.value) == message
+    assert str(err.value) == f"rpc error: code = Unknown desc = {message}"
 
 
 @given(key=words, value=words, equal=st.booleans())

@@ -45,7 +45,7 @@ def test_what_is_said_is_set_and_the_rest_is_as_always(said: dict[str, Any], spe
         ({"Dispatcher": {"HeartbeatPeriod": -1}}, InvalidArgument, "heartbeat time period"),
         ({"CAConfig": {"NodeCertExpiry": 60 * NS}}, InvalidArgument, "minimum certificate expiry time is: 1h0m0s"),
         ({"EncryptionConfig": {"AutoLockManagers": True}}, NotSupported, "autolock"),
-        ({"Raft": {"SnapshotInterval": 5}}, NotSupported, "no Raft to configure"),
+        ({"Raft": {"SnapshotInterval": -5}}, InvalidArgument, "numbers of Raft cannot be negative"),
         ({"CAConfig": {"ExternalCAs": [{"URL": "https://ca.example.com"}]}}, NotSupported, "external certificate"),
     ],
 )

@@ -15,8 +15,11 @@ from swarmlet.model.dependency import Config, ConfigSpec, Dependency, Kind, Secr
 from swarmlet_manager.api import encode
 from swarmlet_manager.api.backend import Commands
 from swarmlet_manager.api.routes.nodes import version_of
+from swarmlet_manager.decide.dependencies import word
 
-FILTERS = ("id", "label", "name", "names")
+FILTERS: dict[Kind, tuple[str, ...]] = {
+    Secret: ("id", "label", "name", "names"), Config: ("id", "label", "name"),
+}
 #: API version from which content can be a template.
 TEMPLATES_SINCE = (1, 37)
 
@@ -28,7 +31,7 @@ class DependencyRoutes:
         self._commands = commands
         self._kind = kind
         self._spec: type[SecretSpec] | type[ConfigSpec] = SecretSpec if kind is Secret else ConfigSpec
-        self._path = f"/{kind.__name__.lower()}s"
+        self._path = f"/{word(kind)}s"
 
     def routes(self) -> list[Route]:
         return [
@@ -40,9 +43,9 @@ class DependencyRoutes:
         ]
 
     async def index(self, call: Call) -> web.Response:
-        """SecretList, ConfigList: filters id and name (prefixes), names, label."""
+        """SecretList, ConfigList: filters id and name (prefixes), label; of secrets names, too."""
         filters = call.filters()
-        filters.check(*FILTERS)
+        filters.check(*FILTERS[self._kind])
         self._commands.cluster()
         records = sorted(self._commands.dependencies.all(self._kind), key=lambda record: record.name)
         return json_answer([self._encoded(record) for record in records if selects(filters, record)])
@@ -52,7 +55,7 @@ class DependencyRoutes:
         self._commands.cluster()
         spec: SecretSpec | ConfigSpec = await call.json(self._spec)
         if spec.templating is not None and call.version < TEMPLATES_SINCE:
-            kind = self._kind.__name__.lower()
+            kind = word(self._kind)
             raise InvalidArgument(f"{kind} templating is not supported on the specified API version: {call.version}")
         record = await self._commands.dependencies.create(self._kind, spec)
         return json_answer({"ID": record.id}, status=201)
@@ -62,7 +65,7 @@ class DependencyRoutes:
 
     async def update(self, call: Call) -> web.Response:
         """SecretUpdate, ConfigUpdate: labels alone, at the version they were read."""
-        version = version_of(call)
+        version = version_of(call, word(self._kind))
         spec: SecretSpec | ConfigSpec = await call.json(self._spec)
         await self._commands.dependencies.update(self._kind, self._get(call).id, version, spec)
         return web.Response()

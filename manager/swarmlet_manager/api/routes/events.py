@@ -110,8 +110,8 @@ def _update_attributes(before: object, after: object) -> dict[str, str]:
         ("updatestate", before.update_status.state if before.update_status else "",
          after.update_status.state if after.update_status else ""),
     )
-    changed = [(key, old, new) for key, old, new in pairs if old != new]
-    return {f"{key}.old": old for key, old, _ in changed if old} | {f"{key}.new": new for key, _, new in changed if new}
+    changed = [(key, old, new) for key, old, new in pairs if new and old != new]
+    return {f"{key}.old": old for key, old, _ in changed if old} | {f"{key}.new": new for key, _, new in changed}
 
 
 def _image(service: Service) -> str:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from aiohttp import web
 
 from swarmlet.engine_api.answers import json_answer
-from swarmlet.engine_api.router import Call, Route
+from swarmlet.engine_api.router import Call, Route, convert
 from swarmlet.errors import InvalidArgument
 from swarmlet.model.node import Node, NodeSpec
+from swarmlet.model.states import Availability, Role
 from swarmlet_manager.api import encode
 from swarmlet_manager.api.backend import Commands, Place
 
@@ -32,7 +35,7 @@ class NodeRoutes:
         for key, known in (("role", ("worker", "manager")), ("membership", ("accepted", "pending"))):
             for value in filters.get(key):
                 if value not in known:
-                    raise InvalidArgument(f"invalid {key} filter: '{value}'")
+                    raise InvalidArgument(f"Invalid {key} filter: '{value}'")
         self._commands.cluster()
 
         def wanted(node: Node) -> bool:
@@ -55,7 +58,8 @@ class NodeRoutes:
 
     async def update(self, call: Call) -> web.Response:
         """NodeUpdate: the whole spec, at the version it was read."""
-        await self._commands.update_node(call.params["id"], version_of(call), await call.json(NodeSpec))
+        version, body = version_of(call, "node"), await call.raw_json()
+        await self._commands.update_node(call.params["id"], version, _spec_of(body))
         return web.Response()
 
     async def remove(self, call: Call) -> web.Response:
@@ -63,9 +67,23 @@ class NodeRoutes:
         return web.Response()
 
 
-def version_of(call: Call) -> int:
-    """The `version` parameter of an update. InvalidArgument in dockerd's words if it is missing or no number."""
+def _spec_of(body: Any) -> NodeSpec:
+    """InvalidArgument, in dockerd's words for a role or an availability that is none, or is not said."""
+    said = {key.casefold(): value for key, value in body.items()} if isinstance(body, dict) else {}
+    for name, known in (("Role", Role), ("Availability", Availability)):
+        value = said.get(name.casefold(), "")
+        if value not in [str(one) for one in known]:
+            raise InvalidArgument(f'invalid {name}: "{value}"')
+    spec: NodeSpec = convert(body, NodeSpec)
+    return spec
+
+
+def version_of(call: Call, kind: str) -> int:
+    """The `version` parameter of an update. InvalidArgument if it is missing or no number.
+
+    kind: of what, as dockerd says it.
+    """
     text = call.text("version")
     if not text.isdigit():
-        raise InvalidArgument(f"invalid version '{text}': it must be the object's Version.Index")
+        raise InvalidArgument(f"invalid {kind} version '{text}': it must be the object's Version.Index")
     return int(text)

@@ -46,14 +46,14 @@ class ServiceRoutes:
         """ServiceCreate: 201; 400 bad spec, 409 name taken, 503 no leader."""
         spec = await self._spec(call)
         service = await self._commands.create_service(spec, call.request.headers.get("X-Registry-Auth", ""))
-        return json_answer({"ID": service.id, "Warnings": await self._warnings(service)}, status=201)
+        return json_answer({"ID": service.id, "Warnings": await self._warnings(service) or None}, status=201)
 
     async def index(self, call: Call) -> web.Response:
         """ServiceList: filters id, name, label, mode, runtime; status=true adds running and desired counts."""
         filters = call.filters()
         filters.check("id", "name", "label", "mode", "runtime")
         self._commands.cluster()
-        with_status = call.flag("status")
+        with_status = call.boolean("status")
         answer = [
             self._encode(service, with_status)
             for service in sorted(self._commands.services(), key=lambda service: service.spec.name)
@@ -67,11 +67,11 @@ class ServiceRoutes:
 
     async def inspect(self, call: Call) -> web.Response:
         service = self._commands.service(call.params["id"])
-        return json_answer(encode.service(service, insert_defaults=call.flag("insertDefaults")))
+        return json_answer(encode.service(service, insert_defaults=call.boolean("insertDefaults")))
 
     async def update(self, call: Call) -> web.Response:
         """ServiceUpdate: the whole spec at the version it was read; rollback=previous goes back one spec."""
-        version, rollback = version_of(call), call.text("rollback")
+        version, rollback = version_of(call, "service"), call.text("rollback")
         if rollback not in ("", "previous"):
             raise InvalidArgument(f"unrecognized rollback option {rollback}")
         auth_from = call.text("registryAuthFrom") or "spec"
@@ -115,6 +115,10 @@ class ServiceRoutes:
         task = msgspec.structs.replace(
             spec.task_template, networks=await self._by_name(spec.task_template.networks or spec.networks)
         )
+        container = task.container_spec
+        if container is not None and container.isolation == "default":
+            # Clients send back what they were shown where nobody had said anything.
+            task = msgspec.structs.replace(task, container_spec=msgspec.structs.replace(container, isolation=""))
         return msgspec.structs.replace(spec, task_template=task, networks=await self._by_name(spec.networks))
 
     async def _by_name(self, networks: Iterable[NetworkAttachmentConfig]) -> tuple[NetworkAttachmentConfig, ...]:

@@ -6,7 +6,7 @@ from aiohttp import web
 
 from swarmlet.engine_api.answers import json_answer
 from swarmlet.engine_api.router import Call, Route
-from swarmlet.errors import InvalidArgument, NotSupported, Unavailable
+from swarmlet.errors import Conflict, NotSupported, Unavailable
 from swarmlet.model.cluster import SwarmSpec
 from swarmlet_manager.api import encode
 from swarmlet_manager.api.backend import Commands
@@ -37,20 +37,14 @@ class SwarmRoutes:
 
     async def update(self, call: Call) -> web.Response:
         """SwarmUpdate: the whole spec at the version it was read, and rotation of the join tokens."""
-        if call.flag("rotateManagerUnlockKey"):
+        if call.boolean("rotateManagerUnlockKey"):
             raise NotSupported("rotating the unlock key is not supported: managers are not locked")
-        spec = await call.json(SwarmSpec)
-        if spec.encryption_config.auto_lock_managers:
-            raise NotSupported("autolock is not supported: the managers' keys live in etcd")
-        if spec.ca_config.force_rotate or spec.ca_config.signing_ca_cert or spec.ca_config.external_cas:
-            raise NotSupported("rotating the cluster CA is not supported yet")
-        if spec.dispatcher.heartbeat_period <= 0:
-            raise InvalidArgument("invalid Dispatcher.HeartbeatPeriod: it must be greater than 0")
+        version, spec = version_of(call, "swarm"), await call.json(SwarmSpec)
         await self._commands.update_cluster(
-            version_of(call),
+            version,
             spec,
-            rotate_worker_token=call.flag("rotateWorkerToken"),
-            rotate_manager_token=call.flag("rotateManagerToken"),
+            rotate_worker_token=call.boolean("rotateWorkerToken"),
+            rotate_manager_token=call.boolean("rotateManagerToken"),
         )
         return web.Response()
 
@@ -58,7 +52,7 @@ class SwarmRoutes:
         return json_answer({"UnlockKey": ""})
 
     async def unlock(self, call: Call) -> web.Response:
-        raise Unavailable("swarm is not locked")
+        raise Conflict("swarm is not locked")
 
     async def already(self, call: Call) -> web.Response:
         raise Unavailable(

@@ -9,7 +9,7 @@ from aiohttp import web
 from swarmlet.engine_api.answers import json_answer
 from swarmlet.engine_api.filters import Filters
 from swarmlet.engine_api.router import Call, Route
-from swarmlet.errors import InvalidArgument, NotFound
+from swarmlet.errors import InvalidArgument
 from swarmlet.model.states import TaskState
 from swarmlet.model.task import Task
 from swarmlet_manager.api import encode
@@ -85,17 +85,11 @@ class TaskRoutes:
         return state.tasks.values()
 
     def _ids(self, filters: Filters, key: str) -> set[str] | None:
-        """Ids of the services or nodes that a filter names; unknown ones select nothing."""
+        """Ids of the services or nodes that a filter names. NotFound as dockerd, which looks them up first."""
         if key not in filters:
             return None
         find = self._commands.state.find_service if key == "service" else self._commands.state.find_node
-        found = set()
-        for ref in filters.get(key):
-            try:
-                found.add(find(ref).id)
-            except NotFound:
-                continue
-        return found
+        return {find(ref).id for ref in filters.get(key)}
 
 
 def _desired(word: str) -> TaskState:
@@ -103,7 +97,7 @@ def _desired(word: str) -> TaskState:
     try:
         return _DESIRED.get(word) or TaskState[word.upper()]
     except KeyError as err:
-        raise InvalidArgument(f"invalid filter 'desired-state={word}'") from err
+        raise InvalidArgument(f"Invalid desired-state filter: '{word}'") from err
 
 
 def _matches_name(wanted: tuple[str, ...], task: Task) -> bool:
