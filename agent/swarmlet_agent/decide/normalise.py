@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import posixpath
+
 from msgspec.structs import replace
 
 from swarmlet.model.container import ContainerCreate, EndpointSettings, HostConfig, LogConfig, RestartPolicy
@@ -34,6 +36,7 @@ def normalise(request: ContainerCreate, *, default_runtime: str, cgroupns_mode: 
     return replace(
         request,
         host_config=host,
+        working_dir=_cleaned(request.working_dir),
         networking_config=replace(request.networking_config, endpoints_config=dict(endpoints)),
     )
 
@@ -46,6 +49,11 @@ def network_wishes(request: ContainerCreate) -> dict[str, EndpointSettings]:
     given = request.networking_config.endpoints_config
     wishes = {name: settings or EndpointSettings() for name, settings in given.items()}
     return wishes if mode in wishes else {mode: EndpointSettings(), **wishes}
+
+
+def _cleaned(folder: str) -> str:
+    """Without what changes nothing about an absolute path (Go's filepath.Clean, which dockerd shows); "" stays."""
+    return "/" + posixpath.normpath(folder).lstrip("/") if folder else ""
 
 
 def _network(name: str) -> str:

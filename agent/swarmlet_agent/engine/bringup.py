@@ -202,11 +202,15 @@ class Bringup:
         return joined
 
     def _sharing(self, mode: str, what: str) -> str:
-        """The id of the container whose namespace `mode` joins, "" for none. Conflict if that does not run."""
+        """The id of the container whose namespace `mode` joins, "" for none.
+
+        If that does not run, as dockerd: Conflict for its network, Internal for the others."""
         other = mode_of(mode)
         if not other:
             return ""
         unit = self._core.find(other)
+        if not unit.record.has_process and what in ("IPC", "PID"):
+            raise Internal(f"failed to join {what} namespace: container {unit.id} is not running")
         if not unit.record.has_process:
             raise Conflict(f"cannot join {what} namespace of a non running container: {unit.id}")
         return unit.id

@@ -20,7 +20,7 @@ from swarmlet.log import get_logger
 from swarmlet_agent.decide.restart import Again, after_boot, after_exit
 from swarmlet_agent.engine.bringup import Bringup, exit_code_of
 from swarmlet_agent.engine.container import Container, Health, WaitResult
-from swarmlet_agent.engine.core import Core, Unit
+from swarmlet_agent.engine.core import TABLE, Core, Unit, encode
 from swarmlet_agent.engine.health import HealthChecks
 from swarmlet_agent.engine.plan import at_rest
 from swarmlet_agent.engine.removal import Removal
@@ -205,10 +205,11 @@ class Lifecycle:
             await self._remove_ended(unit)
             return
         detached, saved = await asyncio.gather(
-            core.networks.detach(unit.id), core.save(unit, ended), return_exceptions=True
+            core.networks.detach(unit.id), core.journal.put(TABLE, unit.id, encode(ended)), return_exceptions=True
         )
         if saved is not None:
             raise saved  # the record still says running: the next engine handles this end again
+        unit.record = ended  # not before: who sees it ended may remove its networks
         core.emit(ended, "die", exitCode=str(exit.code), execDuration=str(int(ran_s)))
         unit.waiters.stopped(result)
         await self._clear(unit, keep_network=detached is None)

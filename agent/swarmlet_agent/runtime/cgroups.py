@@ -96,6 +96,13 @@ class Cgroups:
         if folder is not None and (folder / "pids.max").exists():
             (folder / "pids.max").write_text("max")
 
+    def lift_cpu_quota(self, path: str) -> None:
+        """All the processor time there is from now on; the period stays. OSError, and hosts without it, as above."""
+        folder = self._folder(path, "cpu")
+        for name, text in (("cpu.cfs_quota_us", "-1"), ("cpu.max", "max")):
+            if folder is not None and (folder / name).exists():
+                (folder / name).write_text(text)
+
     def signal_all(self, path: str, number: int) -> None:
         """Every process in it, and those that it makes meanwhile. SIGKILL also beats what forks faster than we look."""
         if number == signal.SIGKILL and self._kill_at_once(path):

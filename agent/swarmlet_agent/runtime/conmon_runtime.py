@@ -309,6 +309,8 @@ class ConmonRuntime:
         if plan.host.pids_limit is not None and plan.host.pids_limit <= 0:
             # An explicit "no limit" must undo an earlier one; the runtimes do not agree on a number for it.
             await asyncio.to_thread(self._cgroups.lift_pids_limit, path)
+        if plan.host.cpu_quota < 0:
+            await asyncio.to_thread(self._cgroups.lift_cpu_quota, path)
         file = box.path / "resources.json"
         file.write_bytes(msgspec.json.encode(limits))
         try:

@@ -59,7 +59,7 @@ def _cpu(host: HostConfig) -> dict[str, Any]:
         result["quota"] = host.nano_cpus * DEFAULT_PERIOD_US // 1_000_000_000
     if host.cpu_period > 0:
         result["period"] = host.cpu_period
-    if host.cpu_quota != 0:
+    if host.cpu_quota > 0:  # a negative one is none: not every runtime can be told so
         result["quota"] = host.cpu_quota
     for key, value in (
         ("realtimePeriod", host.cpu_realtime_period),

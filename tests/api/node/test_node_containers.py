@@ -176,6 +176,8 @@ async def test_no_body_is_as_much_as_an_empty_one(node: Node) -> None:
     await node.make("sleep", name="web")
 
     assert await node.call("POST", "/containers/web/update") == (200, {"Warnings": None})
+    assert await node.call("POST", "/v1.39/containers/web/update", {"PidsLimit": 7}) == (200, {"Warnings": None})
+    assert (await node.call("GET", "/containers/web/json"))[1]["HostConfig"]["PidsLimit"] is None
     assert await node.call("POST", "/containers/web/exec") == (400, {"message": "No exec command specified"})
 
 

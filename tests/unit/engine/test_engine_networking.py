@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from engine_made import LONG, request
 
-from swarmlet.errors import Conflict, NotFound
+from swarmlet.errors import Conflict, Internal, NotFound
 from swarmlet.model.container import (
     EndpointSettings,
     HostConfig,
@@ -51,6 +51,16 @@ async def test_a_containers_network_can_be_shared_while_it_runs(node):
     await node.engine.stop(first)
     with pytest.raises(Conflict, match="cannot join network namespace of a non running container"):
         await node.engine.start_container(second)
+
+
+@pytest.mark.parametrize(("field", "word"), [("pid_mode", "PID"), ("ipc_mode", "IPC")])
+async def test_a_namespace_of_what_does_not_run_cannot_be_joined(node, field, word):
+    first = await node.run(*LONG, host=HostConfig(ipc_mode="shareable"))
+    await node.engine.stop(first)
+    second, _ = await node.engine.create("", request(**{field: f"container:{first}"}))
+
+    with pytest.raises(Internal, match=f"failed to join {word} namespace: container {first} is not running"):
+        await node.engine.start_container(second.id)
 
 
 async def test_networks_and_usage(node):

@@ -146,6 +146,13 @@ def test_defaults_are_written_out():
     assert network_wishes(shared) == {}
 
 
+def test_a_working_folder_is_shown_without_what_changes_nothing():
+    def shown(folder):
+        return normalise(ContainerCreate(working_dir=folder), default_runtime="runc").working_dir
+
+    assert list(map(shown, ("", "/", "/tmp/", "//tmp/./a/..", "/a/../.."))) == ["", "/", "/tmp", "/tmp", "/"]
+
+
 def test_ports():
     request = ContainerCreate(
         exposed_ports={"80": {}, "90-91/udp": {}},

@@ -157,3 +157,16 @@ def test_a_host_without_cgroups_is_told_so(tmp_path: Path) -> None:
     mounts.write_text("24 31 0:22 / /sys rw,nosuid,nodev,noexec,relatime - sysfs sysfs rw\n")
     with pytest.raises(Internal, match="no cgroups are mounted"):
         Cgroups.of_this_host(mounts)
+
+
+def test_a_quota_is_lifted_in_either_layout(tmp_path: Path) -> None:
+    _tree(tmp_path, {
+        "one": {"cpu.cfs_quota_us": "10000\n", "cgroup.procs": ""}, "two": {"cpu.max": "10000 100000\n"},
+        "": {"cgroup.controllers": "cpu memory pids\n"},
+    })  # fmt: skip
+    for hierarchy, path, file in (
+        (Hierarchy(str(tmp_path), ("cpu",), 1), "/one", "cpu.cfs_quota_us"),
+        (Hierarchy(str(tmp_path), (), 2), "/two", "cpu.max"),
+    ):
+        Cgroups([hierarchy]).lift_cpu_quota(path)
+        assert (tmp_path / path[1:] / file).read_text() in ("-1", "max")

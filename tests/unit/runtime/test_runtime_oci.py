@@ -229,7 +229,7 @@ def test_swap_counts_memory_too_and_is_as_much_again_by_default(memory: int, swa
 
 
 def test_no_limit_asks_for_nothing() -> None:
-    host = HostConfig(pids_limit=-1, memory_swappiness=-1, cpu_quota=0)
+    host = HostConfig(pids_limit=-1, memory_swappiness=-1, cpu_quota=-1)
 
     assert resources.resources(host, {}, swap_accounting=True, cgroup_version=2) == {}
 

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from aiohttp import web
+from msgspec.structs import replace
 
 from swarmlet.engine_api.answers import empty, json_answer, ready_answer
 from swarmlet.engine_api.quick import QuickAnswer, QuickCall
@@ -140,6 +141,8 @@ class ContainerRoutes:
     async def update(self, call: Call) -> web.StreamResponse:
         """ContainerUpdate: limits and restart policy of a container, running or not."""
         changes = await call.json(HostConfig)
+        if call.version < (1, 40):  # they had no such limit to change
+            changes = replace(changes, pids_limit=None)
         warnings = await self._backend.update(call.params["id"], changes)
         return json_answer({"Warnings": list(warnings) or None})
 
