@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
-import threading
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Iterator
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 T = TypeVar("T")
 #: What is gathered before a thread is woken.
@@ -29,35 +28,6 @@ async def finished(work: Coroutine[Any, Any, T], undo: Callable[[T], None] | Non
         if not task.cancelled() and task.exception() is None and undo is not None:
             undo(task.result())
         raise
-
-
-async def own_thread(work: Callable[[], T], name: str) -> T:
-    """In a new thread, which ends with the work: for what waits for a client, or changes what its thread is.
-
-    The loop's shared threads are few; clients that stall must not occupy them. Being cancelled does not end it.
-    """
-    loop = asyncio.get_running_loop()
-    done: asyncio.Future[T] = loop.create_future()
-
-    def tell(result: T | None, error: BaseException | None) -> None:
-        if done.cancelled():
-            return
-        if error is not None:
-            done.set_exception(error)
-        else:
-            done.set_result(cast(T, result))
-
-    def run() -> None:
-        result: T | None = None
-        error: BaseException | None = None
-        try:
-            result = work()
-        except BaseException as err:  # raised again where it is awaited
-            error = err
-        loop.call_soon_threadsafe(tell, result, error)
-
-    threading.Thread(target=run, name=name).start()
-    return await done
 
 
 class Upload:

@@ -13,7 +13,7 @@ from typing import Protocol
 from swarmlet.errors import Conflict, Internal, InvalidArgument, NotFound
 from swarmlet.model.container import ContainerConfig
 from swarmlet_agent.archive import extract, looking, pack, paths
-from swarmlet_agent.archive.bridge import Upload, finished, from_thread, own_thread
+from swarmlet_agent.archive.bridge import Upload, finished, from_thread
 from swarmlet_agent.archive.changes import Change, find_changes, places_made
 from swarmlet_agent.archive.commit import committed_config
 from swarmlet_agent.archive.pack import TarStream
@@ -29,6 +29,7 @@ from swarmlet_agent.images.compression import decompressed
 from swarmlet_agent.images.reference import Reference
 from swarmlet_agent.images.types import Image
 from swarmlet_agent.runtime.linux import act_as
+from swarmlet_agent.threads import own_thread
 
 #: Mounts of a running container that are never seen from outside.
 _UNSEEN = ("/proc", "/sys", "/dev")

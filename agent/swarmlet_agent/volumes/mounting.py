@@ -14,7 +14,8 @@ from swarmlet_agent.volumes.rules import MS_BIND, MS_RDONLY, MS_REC, MS_REMOUNT,
 
 def is_mounted(folder: Path) -> bool:
     """True if something is mounted exactly there (in this mount namespace)."""
-    real = os.path.realpath(folder).replace("\\", "\\134").replace(" ", "\\040")
+    # Not of the folder itself: where a server's files are mounted, that would ask the server.
+    real = f"{os.path.realpath(folder.parent)}/{folder.name}".replace("\\", "\\134").replace(" ", "\\040")
     lines = Path("/proc/self/mountinfo").read_text().splitlines()
     return any(line.split(" ", 5)[4] == real for line in lines)
 

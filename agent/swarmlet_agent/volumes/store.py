@@ -14,7 +14,9 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
+from typing import TypeVar
 from weakref import WeakValueDictionary
 
 import msgspec
@@ -25,10 +27,12 @@ from swarmlet.log import get_logger
 from swarmlet.model.common import Driver
 from swarmlet.model.ids import new_hex_id
 from swarmlet_agent.journal import Journal, Write
+from swarmlet_agent.threads import own_thread
 from swarmlet_agent.volumes import copying, mounting, rules
 from swarmlet_agent.volumes.rules import ANONYMOUS_LABEL, DRIVER, Volume
 
 log = get_logger(__name__)
+T = TypeVar("T")
 
 TABLE = "volumes"
 _REMOVED = ".removed-"
@@ -72,7 +76,7 @@ class VolumeStore:
         """Unmount every volume; for `down`. Internal if one is in use."""
         for volume in self._volumes.values():
             if volume.options:
-                await asyncio.to_thread(mounting.ensure_unmounted, self.path(volume.name))
+                await self._apart(volume, partial(mounting.ensure_unmounted, self.path(volume.name)))
 
     def get(self, name: str) -> Volume:
         """NotFound in dockerd's words."""
@@ -132,7 +136,7 @@ class VolumeStore:
         await self.create(name, given.name, given.options, labels)
         async with self._lock(name):
             volume = self.get(name)
-            await asyncio.to_thread(self._make_ready, volume)
+            await self._apart(volume, partial(self._make_ready, volume))
         return self.path(name)
 
     async def create_anonymous(self, labels: dict[str, str]) -> tuple[str, Path]:
@@ -143,7 +147,7 @@ class VolumeStore:
     async def copy_up(self, name: str, image_folder: Path) -> None:
         """See the engine's Volumes protocol. image_folder lies inside the container's root, resolved by the caller."""
         async with self._lock(name):
-            await asyncio.to_thread(self._fill, name, image_folder)
+            await self._apart(self.get(name), partial(self._fill, name, image_folder))
 
     async def use(self, name: str, container_id: str) -> None:
         """See the engine's Volumes protocol. NotFound."""
@@ -163,7 +167,7 @@ class VolumeStore:
                 if users:
                     continue
                 if volume.options:
-                    await asyncio.to_thread(mounting.ensure_unmounted, self.path(name))
+                    await self._apart(volume, partial(mounting.ensure_unmounted, self.path(name)))
                 if remove_anonymous and volume.is_anonymous:
                     await self._delete(name)
 
@@ -202,8 +206,16 @@ class VolumeStore:
         return removed, freed
 
     async def size(self, name: str) -> int:
-        """Bytes its files occupy."""
-        return await asyncio.to_thread(copying.size_of, self.path(name))
+        """Bytes its files occupy; 0 for one that has gone meanwhile."""
+        volume = self._volumes.get(name)
+        return 0 if volume is None else await self._apart(volume, partial(copying.size_of, self.path(name)))
+
+    async def _apart(self, volume: Volume, work: Callable[[], T]) -> T:
+        """Blocking work on a volume. A server that is silent holds its thread for minutes (nfs(5), timeo, retrans):
+        that must be none of the loop's few, nor one that the agent's end waits for."""
+        if volume.options:
+            return await own_thread(work, f"volume {volume.name}", daemon=True)
+        return await asyncio.to_thread(work)
 
     def _lock(self, name: str) -> asyncio.Lock:
         if (lock := self._locks.get(name)) is None:
@@ -218,7 +230,7 @@ class VolumeStore:
         """Out of the way by one rename, then out of the journal, then deleted: cut anywhere, `start` finishes it."""
         volume = self._volumes[name]
         if volume.options:
-            await asyncio.to_thread(mounting.ensure_unmounted, self.path(name))
+            await self._apart(volume, partial(mounting.ensure_unmounted, self.path(name)))
         aside = self._folder / f"{_REMOVED}{new_hex_id()[:16]}"
         if (self._folder / name).exists():
             (self._folder / name).rename(aside)

@@ -20,10 +20,10 @@ from hypothesis import strategies as st
 
 from swarmlet.errors import InvalidArgument, NotFound, SwarmletError
 from swarmlet_agent.archive import looking, pack
-from swarmlet_agent.archive.bridge import own_thread
 from swarmlet_agent.archive.changes import Kind, find_changes, places_made
 from swarmlet_agent.archive.extract import Rules, extract
 from swarmlet_agent.archive.view import Bind, View, open_stacked, open_view
+from swarmlet_agent.threads import own_thread
 
 pytestmark = pytest.mark.kernel
 ANYTHING = Rules()

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
+import errno
 import os
 import socket
 import stat
+import threading
 from collections.abc import AsyncIterator, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from swarmlet.engine_api.filters import Filters
-from swarmlet.errors import Conflict, InvalidArgument, NotFound
+from swarmlet.errors import Conflict, Internal, InvalidArgument, NotFound
 from swarmlet.model.common import Driver
 from swarmlet_agent.journal import Journal
+from swarmlet_agent.runtime import linux
 from swarmlet_agent.volumes import mounting
 from swarmlet_agent.volumes.store import VolumeStore
 
@@ -260,3 +265,46 @@ async def test_sockets_are_not_copied(store: VolumeStore, tmp_path: Path) -> Non
         await store.copy_up("data", folder)
 
     assert os.listdir(path) == []
+
+
+async def test_servers_that_are_silent_hold_up_nobody_else(
+    store: VolumeStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """mount(2) of such a server's folder blocks for minutes; the loop has few threads to lend."""
+    answers = threading.Event()
+    entered = threading.Semaphore(0)
+
+    def mount(*_: object) -> None:
+        entered.release()
+        answers.wait(30)
+        raise OSError(errno.ETIMEDOUT, "mounting")
+
+    monkeypatch.setattr(linux, "mount", mount)
+    loop = asyncio.get_running_loop()
+    loop.set_default_executor(ThreadPoolExecutor(2))  # as on a small host
+    options = {"type": "nfs", "o": "addr=192.0.2.1,nfsvers=4", "device": ":/export"}
+    waiting = [
+        asyncio.ensure_future(store.ensure(f"far{number}", Driver(name="local", options=options), {}))
+        for number in range(5)
+    ]
+    try:
+        async with asyncio.timeout(10):
+            for _ in waiting:
+                while not entered.acquire(blocking=False):
+                    await asyncio.sleep(0.01)
+            assert await store.ensure("near", None, {}) == store.path("near")
+    finally:
+        answers.set()
+        refused = await asyncio.gather(*waiting, return_exceptions=True)
+    assert all(isinstance(err, Internal) and "timed out" in str(err) for err in refused)
+
+
+def test_whether_something_is_mounted_is_asked_of_the_kernel_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not of what is mounted: a server that has gone would let nobody take its volume away."""
+    looked: list[str] = []
+    lstat = os.lstat
+    monkeypatch.setattr(os, "lstat", lambda path, **more: looked.append(os.fspath(path)) or lstat(path, **more))
+    assert not mounting.is_mounted(tmp_path / "far" / "_data")
+    assert looked and str(tmp_path / "far" / "_data") not in looked

@@ -8,7 +8,8 @@ from collections.abc import AsyncIterator, Iterator
 
 import pytest
 
-from swarmlet_agent.archive.bridge import Upload, finished, from_thread, own_thread
+from swarmlet_agent.archive.bridge import Upload, finished, from_thread
+from swarmlet_agent.threads import own_thread
 
 
 async def test_items_made_in_a_thread_come_in_order_and_errors_come_through() -> None:
