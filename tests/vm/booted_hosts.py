@@ -90,6 +90,12 @@ def made_once(path: Path, make: Callable[[Path], object]) -> Path:
     return path
 
 
+def leave_etcd_off(root: Path) -> None:
+    """The packages' own service; the playbooks keep it off where they install it."""
+    for wants in (root / "etc/systemd/system").glob("*.wants/etcd*.service"):
+        wants.unlink()
+
+
 class BootedHost(abc.ABC):
     """One machine. Its disk outlives `power_off`."""
 
@@ -131,9 +137,7 @@ class BootedHost(abc.ABC):
         (root / "etc/machine-id").write_text("")
         (root / "root/.ssh").mkdir(mode=0o700, exist_ok=True)
         shutil.copy(f"{self.lab.key}.pub", root / "root/.ssh/authorized_keys")
-        # The packages' own service; the playbooks keep it off where they install it.
-        for wants in (root / "etc/systemd/system").glob("*.wants/etcd*.service"):
-            wants.unlink()
+        leave_etcd_off(root)
 
     def reboot(self) -> None:
         """`reboot`, as an administrator types it; returns once it answers again."""
@@ -165,6 +169,7 @@ class HostLab:
         self.name = f"{LAB}{owner or os.getpid()}"
         self.folder = Path("/var/tmp", self.name)
         self.key = self.folder / "id"
+        self.connect_s = 5  # what SSH waits for a host at most
         self._ways = 0  # each has a socket of its own: several may lead to one host at once
         self.hosts: list[BootedHost] = [kind(self, number) for number in range(1, count + 1)]
 
@@ -210,7 +215,8 @@ class HostLab:
         return ["ip", "netns", "exec", self.name]
 
     def ssh_options(self) -> list[str]:
-        options = ("StrictHostKeyChecking=no", "UserKnownHostsFile=/dev/null", "LogLevel=ERROR", "ConnectTimeout=5")
+        known = ("StrictHostKeyChecking=no", "UserKnownHostsFile=/dev/null", "LogLevel=ERROR")
+        options = (*known, f"ConnectTimeout={self.connect_s}")
         return ["-i", str(self.key), *(word for option in options for word in ("-o", option))]
 
     @contextlib.contextmanager
@@ -220,10 +226,12 @@ class HostLab:
         local = self.folder / f"{host.name}-{self._ways}-{name}"
         way = ["-L", f"{local}:/run/swarmlet/{name}", f"root@{host.address}"]
         carrier = subprocess.Popen(
-            [*self.inside(), "ssh", "-N", *self.ssh_options(), *way], stdin=subprocess.DEVNULL, stderr=subprocess.PIPE
+            [*self.inside(), "ssh", "-N", *self.ssh_options(), *way],
+            stdin=subprocess.DEVNULL, stderr=subprocess.PIPE,
         )
         try:
-            eventually(lambda: local.exists() or carrier.poll() is not None, 30, f"{local} is forwarded")
+            eventually(lambda: local.exists() or carrier.poll() is not None, 90, f"{local} is forwarded")
+            assert carrier.poll() is None, f"{host.name} cannot be reached by SSH"
             yield f"unix://{local}"
         finally:
             carrier.terminate()
