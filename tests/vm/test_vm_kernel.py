@@ -143,7 +143,7 @@ def test_containers_have_dockers_apparmor_profile_unless_they_say_otherwise(gues
     # What the profile forbids and capabilities alone would allow.
     mount = ("mount", "-t", "tmpfs", "none", "/tmp")
     refused = guest.try_docker("exec", ident, *mount)
-    assert refused.returncode != 0 and "permission denied" in refused.stderr
+    assert refused.returncode != 0 and "Permission denied" in refused.stderr
     free = ("--security-opt", "apparmor=unconfined")
     guest.docker("run", "--rm", "--cap-add", "SYS_ADMIN", *free, IMAGE, *mount)
     assert label(guest, *free) == label(guest, "--privileged") == "unconfined"
