@@ -42,6 +42,7 @@ class KernelHost(VirtualHost):
 
     def install(self, root: Path) -> None:
         install_release(root)
+        (root / "etc/swarmlet").mkdir()
         unit = re.sub(r"\{\{ (\w+) \}\}", lambda name: SETTINGS[name[1]], UNIT.read_text().partition("\n")[2])
         (root / "etc/systemd/system/swarmlet-agent.service").write_text(unit)
         run("chroot", str(root), "systemctl", "enable", "swarmlet-agent")
@@ -50,7 +51,9 @@ class KernelHost(VirtualHost):
 
     def furnish(self, root: Path) -> None:
         super().furnish(root)
-        (root / "etc/swarmlet/agent.toml").write_text(f'advertise_addr = "{self.address}"\n')
+        settings = root / "etc/swarmlet/agent.toml"
+        settings.parent.mkdir()
+        settings.write_text(f'advertise_addr = "{self.address}"\n')
 
 
 def wheels_of_this_source() -> dict[str, object]:

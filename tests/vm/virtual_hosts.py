@@ -6,20 +6,21 @@ ten times as long. The kernel and its initial file system are taken from the ima
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 import signal
 import subprocess
 from pathlib import Path
 
-from booted_hosts import BRIDGE, NETWORK, BootedHost, base_image, leave_etcd_off, run
+from booted_hosts import BRIDGE, NETWORK, BootedHost, base_image, leave_etcd_off, made_once, run
 
 KERNEL_PACKAGE = "linux-image-cloud-amd64"
 DISK, MEMORY_MB = "6G", 1024
 #: What the initial file system needs to find the disk: all that Debian has in it takes its time to be looked through.
 INITIAL_MODULES = ("virtio_pci", "virtio_blk", "ext4")
 #: What each machine has files of its own in, and what it has of its own in place of the packages'.
-FOLDERS, OWN_FILES = ("root/.ssh", "etc/systemd/network", "etc/swarmlet"), ("etc/hostname", "etc/machine-id")
+FOLDERS, OWN_FILES = ("root/.ssh", "etc/systemd/network"), ("etc/hostname", "etc/machine-id")
 NETWORK_UNIT = """\
 [Match]
 Name=eth0
@@ -61,12 +62,14 @@ class VirtualHost(BootedHost):
     def base_disk(self) -> Path:
         """A folder with the disk, the kernel and the initial file system that its machines begin with."""
         archive = base_image(*self.packages)
-        folder = archive.with_name(f"{archive.stem}-disk-{self.release()}")
-        if folder.exists():
-            return folder
-        for old in archive.parent.glob(f"{archive.stem}-disk-*"):
-            shutil.rmtree(old)
-        partial = archive.with_name(f"partial-{os.getpid()}-disk")
+        recipe = b"".join(path.read_bytes() for path in sorted(Path(__file__).parent.glob("*_hosts.py")))
+        folder = archive.with_name(f"{archive.stem}-disk-{self.release()}-{hashlib.sha256(recipe).hexdigest()[:10]}")
+        if not folder.exists():
+            for old in archive.parent.glob(f"{archive.stem}-disk-*"):
+                shutil.rmtree(old)
+        return made_once(folder, lambda partial: self._fill(partial, archive))
+
+    def _fill(self, partial: Path, archive: Path) -> None:
         root = partial / "root"
         root.mkdir(parents=True)
         run("tar", "-xf", str(archive), "-C", str(root), timeout_s=300)
@@ -87,8 +90,6 @@ class VirtualHost(BootedHost):
             shutil.copy(found, partial / name)
         run("mke2fs", "-q", "-t", "ext4", "-d", str(root), str(partial / "disk"), DISK, timeout_s=300)
         shutil.rmtree(root)
-        partial.replace(folder)
-        return folder
 
     def boot(self) -> subprocess.Popen[bytes]:
         switch = ["ip", "-n", self.lab.name]
