@@ -88,11 +88,13 @@ def test_the_cluster_goes_on_while_a_member_of_etcd_is_stopped(cluster: Site) ->
 def test_the_first_manager_loses_power_and_the_api_goes_on_through_another(cluster: Site) -> None:
     """With it goes a member of etcd."""
     cluster.hosts[0].power_off()
-    eventually(lambda: ready(cluster, 2) == {"host-2", "host-3"}, 60, "its node is down")
-    eventually(lambda: set(cluster.running_on("web", on=3)) == {"host-2", "host-3"}, 60, "its tasks run elsewhere")
-    cluster.docker("service", "scale", "--detach", "web=5", on=2)
-    eventually(lambda: len(cluster.running_on("web", on=3)) == 5, 60, "all replicas run")
-    cluster.hosts[0].power_on()
+    try:
+        eventually(lambda: ready(cluster, 2) == {"host-2", "host-3"}, 60, "its node is down")
+        eventually(lambda: set(cluster.running_on("web", on=3)) == {"host-2", "host-3"}, 60, "its tasks run elsewhere")
+        cluster.docker("service", "scale", "--detach", "web=5", on=2)
+        eventually(lambda: len(cluster.running_on("web", on=3)) == 5, 60, "all replicas run")
+    finally:
+        cluster.hosts[0].power_on()
     eventually(lambda: ready(cluster, 1) == set(NODES), 120, "it is back, and its manager answers")
 
 
