@@ -3,7 +3,7 @@
 A file there counts once the journal's table "kept" has it, which is written after the file is whole; what else lies
 there at start goes. A form is kept for as long as some layer it unpacks to is here (derived, never counted), and while
 the disk has room. It is a cache: nothing but a push reads it, whose registry checks the digest, and one that turns out
-damaged is dropped and made anew (docs/adr/0013).
+damaged is dropped and made anew (docs/adr/0014).
 """
 
 from __future__ import annotations
