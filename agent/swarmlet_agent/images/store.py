@@ -249,9 +249,9 @@ class ImageStore:
 
     # going out
 
-    async def save(self, refs: Sequence[str]) -> AsyncGenerator[bytes, None]:
+    async def save(self, refs: Sequence[str], platform: str = "") -> AsyncGenerator[bytes, None]:
         """docker save: an archive of these images in pieces. NotFound before the first piece."""
-        chosen = self._to_save(refs)
+        chosen = self._to_save(refs, parse_platform(platform))
         async with self._shelf.keeping([layer.chain_id for saved in chosen for layer in saved.layers]):
             chunks = archive_chunks(chosen)
             while (chunk := await asyncio.to_thread(next, chunks, None)) is not None:
@@ -456,10 +456,12 @@ class ImageStore:
             raise mismatch(ref, image.platform, wanted)
         return image
 
-    def _to_save(self, refs: Sequence[str]) -> list[Saved]:
+    def _to_save(self, refs: Sequence[str], wanted: Platform | None) -> list[Saved]:
         names: dict[str, list[Reference]] = {}
         for ref in refs:
             for image_id, name in self._meant(ref):
+                if wanted is not None and not matches(have := self.get(image_id).platform, wanted):
+                    raise mismatch(ref, have, wanted)
                 known = names.setdefault(image_id, [])
                 if name is not None and name not in known:
                     known.append(name)
@@ -483,7 +485,10 @@ class ImageStore:
                 ]
                 if tagged:
                     return tagged
-        image_id = self._catalogue.find(ref)
+        try:
+            image_id = self._catalogue.find(ref)
+        except NotFound as err:  # dockerd repeats the name as it was given here
+            raise NotFound("image", ref) from err
         named = self._named(ref, image_id)
         return [(image_id, named if named is not None and named.tag else None)]
 

@@ -7,6 +7,7 @@ import base64
 import io
 import json
 import subprocess
+import tarfile
 from collections.abc import AsyncIterator
 from contextlib import closing
 from pathlib import Path
@@ -108,6 +109,14 @@ async def registry() -> AsyncIterator[FakeRegistry]:
         yield running
 
 
+def _tags(archive: Path) -> list[str]:
+    """The names that a saved archive has."""
+    with tarfile.open(archive) as tar:
+        member = tar.extractfile("manifest.json")
+        assert member is not None
+        return sorted(name for entry in json.loads(member.read()) for name in entry["RepoTags"])
+
+
 async def test_the_docker_cli_pulls_lists_inspects_tags_saves_loads_and_removes(
     client: Client, registry: FakeRegistry, tmp_path: Path
 ) -> None:
@@ -126,7 +135,12 @@ async def test_the_docker_cli_pulls_lists_inspects_tags_saves_loads_and_removes(
     code, out = await client.cli("history", "--no-trunc", "--format", "{{.ID}} {{.CreatedBy}} {{.Size}}", "app:2")
     assert out == f"{_IMAGE.id} step 1 300kB\n<missing> step 0 3B\n"
     archive = tmp_path / "saved.tar"
+    assert (await client.cli("tag", ref, "app:3"))[0] == 0
+    assert (await client.cli("save", "-o", str(archive), "app"))[0] == 0  # all tags of the repository
+    assert _tags(archive) == ["app:2", "app:3"]
+    assert (await client.cli("rmi", "app:3"))[0] == 0
     assert (await client.cli("save", "-o", str(archive), "app:2"))[0] == 0
+    assert _tags(archive) == ["app:2"]
     code, out = await client.cli("rmi", "app:2", ref)
     assert code == 0 and f"Untagged: {registry.host}/team/app@{_IMAGE.digest}" in out and f"Deleted: {_IMAGE.id}" in out
     assert await client.cli("load", "-i", str(archive)) == (0, "Loaded image: app:2\n")

@@ -6,6 +6,7 @@ import asyncio
 import io
 import json
 from typing import Any
+from urllib.parse import parse_qs, urlsplit
 
 from aiohttp import web
 from manager_lab import API, Lab, fake_node
@@ -156,3 +157,15 @@ async def test_an_image_in_use_on_one_node_is_refused_naming_it(lab: Lab) -> Non
         await lab.join(node)
     status, refused = await lab.ask("DELETE", "/images/busybox:1")
     assert (status, refused["message"]) == (409, "node-2: image is being used by container c1")
+
+
+async def test_a_repository_without_latest_is_saved_from_a_node_that_has_a_tag_of_it(lab: Lab) -> None:
+    for number in (1, 2):
+        node = fake_node(lab, number)
+        node.says("GET", "/images/{name:path}/json", {"message": "No such image: app:latest"}, 404)
+        node.says("GET", "/images/json", [{"Id": "sha256:1"}] if number == 2 else [])
+        node.says("GET", "/images/{name:path}/get", {"by": number})
+        await lab.join(node)
+    assert await lab.ask("GET", "/images/app/get") == (200, {"by": 2})
+    asked = {"filters": ['{"reference": ["app"]}']}
+    assert parse_qs(urlsplit(lab.nodes[0].asked[-1].split()[1]).query) == asked

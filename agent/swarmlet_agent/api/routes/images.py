@@ -14,7 +14,7 @@ from swarmlet.engine_api.connection import WhileConnected
 from swarmlet.engine_api.filters import Filters
 from swarmlet.engine_api.router import Call, Route
 from swarmlet.engine_api.streams import JsonStream
-from swarmlet.errors import InvalidArgument, NotFound, SwarmletError
+from swarmlet.errors import InvalidArgument, SwarmletError
 from swarmlet.log import get_logger
 from swarmlet.model.times import parse_rfc3339
 from swarmlet.wire.imports import CREATED_AT
@@ -61,7 +61,7 @@ class ImageBackend(Protocol):
         changes: Sequence[str] = (), platform: str = "", source: str = "-", created: int | None = None,
     ) -> Image: ...
     def fetch_url(self, url: str) -> AsyncIterator[bytes]: ...
-    def save(self, refs: Sequence[str]) -> AsyncGenerator[bytes, None]: ...
+    def save(self, refs: Sequence[str], platform: str) -> AsyncGenerator[bytes, None]: ...
     async def tag(self, ref: str, repo: str, tag: str = "") -> None: ...
     async def remove(
         self, ref: str, *, force: bool = False, prune_parents: bool = True, platform: str = ""
@@ -151,14 +151,8 @@ class ImageRoutes:
 
     async def _save(self, call: Call, names: Sequence[str]) -> web.StreamResponse:
         """ImageGet: a tar stream; 404 before it begins. A layer found damaged in the middle breaks the transfer."""
-        platform = _platform(call)
-        for name in names:
-            try:
-                self._images.inspect(name, call.version, platform)
-            except NotFound as err:  # dockerd repeats the name as it was given here
-                raise (NotFound("image", name) if str(err).startswith("No such image") else err) from err
         response: web.StreamResponse | None = None
-        async with aclosing(self._images.save(names)) as chunks:
+        async with aclosing(self._images.save(names, _platform(call))) as chunks:
             try:
                 async for chunk in chunks:
                     if response is None:

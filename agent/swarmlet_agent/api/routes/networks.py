@@ -71,6 +71,7 @@ class NetworkRoutes:
     def routes(self) -> list[Route]:
         return [
             Route("GET", "/networks", self.list_all),
+            Route("GET", "/networks/", self.list_all),  # dockerd has both
             Route("POST", "/networks/create", self.create),
             Route("POST", "/networks/prune", self.prune),
             Route("GET", "/networks/{id}", self.inspect),

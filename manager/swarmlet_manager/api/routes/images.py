@@ -9,7 +9,7 @@ import tempfile
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import quote, urlencode
 
 import aiohttp
 from aiohttp import web
@@ -186,7 +186,7 @@ class ImageRoutes:
         names = [name for given in call.texts("names") for name in given.split(",")]
         nodes = self._fleet.ready()
         for name in names:
-            having = await self._having(name, nodes)
+            having = await self._having_any(name, nodes)
             nodes = [node for node in nodes if node.id in having]
         return await forward(call, self._fleet, self._some(nodes)[0])
 
@@ -194,7 +194,7 @@ class ImageRoutes:
         """From the first node that has it."""
         name = call.params["name"]
         nodes = self._fleet.ready()
-        having = await self._having(name, nodes)
+        having = await self._having_any(name, nodes)
         return await forward(call, self._fleet, next(node for node in nodes if node.id in having))
 
     async def push(self, call: Call) -> web.StreamResponse:
@@ -204,7 +204,7 @@ class ImageRoutes:
         repository, own_tag = split_tag(name)
         if tag or own_tag:
             try:
-                having = await self._having(f"{repository}:{tag}" if tag else name, nodes)
+                having = await self._having_any(f"{repository}:{tag}" if tag else name, nodes)
             except NotFound:
                 having = {nodes[0].id}  # it will say so in the words of a push
             return await forward(call, self._fleet, next(node for node in nodes if node.id in having))
@@ -245,6 +245,17 @@ class ImageRoutes:
         answers = await self._fleet.ask_all(nodes, "GET", f"/images/{quote(name, safe='/:@')}/json")
         first_found(answers, "image", name)
         return {answer.node.id for answer in answers if answer.status < 400}
+
+    async def _having_any(self, name: str, nodes: list[Node]) -> set[str]:
+        """As `_having`; a name without a tag may mean a repository with others than "latest" (docker save, push -a)."""
+        try:
+            return await self._having(name, nodes)
+        except NotFound:
+            query = urlencode({"filters": json.dumps({"reference": [name]})})
+            answers = await self._fleet.ask_all(nodes, "GET", f"/images/json?{query}")
+            if having := {answer.node.id for answer in answers if answer.status < 400 and answer.body}:
+                return having
+            raise
 
     async def tag(self, call: Call) -> web.Response:
         path = call.request.rel_url.raw_path_qs

@@ -54,6 +54,7 @@ class NetworkRoutes:
     def routes(self) -> list[Route]:
         return [
             Route("GET", "/networks", self.index),
+            Route("GET", "/networks/", self.index),  # dockerd has both
             Route("POST", "/networks/create", self.create),
             Route("POST", "/networks/prune", self.prune),
             Route("GET", "/networks/{id}", self._either(self.inspect, self._local.network)),
