@@ -8,8 +8,8 @@ import msgspec
 from msgspec.structs import replace
 
 from swarmlet.model.container import ContainerConfig, ImageConfig
+from swarmlet_agent.builder.changes import apply_changes
 from swarmlet_agent.decide.merge import merge_health
-from swarmlet_agent.images.changes import apply_changes
 
 _FIELDS = tuple(field.name for field in msgspec.structs.fields(ImageConfig))
 
@@ -23,9 +23,6 @@ def committed_config(
     """
     own = image_part(container)
     config = apply_changes(own if override is None else image_part(override), changes)
-    words = {line.split(None, 1)[0].upper() for line in changes if line.strip()}
-    if "ENTRYPOINT" in words and "CMD" not in words:
-        config = replace(config, cmd=None)  # it was the argument of another program
     return _completed(config, own)
 
 

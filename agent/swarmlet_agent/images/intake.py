@@ -9,9 +9,9 @@ from swarmlet.errors import InvalidArgument, NotFound
 from swarmlet.log import get_logger
 from swarmlet.model.container import ImageConfig
 from swarmlet.model.times import rfc3339
+from swarmlet_agent.builder.changes import apply_changes
 from swarmlet_agent.images import encode
 from swarmlet_agent.images.blobs import BlobBook
-from swarmlet_agent.images.changes import apply_changes
 from swarmlet_agent.images.layers import Blob, Layer
 from swarmlet_agent.images.load import Found, FromArchive, find_images
 from swarmlet_agent.images.machine import this_machine

@@ -22,9 +22,9 @@ from hypothesis import strategies as st
 from swarmlet.engine_api.filters import Filters
 from swarmlet.errors import InvalidArgument, NotFound
 from swarmlet.model.container import ImageConfig
+from swarmlet_agent.builder.changes import apply_changes
 from swarmlet_agent.images import platforms
 from swarmlet_agent.images.auth import Challenge, decode_auth, parse_challenges
-from swarmlet_agent.images.changes import apply_changes
 from swarmlet_agent.images.compression import decompressed
 from swarmlet_agent.images.durations import parse_duration
 from swarmlet_agent.images.endpoints import check_registries, is_insecure, registry_config
@@ -152,6 +152,15 @@ def test_durations_and_times_say_until_when() -> None:
 )
 def test_a_change_sets_its_field(change: str, field: str, value: Any) -> None:
     assert getattr(apply_changes(ImageConfig(), [change]), field) == value
+
+
+def test_changes_see_the_environment_as_it_is_by_then() -> None:
+    config = ImageConfig(env=("PATH=/bin", "NAME=web"), working_dir="/srv")
+    changes = ["ENV PATH=/x:$PATH", "ENV WHERE=${PATH} SINGLE='$PATH'", "LABEL of=$NAME", "WORKDIR $NAME", "USER $NAME"]
+    changed = apply_changes(config, changes)
+    assert changed.env == ("PATH=/x:/bin", "NAME=web", "WHERE=/x:/bin", "SINGLE=$PATH")
+    assert (changed.labels, changed.working_dir, changed.user) == ({"of": "web"}, "/srv/web", "web")
+    assert apply_changes(config, ["CMD echo $NAME"]).cmd == ("/bin/sh", "-c", "echo $NAME")  # the shell's to replace
 
 
 def test_a_health_check_is_understood() -> None:
