@@ -99,6 +99,7 @@ def test_host_config_comes_back_as_it_was_given(api: docker.APIClient) -> None:
     unlike = {key: (value, host.get(key)) for key, value in asked.items() if host.get(key) != value}
     # What Docker, too, shows in another form.
     assert unlike.pop("PortBindings", None) in (None, ({"80/tcp": [{"HostIp": "", "HostPort": ""}]}, None))
+    assert unlike.pop("SecurityOpt") == (["no-new-privileges"], ["no-new-privileges", "label=disable"])  # pid: host
     assert unlike.pop("Devices", None) is None and unlike == {}
     config = shown["Config"]
     assert config["StopSignal"] == "SIGINT" and config["StopTimeout"] == 25

@@ -27,7 +27,7 @@ ANSWER_S = 60.0
 async def forward(call: Call, fleet: Fleet, node: Node, path_qs: str | None = None) -> web.StreamResponse:
     """The same request to that node; its answer as it comes. path_qs: another path than the client's."""
     request = call.request
-    data = request.content if request.can_read_body else None
+    data = call.kept_body or (request.content if call.kept_body is None and request.can_read_body else None)
     target = path_qs or request.rel_url.raw_path_qs
     headers = kept_headers(request.headers)
     try:

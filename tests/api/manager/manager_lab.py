@@ -29,10 +29,12 @@ from swarmlet.model.states import Availability, NodeState, Role, TaskState
 from swarmlet.model.task import Task, TaskStatus
 from swarmlet_agent.api.tunnel import TunnelRoutes
 from swarmlet_manager.api.app import cluster_routes
+from swarmlet_manager.api.passing import Passing
 from swarmlet_manager.ca.authority import Authority
 from swarmlet_manager.ca.vault import Vault
 from swarmlet_manager.control.commands import Control
 from swarmlet_manager.fleet.client import Fleet
+from swarmlet_manager.fleet.leader import LeaderLine
 from swarmlet_manager.state import Put
 from swarmlet_manager.store.election import Candidate
 from swarmlet_manager.store.memory import MemoryClient, MemoryEtcd
@@ -266,7 +268,8 @@ async def manager_lab(folder: Path) -> AsyncIterator[Lab]:
     inventory = Inventory()
     control = Control(store, inventory, vault)
     fleet = Fleet(store.state, None)
-    server = Server(cluster_routes(control, fleet, inventory, Here(), store, inventory))
+    placed = Passing(store, LeaderLine(None, store.leadership_moved)).routes
+    server = Server(placed(cluster_routes(control, fleet, inventory, Here(), store, inventory)))
     socket = folder / "manager.sock"
     await server.listen_unix(socket)
     client = aiohttp.ClientSession(connector=aiohttp.UnixConnector(str(socket)), auto_decompress=False)

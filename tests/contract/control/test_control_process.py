@@ -135,6 +135,6 @@ async def test_the_tcp_port_answers_only_members_but_shows_its_ca(manager: Manag
         async with client.get(f"{base}/swarmlet/v1/ca") as answer:
             assert "BEGIN CERTIFICATE" in await answer.text()
         async with client.post(f"{base}/swarmlet/v1/local-join", json={"csr": ""}) as answer:
-            assert answer.status == 404
+            assert answer.status == 401
         async with client.get(f"{base}/swarmlet/v1/session") as answer:
             assert answer.status == 401
