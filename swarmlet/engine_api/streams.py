@@ -8,9 +8,12 @@ peer has half-closed, so the transport is handed to a protocol of our own (see c
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import select
 import socket
 import struct
+import sys
+import termios
 from collections import deque
 from typing import Any
 
@@ -27,6 +30,8 @@ MULTIPLEXED_STREAM = "application/vnd.docker.multiplexed-stream"
 INPUT_LIMIT = 256 << 10
 #: How often a client that has ended its input is looked for.
 PEER_CHECK_S = 1.0
+#: How long a client may take to read an answer's head before what follows is sent, and how often that is looked for.
+TAKEN_S, TAKEN_LOOK_S = 0.5, 0.0005
 
 _HEADER = struct.Struct(">BxxxL")
 
@@ -86,6 +91,22 @@ class HijackedStream(asyncio.Protocol):
             await self._writable.wait()
             if self.closed.is_set():
                 raise ConnectionResetError("the client has gone away")
+
+    async def taken(self) -> None:
+        """Until the client has read what was written, or TAKEN_S is over.
+
+        docker-py reads the head of an answer through a buffer and what follows from the socket itself: what comes
+        together with the head is lost to it. On unix sockets the kernel tells how much is unread (unix(7), SIOCOUTQ).
+        """
+        peer = self._transport.get_extra_info("socket")
+        if peer is None or peer.family != socket.AF_UNIX:
+            return
+        until = asyncio.get_running_loop().time() + TAKEN_S
+        while not self.closed.is_set() and asyncio.get_running_loop().time() < until:
+            unread = fcntl.ioctl(peer.fileno(), termios.TIOCOUTQ, bytes(4))
+            if not int.from_bytes(unread, sys.byteorder):
+                return
+            await asyncio.sleep(TAKEN_LOOK_S)
 
     def close(self) -> None:
         """Flush what is buffered and close the connection. May be repeated."""

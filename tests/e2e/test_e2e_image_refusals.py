@@ -84,11 +84,12 @@ def test_a_pull_whose_agent_is_killed_goes_on_where_it_was(cluster: Cluster, bas
     node, agent = cluster.node(3), cluster.pid(3, "swarmlet-agent")
     packed = base.on({"done": b"d" * 1000}).on({"half": os.urandom(6 << 20)}).packed()
     done, half = packed.layers[-2:]
+    whole = len(packed.blobs[done])
     liar = Liar(packed, held=[half])
     partial = image_folder(cluster, 3) / "partial"
     with lying_registry(cluster.layout.gateway, liar) as address:
         with node.popen("pull", f"{address}/killed:1", stdout=subprocess.PIPE, stderr=subprocess.PIPE) as pulling:
-            eventually(lambda: (partial / half[7:]).stat().st_size and (partial / done[7:]).exists())
+            eventually(lambda: (partial / half[7:]).stat().st_size and (partial / done[7:]).stat().st_size == whole)
             os.kill(agent, signal.SIGKILL)
             pulling.communicate(timeout=30)
             assert pulling.returncode == 1

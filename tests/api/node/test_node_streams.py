@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
 import struct
 import time
 from typing import Any
@@ -109,6 +110,24 @@ async def test_attach_replays_the_log_before_the_live_stream(node: Node) -> None
 
     assert joined(await rest(reader)) == b"before\nafter\n"
     writer.close()
+
+
+async def test_a_client_that_reads_the_head_late_gets_it_alone(node: Node) -> None:
+    """docker-py loses what it reads together with the head."""
+    ident = await node.make("cat", OpenStdin=True, StdinOnce=True)
+    await node.runtime.processes[ident].feed(b"before\n")
+    await asyncio.sleep(0.05)
+    request = f"POST /containers/{ident}/attach?stdout=1&logs=1 HTTP/1.1\r\nHost: d\r\nUpgrade: tcp\r\n"
+    loop = asyncio.get_running_loop()
+    with socket.socket(socket.AF_UNIX) as client:
+        client.setblocking(False)
+        await loop.sock_connect(client, str(node.socket))
+        await loop.sock_sendall(client, f"{request}Connection: Upgrade\r\n\r\n".encode())
+        await asyncio.sleep(0.2)
+        async with asyncio.timeout(5):
+            first = await loop.sock_recv(client, 1 << 16)
+            assert first.startswith(b"HTTP/1.1 101") and first.endswith(b"\r\n\r\n")
+            assert joined(await loop.sock_recv(client, 1 << 16)) == b"before\n"
 
 
 async def test_only_the_streams_asked_for_are_sent(node: Node) -> None:
