@@ -60,6 +60,7 @@ from swarmlet_agent.manager_process import ManagerProcess
 from swarmlet_agent.membership import Member
 from swarmlet_agent.net.bridge import BridgeNetworks
 from swarmlet_agent.net.plan_ipam import parse_pools
+from swarmlet_agent.poweroff import end_containers, host_goes_down
 from swarmlet_agent.runtime.conmon_runtime import ConmonRuntime
 from swarmlet_agent.runtime.userns import read_remap
 from swarmlet_agent.swarm_facts import SwarmFacts
@@ -169,6 +170,7 @@ async def started_parts(settings: AgentSettings, open_files: tuple[int, int] | N
         await runtime.open()
         stack.push_async_callback(runtime.close)
         await engine.start(adapters.host_traits(runtime.supports(), remap))
+        stack.push_async_callback(_end_with_the_host, runtime, engine)
         stack.push_async_callback(engine.close)
         stack.push_async_callback(builder.close)
         await builder.start({container.name: container.id for container in engine.list()})
@@ -176,6 +178,11 @@ async def started_parts(settings: AgentSettings, open_files: tuple[int, int] | N
         reader = LogReader()
         stack.callback(reader.close)
         yield Parts(journal, images, volumes, networks, runtime, engine, builder, reader)
+
+
+async def _end_with_the_host(runtime: ConmonRuntime, engine: Engine) -> None:
+    if await host_goes_down():
+        await end_containers(runtime, engine.list())
 
 
 def view_routes(parts: Parts, system: SystemRoutes, swarm: SwarmRoutes) -> list[Route]:

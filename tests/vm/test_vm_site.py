@@ -121,7 +121,23 @@ def inventory_of(site: Site, url: str) -> dict[str, list[str]]:
 
 
 def test_a_worker_that_reboots_comes_back(cluster: Site) -> None:
+    # The host's own end would not send that signal: the agent ends its containers before.
+    ended = 'trap "echo well > /kept/ended; exit" USR1; while :; do sleep 0.1; done'
+    cluster.docker(
+        "run", "-d", "--name", "tidy", "--restart", "always", "--stop-signal", "USR1", "-v", "kept:/kept", IMAGE, "sh",
+        "-c", ended, on=2, socket="agent.sock",
+    )  # fmt: skip
     cluster.hosts[1].reboot()
+
+    def told() -> bool:
+        try:
+            return cluster.docker("exec", "tidy", "cat", "/kept/ended", on=2, socket="agent.sock").strip() == "well"
+        except AssertionError:  # the agent, or the container, is not there yet
+            return False
+
+    eventually(told, 60, "its container has ended in order, and is back")
+    cluster.docker("rm", "-f", "-v", "tidy", on=2, socket="agent.sock")
+    cluster.docker("volume", "rm", "kept", on=2, socket="agent.sock")
     eventually(lambda: cluster.nodes() == {"host-1": "Ready", "host-2": "Ready", "host-3": "Ready"}, 120, "three nodes")
     eventually(lambda: len(cluster.running_on("web")) == REPLICAS, 120, "all replicas run")
 
