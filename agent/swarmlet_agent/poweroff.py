@@ -19,6 +19,7 @@ from typing import Protocol
 
 from swarmlet.errors import SwarmletError
 from swarmlet.log import get_logger
+from swarmlet_agent.commands import output_of
 from swarmlet_agent.decide.signals import parse_signal
 from swarmlet_agent.engine.container import Container
 from swarmlet_agent.engine.signals import STOP_TIMEOUT_S
@@ -44,16 +45,9 @@ async def host_goes_down() -> bool:
     systemctl = shutil.which("systemctl")
     if systemctl is None or not SYSTEMD.is_dir():
         return False
-    asked = await asyncio.create_subprocess_exec(
-        systemctl, "is-system-running", stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.DEVNULL,
-    )
     try:
-        async with asyncio.timeout(ASK_S):
-            said, _ = await asked.communicate()
+        said = await output_of(systemctl, "is-system-running", timeout_s=ASK_S)
     except TimeoutError:
-        asked.kill()
-        await asked.wait()
         return False
     return said.strip() == b"stopping"
 

@@ -6,14 +6,14 @@ everything (firewalld), drops containers' packets whatever our own tables accept
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import msgspec
+
+from swarmlet_agent.commands import output_of
 
 _TIMEOUT_S = 10.0
 _LEGACY_TABLES = Path("/proc/net/ip_tables_names")
@@ -68,7 +68,7 @@ async def find_dropping() -> list[str]:
     nft = shutil.which("nft")
     found: list[str] = []
     if nft is not None:
-        output = await _output(nft, "-j", "list", "chains")
+        output = await output_of(nft, "-j", "list", "chains", timeout_s=_TIMEOUT_S)
         chains = list(forward_chains(msgspec.json.decode(output))) if output else []
         for family, table, name, policy in chains[:_MOST]:
             if policy == "drop" or await _refuses(nft, family, table, name):
@@ -76,28 +76,12 @@ async def find_dropping() -> list[str]:
     legacy = shutil.which("iptables-legacy")
     tables = _LEGACY_TABLES.read_text(encoding="ascii").split() if _LEGACY_TABLES.exists() else []
     if legacy is not None and "filter" in tables:
-        output = await _output(legacy, "-S", "FORWARD")
+        output = await output_of(legacy, "-S", "FORWARD", timeout_s=_TIMEOUT_S)
         if b"-P FORWARD DROP" in output:
             found.append("iptables-legacy filter FORWARD")
     return found
 
 
 async def _refuses(nft: str, family: str, table: str, name: str) -> bool:
-    output = await _output(nft, "-j", "list", "chain", family, table, name)
+    output = await output_of(nft, "-j", "list", "chain", family, table, name, timeout_s=_TIMEOUT_S)
     return bool(output) and refuses_at_last(msgspec.json.decode(output))
-
-
-async def _output(*command: str) -> bytes:
-    process = await asyncio.create_subprocess_exec(
-        *command, stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.DEVNULL
-    )
-    try:
-        async with asyncio.timeout(_TIMEOUT_S):
-            output, _ = await process.communicate()
-    except BaseException:
-        # One that has just ended cannot be killed: that error would take the place of the cancellation.
-        with contextlib.suppress(ProcessLookupError):
-            process.kill()
-        await process.wait()
-        raise
-    return output
