@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from collections import Counter
 from typing import Any, Protocol
@@ -112,8 +113,8 @@ class ContainerRoutes:
         open_nodes = self._fleet.schedulable() if companion is None else [companion]
         nodes = candidates(open_nodes, expressions, self._inventory.container_count)
         held: Counter[str] = Counter()
-        for name in needs.volumes if len(nodes) > 1 else ():
-            answers = await self._fleet.ask_all(nodes, "GET", f"/volumes/{quote(name, safe='')}")
+        paths = [f"/volumes/{quote(name, safe='')}" for name in needs.volumes] if len(nodes) > 1 else []
+        for answers in await asyncio.gather(*(self._fleet.ask_all(nodes, "GET", path) for path in paths)):
             held.update(answer.node.id for answer in answers if answer.status < 400)
         return with_most(nodes, held)
 
