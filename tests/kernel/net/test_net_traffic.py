@@ -17,6 +17,7 @@ from swarmlet_agent.net import netns
 from swarmlet_agent.net.netlink import mac_bytes
 from swarmlet_agent.net.nft import Nft
 from swarmlet_agent.net.requests import NetworkCreate
+from swarmlet_agent.net.types import Attachment
 
 pytestmark = pytest.mark.kernel
 
@@ -58,9 +59,7 @@ async def test_a_published_port_is_reached_from_everywhere(lab: Lab) -> None:
 @in_own_network
 async def test_a_packet_that_cannot_be_tracked_ends_no_connection_to_a_published_port(lab: Lab, version: str) -> None:
     """Of the client: it is not translated and arrives at the host itself, which knows no such connection."""
-    ports = {"80/tcp": (PortBinding(host_port="8080"),)}
-    await lab.networks.create(NetworkCreate(name="both", enable_ipv6=True))
-    _, web = await lab.attach("web", "both", ports=ports)
+    web = await published(lab)
     host = HOST if version == "4" else HOST6
 
     async with lab.serve(web.netns_path, 80, "web", "0.0.0.0" if version == "4" else "::"):
@@ -77,9 +76,7 @@ async def test_a_packet_that_cannot_be_tracked_ends_no_connection_to_a_published
 @in_own_network
 async def test_an_answer_that_cannot_be_tracked_does_not_reach_the_client(lab: Lab, version: str) -> None:
     """Of the container: it is not translated back, and the client does not know who has sent it."""
-    ports = {"80/tcp": (PortBinding(host_port="8080"),)}
-    await lab.networks.create(NetworkCreate(name="both", enable_ipv6=True))
-    _, web = await lab.attach("web", "both", ports=ports)
+    web = await published(lab)
     endpoint = web.endpoints["both"]
     own = endpoint.ip_address if version == "4" else endpoint.global_ipv6_address
     host = HOST if version == "4" else HOST6
@@ -92,6 +89,13 @@ async def test_an_answer_that_cannot_be_tracked_does_not_reach_the_client(lab: L
                     raw.sendto(stray_answer(line.channel, (own, 80)), (line.channel.getsockname()[0], 0))
                     assert await line.ask() == before
                 assert own not in set(senders(heard))
+
+
+async def published(lab: Lab) -> Attachment:
+    """Port 80 of "web", on a network of both families, at the host's port 8080."""
+    await lab.networks.create(NetworkCreate(name="both", enable_ipv6=True))
+    _, web = await lab.attach("web", "both", ports={"80/tcp": (PortBinding(host_port="8080"),)})
+    return web
 
 
 def raw_socket(where: Path, address: str) -> socket.socket:
