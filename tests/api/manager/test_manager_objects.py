@@ -353,3 +353,10 @@ async def test_switches_of_the_cluster_are_read_as_dockerd_reads_them(lab: Lab) 
     path = f"/swarm/update?version={version}&rotateWorkerToken=maybe"
     assert await lab.ask("POST", path, {}) == (400, {"message": "invalid value for rotateWorkerToken: maybe"})
     assert (await lab.ask("POST", "/swarm/unlock", {}))[0] == 409
+
+
+async def test_networks_are_listed_with_a_slash_behind_too(lab: Lab) -> None:
+    created = {"Name": "wide", "Driver": "overlay"}
+    assert (await lab.ask("POST", "/networks/create", created))[0] == 201
+    listed = await lab.get("/networks/")
+    assert [network["Name"] for network in listed] == ["wide"] and listed == await lab.get("/networks")
