@@ -112,8 +112,11 @@ class Election:
         """Ours, while the clock says that nobody else can have been elected."""
         return self._leadership if asyncio.get_running_loop().time() < self._deadline else None
 
-    def observe(self, kv: KeyValue | None) -> None:
-        """What the leader key holds now; None = it is gone."""
+    def observe(self, kv: KeyValue | None, revision: int) -> None:
+        """What the leader key holds at a revision of the store; None = it is gone. Sources may be late: that the key
+        had gone before our own election made it anew says nothing of us."""
+        if kv is None and self._leadership is not None and revision < self._leadership.term:
+            return
         self._see(None if kv is None else _leader(kv))
         if self.leader is None:
             self._vacant.set()
@@ -189,7 +192,7 @@ class Election:
         elif result.reads[0] and result.reads[0][0].lease == lease:
             term = result.reads[0][0].create_revision  # it was ours already: the first answer was lost
         else:
-            self.observe(result.reads[0][0] if result.reads[0] else None)
+            self.observe(result.reads[0][0] if result.reads[0] else None, result.revision)
             return None
         self._see(Leader(self._candidate.id, self._candidate.addr, term))
         self._vacant.clear()
@@ -246,11 +249,11 @@ class Election:
             except TimeoutError:
                 pass
             try:
-                found = (await self._kv.read(self._keys.leader)).kvs
+                page = await self._kv.read(self._keys.leader)
             except Unavailable as err:
                 log.warning("the leader cannot be looked up", reason=err)
             else:
-                self.observe(found[0] if found else None)
+                self.observe(page.kvs[0] if page.kvs else None, page.revision)
 
     async def _give_back(self, lease: int) -> None:
         try:

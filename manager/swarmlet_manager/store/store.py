@@ -233,7 +233,7 @@ class Store:
         self._cluster_id, self._has_schema = cluster_id, has_schema
         self._touch()
         self._apply(self._mirror.load(records, revision))
-        self._election.observe(leader)
+        self._election.observe(leader, revision)
 
     async def _follow(self) -> None:
         while True:
@@ -268,7 +268,7 @@ class Store:
     def _receive(self, batch: WatchBatch) -> None:
         for event in batch.events:
             if event.key == self._keys.leader:
-                self._election.observe(event.kv)
+                self._election.observe(event.kv, event.mod_revision)
             elif event.key == self._keys.schema and event.kv is not None:
                 _check_schema(event.kv.value)
                 self._has_schema = True

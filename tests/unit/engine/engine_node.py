@@ -51,6 +51,13 @@ class Node:
         return record.id
 
     async def settle(self) -> None:
-        """Let everything that is ready to happen happen."""
+        """Let everything that is ready to happen happen. Files of removed containers go in threads: those it awaits."""
+        await self._turns()
+        if deletions := [task for task in asyncio.all_tasks() if task.get_name().startswith("delete ")]:
+            await asyncio.wait(deletions, timeout=10)
+            await self._turns()
+
+    @staticmethod
+    async def _turns() -> None:
         for _ in range(200):
             await asyncio.sleep(0)

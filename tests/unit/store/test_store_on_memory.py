@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from contextlib import aclosing, asynccontextmanager
 
 import msgspec
 import pytest
@@ -18,7 +18,7 @@ from swarmlet.model.states import NodeState, TaskState
 from swarmlet.model.task import Task
 from swarmlet_manager.state import Change, Delete, Put
 from swarmlet_manager.store.election import Candidate, NotLeader
-from swarmlet_manager.store.kv import NoSpace, PutKey, TooLarge
+from swarmlet_manager.store.kv import NoSpace, PutKey, TooLarge, WatchBatch
 from swarmlet_manager.store.memory import Faults, MemoryClient, MemoryEtcd
 from swarmlet_manager.store.mirror import Resync
 from swarmlet_manager.store.store import Store
@@ -254,6 +254,29 @@ async def test_a_resigning_leader_is_followed_at_once_and_a_dead_one_after_its_t
         await second.wait_for_leadership()
         assert loop.time() - started < 0.1
         assert terms[-1] == second.term
+
+
+class LateWatch(MemoryClient):
+    """What its watches have to tell comes in one batch, as etcd's do that begin behind its present revision."""
+
+    async def watch(self, key: bytes, end: bytes = b"", *, revision: int) -> AsyncGenerator[WatchBatch, None]:
+        await asyncio.sleep(0.1)
+        async with aclosing(super().watch(key, end, revision=revision)) as batches:
+            async for batch in batches:
+                yield batch
+
+
+async def test_late_news_of_the_last_leaders_end_does_not_depose_the_next(etcd: MemoryEtcd) -> None:
+    async with running(etcd, "m1") as first:
+        await first.wait_for_leadership()
+        second = Store(LateWatch(etcd), Candidate(id="m2", addr="m2:2377"))
+        await second.start()
+        etcd.lease_revoke(next(iter(etcd._leases)))
+        term = await second.wait_for_leadership()
+        for number in range(20):
+            await second.commit([Put(Node(id=f"n{number}"))])
+        assert second.term == term
+        await second.stop()
 
 
 async def test_a_deposed_leader_that_does_not_know_it_writes_nothing(etcd: MemoryEtcd) -> None:
