@@ -128,7 +128,9 @@ class ClusterLine:
         if self._session is not None:
             await self._session.connected.wait()
 
-    async def stop(self, *, forget: bool) -> None:
+    async def stop(self, *, forget: bool, back_soon: bool = False) -> None:
+        if back_soon and self._session is not None:
+            self._session.back_soon()
         for task in self._tasks:
             task.cancel()
         if self._tasks:

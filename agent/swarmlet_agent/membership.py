@@ -31,6 +31,7 @@ from swarmlet_agent.addresses import (
     with_port,
 )
 from swarmlet_agent.net.host_addresses import host_interfaces
+from swarmlet_agent.poweroff import host_goes_down
 from swarmlet_agent.session import identity as identities
 from swarmlet_agent.session.identity import NodeIdentity
 
@@ -89,8 +90,9 @@ class Line(Protocol):
         """Until the cluster has the node as ready."""
         ...
 
-    async def stop(self, *, forget: bool) -> None:
-        """forget: the tasks of the cluster are stopped and removed, and what was remembered of it."""
+    async def stop(self, *, forget: bool, back_soon: bool = False) -> None:
+        """forget: the tasks of the cluster are stopped and removed, and what was remembered of it. back_soon: the next
+        agent takes the tasks up where they are."""
         ...
 
     @property
@@ -159,11 +161,12 @@ class Member:
             self._finishing = asyncio.create_task(self._finish(self._membership), name="finish init")
 
     async def close(self) -> None:
-        """The agent ends: containers, manager and membership stay."""
+        """The agent ends: containers, manager and membership stay. Where the host goes down, containers do not, and the
+        cluster should not wait for them."""
         if self._finishing is not None:
             self._finishing.cancel()
             await asyncio.wait([self._finishing])
-        await self._line.stop(forget=False)
+        await self._line.stop(forget=False, back_soon=not await host_goes_down())
 
     def status(self) -> Status:
         if self._membership is None:

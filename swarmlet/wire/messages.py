@@ -141,6 +141,9 @@ AgentMessage = (
 )
 ManagerMessage = Welcome | Contents | Assignments | StatusAck | LeaseAnswer | LeasesLost
 
+#: Why an agent ended its session: it is about to be started again, and its containers live on. The name and number are
+#: from IANA's registry of WebSocket close codes. Any other code says nothing.
+CLOSE_SERVICE_RESTART = 1012
 #: Why a manager ended a session: WebSocket close codes (RFC 6455; 4000-4999 are the application's). With NOT_LEADER
 #: the reason is the leader's "host:port" or "".
 CLOSE_TRY_LATER = 1013

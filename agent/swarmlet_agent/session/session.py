@@ -174,6 +174,7 @@ class AgentSession:
         self._applied = 0
         self._term = _stored_term(journal, identity.cluster_id)
         self._renew_share = random.random()
+        self._farewell = aiohttp.WSCloseCode.OK
         self.connected = asyncio.Event()
         self.leases = LeaseLine(networks.held, self.wake, self.connected)
 
@@ -201,6 +202,10 @@ class AgentSession:
         """Ask `describe` again and tell the manager if it says something new."""
         self._described = None
         self._pulse.beat()
+
+    def back_soon(self) -> None:
+        """This session is about to be ended; the host's next agent begins another: the manager is to wait for it."""
+        self._farewell = aiohttp.WSCloseCode.SERVICE_RESTART
 
     # The line
 
@@ -267,7 +272,7 @@ class AgentSession:
                 )
                 await self._converse(socket, address)
             finally:
-                await socket.close()
+                await socket.close(code=self._farewell)
 
     async def _dial(
         self, client: aiohttp.ClientSession, address: str, tls: ssl.SSLContext

@@ -239,6 +239,9 @@ class Dispatcher:
     def heard(self, session: Session) -> None:
         self._heartbeats.heard(session.node_id, session.period_ns)
 
+    def back_soon(self, session: Session) -> None:
+        self._heartbeats.back_soon(session.node_id)
+
     def reported(self, session: Session, seq: int, reports: list[tuple[str, TaskStatus]]) -> None:
         self._collector.add(session, seq, reports)
 

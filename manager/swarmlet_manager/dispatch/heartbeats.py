@@ -24,6 +24,9 @@ log = get_logger(__name__)
 
 #: How often silent nodes are looked for, as a share of the heartbeat period.
 SWEEPS_PER_PERIOD = 4
+#: How long an agent that said that it would be back may be away: as long as Docker's nodes may be silent. It needs a
+#: second; an upgrade on a busy machine needs several. Its tasks run on meanwhile.
+RESTART_S = 15.0
 
 
 class Heartbeats:
@@ -44,6 +47,10 @@ class Heartbeats:
         """A sign of life, after which the node may be silent by the period it knows of."""
         grace = max(self._grace_s(), known_period_ns / NS * HEARTBEAT_GRACE_PERIODS)
         self._liveness.beat(node_id, _now_s(), grace)
+
+    def back_soon(self, node_id: str) -> None:
+        """Its agent has ended to be started again."""
+        self._liveness.beat(node_id, _now_s(), max(self._grace_s(), RESTART_S))
 
     def forget(self, node_id: str) -> None:
         self._liveness.forget(node_id)

@@ -47,6 +47,7 @@ MAX_ASKED = 10_000
 #: An agent that takes no bytes for so long is gone.
 SEND_S = 10.0
 CLOSE_S = 1.0
+_ENDS = (WSMsgType.CLOSE, WSMsgType.CLOSING, WSMsgType.CLOSED)
 
 
 class Ended(Exception):
@@ -69,6 +70,8 @@ class SessionOwner(Protocol):
     def welcome(self) -> Welcome: ...
 
     def heard(self, session: Session) -> None: ...
+
+    def back_soon(self, session: Session) -> None: ...
 
     def reported(self, session: Session, seq: int, reports: list[tuple[str, TaskStatus]]) -> None: ...
 
@@ -203,7 +206,7 @@ class Session:
                 await self._owner.ways_changed(self, ways)
 
     async def _read(self) -> None:
-        async for frame in self._socket:
+        while (frame := await self._socket.receive()).type not in _ENDS:
             if frame.type is not WSMsgType.BINARY:
                 raise Ended(messages.CLOSE_BAD_MESSAGE, "expected binary frames")
             try:
@@ -235,6 +238,9 @@ class Session:
                         self._owner.left(self, self._confirming.pop(seq))
                 case Hello():
                     raise Ended(messages.CLOSE_BAD_MESSAGE, "hello was said before")
+        # Of the frame, not of the socket: there it is another where the agent was gone before the answer to its close.
+        if frame.type is WSMsgType.CLOSE and frame.data == messages.CLOSE_SERVICE_RESTART:
+            self._owner.back_soon(self)
 
     def _lease(self, said: LeaseAsk | LeasesHeld) -> None:
         if len(self._asked) >= MAX_ASKED:

@@ -6,11 +6,13 @@ import asyncio
 from pathlib import Path
 from typing import Any
 
+import pytest
 from fakes.control_world import Agent, Manager, cluster, service_spec, until
 from msgspec.structs import replace
 
 from swarmlet.model.cluster import DispatcherSpec
 from swarmlet.model.states import NodeState
+from swarmlet_manager.dispatch import heartbeats
 
 LONG_S, SHORT_S = 3.0, 0.2
 #: After which a silent node is down where the period is the short one, with time for a busy machine.
@@ -97,6 +99,26 @@ async def test_a_longer_period_holds_at_once_for_a_node_that_never_hears_of_it(t
         await beat_every(manager, LONG_S)
         await asyncio.sleep(WATCH_S)
         assert state_of(manager, agent) is not NodeState.DOWN
+
+
+async def test_a_node_whose_agent_said_that_it_restarts_has_more_time_and_not_for_ever(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(heartbeats, "RESTART_S", WATCH_S + 1)
+    async with cluster(tmp_path, 1) as (_, manager, (agent,)):
+        await beat_every(manager, SHORT_S)
+        await kept([agent], SHORT_S)
+        for comes_back in (True, False):
+            assert agent.session is not None
+            agent.session.back_soon()
+            await agent.stop()
+            await asyncio.sleep(WATCH_S)
+            assert state_of(manager, agent) is not NodeState.DOWN
+            if comes_back:
+                await agent.start((manager.address,))
+                await until(lambda: agent.node_id in manager.dispatcher.connected)
+                await kept([agent], SHORT_S)
+        await until(lambda: state_of(manager, agent) is NodeState.DOWN, 3.0)
 
 
 async def test_a_node_that_returns_is_not_taken_for_silent_again_while_its_return_is_written(tmp_path: Path) -> None:
