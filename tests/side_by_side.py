@@ -1,9 +1,11 @@
-"""Tests in two pytest processes beside each other: `./dev test --shared`.
+"""Tests in two pytest processes beside each other: `./dev test --shared`, `./dev test-vm --shared`.
 
 Much of it waits: for a grace period to end, for a container to stop, for a node to be missed. Both processes collect
 everything and take turns at claiming what comes next, so they end at about the same time on any machine. A claim is a
-module of tests/e2e (each process has a cluster of its own, by name) and elsewhere a whole folder: what a folder's tests
-name alike, on this one kernel, is never there twice.
+module of tests/e2e (each process has a cluster of its own, by name) or of tests/vm (each has hosts of its own), and
+elsewhere a whole folder: what a folder's tests name alike, on this one kernel, is never there twice.
+
+With `--beside COMMAND` as the first argument that command runs meanwhile, and what it ends with counts as well.
 """
 
 from __future__ import annotations
@@ -11,12 +13,13 @@ from __future__ import annotations
 import itertools
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import pytest
@@ -67,20 +70,19 @@ class Shared:
 
 
 def _part(item: pytest.Item) -> Path:
-    return item.path if item.path.parent.name == "e2e" else item.path.parent
+    return item.path if item.path.parent.name in ("e2e", "vm") else item.path.parent
 
 
 class Run:
-    """One of the processes; each of its lines is shown once it is whole, behind its number."""
+    """One of the processes; each of its lines is shown once it is whole, behind the run's name."""
 
-    def __init__(self, number: int, cluster: str, claims: str, arguments: Sequence[str]) -> None:
-        self._number = number
+    def __init__(self, name: str, argv: Sequence[str], environ: Mapping[str, str]) -> None:
+        self.name = name
         self.last = ""
         # A session of its own: Ctrl-C at the terminal reaches it once, through `stop`, and it takes its cluster down.
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "pytest", "-q", *arguments],
-            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace",
-            start_new_session=True, env=os.environ | {SHARE: claims, "SWARMLET_E2E_NAME": cluster},
+            argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+            errors="replace", start_new_session=True, env=os.environ | environ,
         )  # fmt: skip
         self._shown = threading.Thread(target=self._show, daemon=True)
         self._shown.start()
@@ -89,14 +91,14 @@ class Run:
         assert self._process.stdout is not None
         for line in self._process.stdout:
             self.last = line.strip() or self.last
-            print(f"{self._number}| {line}", end="", flush=True)
+            print(f"{self.name}| {line}", end="", flush=True)
 
     def stop(self) -> None:
         if self._process.poll() is None:
             self._process.send_signal(signal.SIGINT)
 
     def wait(self) -> int:
-        """pytest's exit status; 128 and the signal's number if one ended it."""
+        """Its exit status; 128 and the signal's number if one ended it."""
         status = self._process.wait()
         self._shown.join(5)  # a daemon that a failed test has left may hold the pipe open
         return status if status >= 0 else 128 - status
@@ -104,17 +106,23 @@ class Run:
 
 def main(arguments: Sequence[str]) -> int:
     """The exit status: the first that is not 0."""
+    beside: list[str] = []
+    if arguments[:1] == ["--beside"]:
+        beside, arguments = shlex.split(arguments[1]), arguments[2:]
     name = os.environ.get("SWARMLET_E2E_NAME", "e2e")
     with tempfile.TemporaryDirectory(prefix="swarmlet-tests-") as claims:
         runs: list[Run] = []
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, lambda *_: [run.stop() for run in runs])
         for number, cluster in enumerate((name, f"{name}b"), 1):
-            runs.append(Run(number, cluster, claims, arguments))
+            pytest_argv = [sys.executable, "-m", "pytest", "-q", *arguments]
+            runs.append(Run(str(number), pytest_argv, {SHARE: claims, "SWARMLET_E2E_NAME": cluster}))
+        if beside:
+            runs.append(Run("+", beside, {}))
         statuses = [run.wait() for run in runs]
     print("dev: two runs shared the tests:")
-    for number, run in enumerate(runs, 1):
-        print(f"{number}| {run.last}")
+    for run, status in zip(runs, statuses, strict=True):
+        print(f"{run.name}| {run.last} (exit status {status})")
     return next(filter(None, statuses), 0)
 
 

@@ -97,6 +97,16 @@ def test_a_failure_in_either_is_one_of_the_whole(tmp_path: Path) -> None:
     assert len(ran(tmp_path)) == 12 * 3 - 2
 
 
+@pytest.mark.parametrize("status", [0, 3])
+def test_what_runs_beside_them_counts(tmp_path: Path, status: int) -> None:
+    tests = suite(tmp_path)
+    run = start(tmp_path, "--beside", f"sh -c 'echo looked at; exit {status}'", "-q")
+    said = finish(run)
+
+    assert run.returncode == status, said
+    assert "+| looked at\n" in said and len(ran(tmp_path)) == len(tests)
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_who_is_interrupted_ends_both_which_clear_away(tmp_path: Path, number: signal.Signals) -> None:
     suite(tmp_path, "import time; time.sleep(60)")

@@ -178,5 +178,6 @@ def remove_cgroup(group: Path) -> None:
 def left_of(lab: str) -> list[str]:
     """What a lab that has been closed has left on this machine: namespaces, folders, cgroups, mounts."""
     folders = [Path("/run/netns"), Path("/var/tmp"), NSPAWN / "propagate", *cgroup_mounts()]
-    found = [str(path) for folder in folders for path in folder.glob(f"{lab}*")]
-    return found + [line for line in Path("/proc/self/mounts").read_text().splitlines() if lab in line]
+    found = [str(path) for folder in folders for path in (*folder.glob(lab), *folder.glob(f"{lab}-*"))]
+    mounted = Path("/proc/self/mounts").read_text().splitlines()
+    return found + [line for line in mounted if f"/{lab}/" in line or line.startswith(f"{lab}-")]
