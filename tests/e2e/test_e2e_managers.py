@@ -5,9 +5,11 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import subprocess
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import docker
 import pytest
@@ -56,6 +58,59 @@ def test_what_is_made_through_a_follower_is_found_at_once_and_everywhere(manager
     assert taken.returncode == 1 and b"service waited already exists" in taken.stderr
     assert view("run", "--rm", "busybox", "echo", "hello") == "hello"
     view("service", "rm", "by-api", "waited")
+
+
+STACK = """\
+version: "3.8"
+services:
+  web:
+    image: busybox
+    command: ["sleep", "600"]
+    deploy: {replicas: 2}
+    configs: [words]
+configs:
+  words: {file: ./words}
+"""
+
+
+def test_a_follower_takes_stacks_and_tells_what_happens_to_them(managers: Managed, tmp_path: Path) -> None:
+    follower = managers.follower()
+    other = ({1, 2, 3} - {follower, managers.leader()}).pop()
+    view = managers.manager(follower)
+    (tmp_path / "words").write_text("some\n")
+    (tmp_path / "stack.yml").write_text(STACK)
+    since = str(int(time.time()))
+    deploy = ("stack", "deploy", "--detach=true", "-c", str(tmp_path / "stack.yml"), "shop")
+    with managers.manager(other).popen(
+        "events", "--since", since, "--filter", "type=service", "--format", "{{.Action}} {{.Actor.Attributes.name}}",
+        stdout=subprocess.PIPE,
+    ) as events:
+        try:
+            view(*deploy)
+            assert events.stdout is not None and events.stdout.readline() == b"create shop_web\n"
+            (tmp_path / "stack.yml").write_text(STACK.replace("replicas: 2", "replicas: 3"))
+            view(*deploy)
+            assert events.stdout.readline() == b"update shop_web\n"
+        finally:
+            events.kill()
+    for number in (1, 2, 3):
+        eventually(lambda number=number: [
+            (row["Name"], row["Replicas"]) for row in managers.manager(number).rows("stack", "services", "shop")
+        ] == [("shop_web", "3/3")])
+    view("stack", "rm", "shop")
+    eventually(lambda: view("config", "ls", "-q") == "")
+
+
+def test_tokens_are_rotated_and_nodes_are_changed_through_a_follower(managers: Managed) -> None:
+    view = managers.manager(managers.follower())
+    before = view("swarm", "join-token", "-q", "worker")
+    after = view("swarm", "join-token", "-q", "--rotate", "worker")
+    assert after != before
+    view("node", "update", "--label-add", "disk=ssd", "node-3")
+    for number in (1, 2, 3):
+        assert managers.manager(number)("swarm", "join-token", "-q", "worker") == after
+        assert managers.manager(number).json("node", "inspect", "node-3")[0]["Spec"]["Labels"] == {"disk": "ssd"}
+    view("node", "update", "--label-rm", "disk", "node-3")
 
 
 def test_a_leader_killed_among_writes_loses_nothing_that_was_told_as_done(managers: Managed) -> None:

@@ -245,7 +245,13 @@ def test_nobody_is_sent_to_a_task_once_it_has_got_its_stop_signal(cluster: Clust
                 eventually(lambda: len(cluster.tasks("peer")) == 1, 30, 0.02)
             finally:
                 os.kill(slow, signal.SIGCONT)
-            eventually(lambda: said.read_text().count("end") == 2)
+
+            def ended() -> bool:
+                lines = said.read_text().splitlines()
+                assert lines.count("end") == 2, lines
+                return True
+
+            eventually(ended)
         assert hammer.failed == []
         assert sorted(said.read_text().split("\n"))[1:] == ["end"] * 2 + ["ready"] * 3 + ["signal"] * 2
     finally:

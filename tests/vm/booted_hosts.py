@@ -65,8 +65,9 @@ def base_image(*further: str) -> Path:
 
 
 def base_folder() -> Path:
-    """The same, unpacked: what hosts that share this machine's kernel lay their own files over."""
-    archive = base_image()
+    """The same, unpacked: what hosts that share this machine's kernel lay their own files over. That kernel may have no
+    WireGuard, so they have a program for it."""
+    archive = base_image("wireguard-go")
 
     def unpack(partial: Path) -> None:
         partial.mkdir()

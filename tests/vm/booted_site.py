@@ -161,16 +161,18 @@ def _recap(output: str) -> dict[str, dict[str, int]]:
 
 @contextlib.contextmanager
 def open_site(
-    kind: Callable[[HostLab, int], BootedHost], groups: Mapping[str, Sequence[int]], count: int = 3
+    kind: Callable[[HostLab, int], BootedHost], groups: Mapping[str, Sequence[int]], count: int = 3,
+    settings: Mapping[str, object] | None = None,
 ) -> Iterator[Site]:
-    """Hosts that have booted and have nothing of Swarmlet; the inventory's groups name them by number."""
+    """Hosts that have booted and have nothing of Swarmlet; the inventory's groups name them by number. settings: of
+    every agent."""
     remove_what_killed_runs_left(count, kind)
     lab = HostLab(count, kind)
     try:
         lab.open()
         inventory = lab.folder / "inventory" / "hosts.json"
         inventory.parent.mkdir()
-        inventory.write_text(json.dumps(_inventory(lab, groups)))
+        inventory.write_text(json.dumps(_inventory(lab, groups, settings or {})))
         yield Site(lab, inventory, wheelhouse())
     finally:
         lab.close()
@@ -186,12 +188,14 @@ def wheelhouse() -> Path:
     return folder
 
 
-def _inventory(lab: HostLab, groups: Mapping[str, Sequence[int]]) -> dict[str, object]:
+def _inventory(
+    lab: HostLab, groups: Mapping[str, Sequence[int]], settings: Mapping[str, object]
+) -> dict[str, object]:
     members = {host.number: (host.name, {"ansible_host": host.address}) for host in lab.hosts}
     return {"all": {
         "vars": {
             "ansible_user": "root", "ansible_ssh_private_key_file": str(lab.key),
-            "ansible_ssh_common_args": " ".join(lab.ssh_options()[2:]),
+            "ansible_ssh_common_args": " ".join(lab.ssh_options()[2:]), "swarmlet_settings": dict(settings),
         },
         "children": {
             group: {"hosts": dict(members[number] for number in numbers)} for group, numbers in groups.items()
