@@ -72,6 +72,7 @@ class AgentSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     runtime: str = "auto"  # auto, crun or runc
     seccomp_profile: str = "/usr/share/containers/seccomp.json"
     wireguard_program: str = ""  # encrypts where the kernel has no WireGuard: wireguard-go, boringtun-cli; "" = none
+    selinux_enabled: bool = False  # containers have SELinux labels; needs a host with SELinux and a policy
     userns_remap: str = ""  # default, or user[:group] with ranges in subuid and subgid; "" = off
     subid_dir: str = "/etc"  # where subuid and subgid are
     labels: dict[str, str] = {}  # engine labels, for constraints

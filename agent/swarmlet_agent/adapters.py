@@ -14,6 +14,7 @@ from swarmlet.errors import NotFound
 from swarmlet_agent.api.routes.volumes import volume_json
 from swarmlet_agent.builder.builder import Builder
 from swarmlet_agent.decide.remap import Remap
+from swarmlet_agent.decide.selinux import Policy
 from swarmlet_agent.engine.core import HostTraits
 from swarmlet_agent.engine.engine import Engine
 from swarmlet_agent.engine.events import EventBus
@@ -62,7 +63,7 @@ class ImageCount:
             return 0
 
 
-def host_traits(runtime: RuntimeInfo, remap: Remap | None) -> HostTraits:
+def host_traits(runtime: RuntimeInfo, remap: Remap | None, selinux: Policy | None) -> HostTraits:
     return HostTraits(
         runtime_name=runtime.name,
         runtimes=runtime.runtimes,
@@ -70,6 +71,7 @@ def host_traits(runtime: RuntimeInfo, remap: Remap | None) -> HostTraits:
         apparmor=runtime.apparmor,
         apparmor_profile=runtime.apparmor_profile,
         remap=remap,
+        selinux=selinux,
     )
 
 

@@ -48,6 +48,7 @@ from swarmlet_agent.api.shapes.info import NodeFacts, read_host_facts
 from swarmlet_agent.api.tunnel import TunnelRoutes
 from swarmlet_agent.archive.service import ContainerFiles
 from swarmlet_agent.builder.builder import Builder
+from swarmlet_agent.decide.selinux import shared
 from swarmlet_agent.engine.engine import Engine
 from swarmlet_agent.engine.events import EventBus
 from swarmlet_agent.images.endpoints import registry_config
@@ -62,6 +63,7 @@ from swarmlet_agent.net.bridge import BridgeNetworks
 from swarmlet_agent.net.plan_ipam import parse_pools
 from swarmlet_agent.poweroff import end_containers, host_goes_down
 from swarmlet_agent.runtime.conmon_runtime import ConmonRuntime
+from swarmlet_agent.runtime.selinux import read_policy
 from swarmlet_agent.runtime.userns import read_remap
 from swarmlet_agent.swarm_facts import SwarmFacts
 from swarmlet_agent.volumes.store import VolumeStore
@@ -125,6 +127,7 @@ async def started_parts(settings: AgentSettings, open_files: tuple[int, int] | N
     """Taken up as the last agent left them; let go of, not ended, behind the block."""
     data_dir, run_dir = Path(settings.data_dir), Path(settings.run_dir)
     remap = await asyncio.to_thread(read_remap, settings.userns_remap, Path(settings.subid_dir))
+    selinux = await asyncio.to_thread(read_policy, settings.selinux_enabled)
     async with contextlib.AsyncExitStack() as stack:
         journal = Journal(data_dir / "journal.db")
         stack.callback(journal.close)
@@ -133,6 +136,7 @@ async def started_parts(settings: AgentSettings, open_files: tuple[int, int] | N
             data_dir, journal, insecure_registries=settings.insecure_registries,
             registry_mirrors=settings.registry_mirrors, registry_certificates=Path(settings.registry_certificates),
             keep_compressed_layers=settings.keep_compressed_layers,
+            mount_label=shared(str(selinux.file)) if selinux is not None else "",
             on_event=functools.partial(adapters.publish_image_event, events),
         )
         volumes = VolumeStore(
@@ -169,7 +173,7 @@ async def started_parts(settings: AgentSettings, open_files: tuple[int, int] | N
         stack.push_async_callback(networks.close)
         await runtime.open()
         stack.push_async_callback(runtime.close)
-        await engine.start(adapters.host_traits(runtime.supports(), remap))
+        await engine.start(adapters.host_traits(runtime.supports(), remap, selinux))
         stack.push_async_callback(_end_with_the_host, runtime, engine)
         stack.push_async_callback(engine.close)
         stack.push_async_callback(builder.close)
@@ -249,7 +253,7 @@ async def _system_routes(settings: AgentSettings, parts: Parts, swarm: SwarmFact
         host=await asyncio.to_thread(read_host_facts, Path(settings.data_dir)),
         node=NodeFacts(
             await _engine_id(parts.journal), Path(settings.data_dir), RELEASE, time.time_ns(), labels,
-            userns_remap=bool(settings.userns_remap),
+            userns_remap=bool(settings.userns_remap), selinux=settings.selinux_enabled,
             registries=registry_config(settings.insecure_registries, settings.registry_mirrors),
             proxies=shown_proxies(os.environ),
             address_pools=tuple(

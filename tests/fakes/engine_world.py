@@ -60,6 +60,7 @@ class World:
         self.network_names = {"bridge", "host", "none", "web"}
         self.mounted: set[str] = set()
         self.roots: set[str] = set()
+        self.root_labels: dict[str, str] = {}
         self.volumes: dict[str, set[str]] = {}
         self.anonymous: set[str] = set()
         self.copied: list[tuple[str, str]] = []
@@ -223,8 +224,11 @@ class FakeImages(_Port):
                 return image
         raise NotFound("image", ref if ":" in ref else f"{ref}:latest")
 
-    async def ensure_rootfs(self, container_id: str, image_id: str, ids: MappedIds | None = None) -> Path:
+    async def ensure_rootfs(
+        self, container_id: str, image_id: str, ids: MappedIds | None = None, label: str = ""
+    ) -> Path:
         await self.enter("images.ensure_rootfs")
+        self.world.root_labels[container_id] = label
         root = self.world.root / "roots" / container_id
         (root / "etc").mkdir(parents=True, exist_ok=True)
         (root / "etc" / "passwd").write_text(self.world.passwd)

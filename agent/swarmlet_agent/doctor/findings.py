@@ -58,6 +58,8 @@ class Host:
     controllers: frozenset[str]
     seccomp: bool
     seccomp_profile: str  # "" if the configured file is there
+    selinux: bool  # wanted by the settings
+    selinux_error: str
     nftables_error: str
     dropping_chains: tuple[str, ...]
     links: frozenset[str]  # kinds of network interfaces that could be made
@@ -101,6 +103,15 @@ def _kernel(host: Host) -> Iterable[Finding]:
         )
     else:
         yield _ok("seccomp", "filters and profile are there")
+
+
+def _selinux(host: Host) -> Iterable[Finding]:
+    if host.selinux:
+        yield _judge(
+            not host.selinux_error, "SELinux", host.selinux_error or "containers have labels",
+            "the agent does not start: apt install selinux-basics selinux-policy-default; selinux-activate; reboot; "
+            "or take selinux_enabled out of the settings",
+        )
 
 
 def _cgroups(host: Host) -> Iterable[Finding]:
@@ -181,7 +192,9 @@ def _clock(host: Host) -> Iterable[Finding]:
     )  # fmt: skip
 
 
-_CHECKS: tuple[Callable[[Host], Iterable[Finding]], ...] = (_kernel, _cgroups, _storage, _programs, _network, _clock)
+_CHECKS: tuple[Callable[[Host], Iterable[Finding]], ...] = (
+    _kernel, _selinux, _cgroups, _storage, _programs, _network, _clock,
+)  # fmt: skip
 
 
 def _ok(what: str, found: str) -> Finding:

@@ -19,11 +19,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from swarmlet.config import AgentSettings
+from swarmlet.errors import InvalidArgument
 from swarmlet_agent.doctor.findings import NEEDED_LINKS, PACKAGES, WANTED_LINKS, Host
 from swarmlet_agent.line import default_address
 from swarmlet_agent.net.firewall_check import find_dropping
 from swarmlet_agent.runtime.facts import CGROUP_ROOT, find_init
 from swarmlet_agent.runtime.host import PATH, RUNTIMES
+from swarmlet_agent.runtime.selinux import read_policy
 
 _TIMEOUT_S = 20.0
 _VXLAN_PORT = 4789
@@ -48,6 +50,7 @@ def look(settings: AgentSettings) -> Host:
         controllers=_controllers(),
         seccomp="\nSeccomp:" in Path("/proc/self/status").read_text(),
         seccomp_profile=_missing(settings.seccomp_profile),
+        selinux=settings.selinux_enabled, selinux_error=_try_selinux(settings.selinux_enabled),
         nftables_error=nftables_error,
         dropping_chains=tuple(asyncio.run(find_dropping())),
         links=frozenset(kind for kind in (*NEEDED_LINKS, *WANTED_LINKS) if _can_make(kind)),
@@ -99,6 +102,14 @@ def _try_overlay(folder: Path) -> str:
             return _run(["unshare", "-m", "mount", "-t", "overlay", "overlay", "-o", options, f"{place}/merged"])[1]
     except OSError as err:
         return f"{folder}: {err.strerror}"
+
+
+def _try_selinux(wanted: bool) -> str:
+    try:
+        read_policy(wanted)
+    except InvalidArgument as err:
+        return str(err).removeprefix("selinux_enabled: ")
+    return ""
 
 
 def _can_make(kind: str) -> bool:

@@ -20,6 +20,7 @@ from swarmlet.model.common import Driver
 from swarmlet_agent.decide.links import link_env, parse_link
 from swarmlet_agent.decide.mounts import reaches_below
 from swarmlet_agent.decide.points import MountPoint
+from swarmlet_agent.decide.selinux import label_of_source, shared
 from swarmlet_agent.decide.users import Identity, resolve_user
 from swarmlet_agent.engine.container import Container
 from swarmlet_agent.engine.core import Core, Unit
@@ -30,7 +31,9 @@ from swarmlet_agent.engine.subpaths import Subpaths
 from swarmlet_agent.engine.supplies import mounts_of
 from swarmlet_agent.net.types import Attachment
 from swarmlet_agent.runtime.linux import acting_as
+from swarmlet_agent.runtime.selinux import label_files, label_source
 from swarmlet_agent.runtime.types import ContainerPlan
+from swarmlet_agent.threads import own_thread
 
 log = get_logger(__name__)
 First = TypeVar("First")
@@ -113,6 +116,10 @@ class Bringup:
         )
         if ids is not None and not share_with:
             await asyncio.to_thread(_give, attachment.files.values(), ids.remap.root)
+        labels = core.labels_of(record)
+        if labels.mount:
+            label = shared(labels.mount) if share_with else labels.mount
+            await asyncio.to_thread(label_files, attachment.files.values(), label)
         record = replace(
             record,
             mounts=mounts,
@@ -131,6 +138,7 @@ class Bringup:
             cgroup_parent=core.settings.cgroup_parent, subpaths=inner, ids=ids,
             own_folders=core.settings.own_folders, supplies=mounts_of(record, core.supplies.place(record.id)),
             read_only_below=await asyncio.to_thread(_deep, mounts, inner) if reaches_below(os.uname().release) else (),
+            labels=labels,
         )  # fmt: skip
         return plan, record
 
@@ -141,8 +149,19 @@ class Bringup:
         rootfs = await core.root_of(record)
         mounts = tuple([await self._source(record, point) for point in record.mounts])
         identity = await asyncio.to_thread(_look_inside, rootfs, record, mounts)
+        if label := core.labels_of(record).mount:
+            for point in mounts:
+                await self._label(point, label)
         inner = await asyncio.to_thread(subpaths.resolve, mounts) if _any_within(mounts) else {}
         return rootfs, identity, mounts, inner
+
+    async def _label(self, point: MountPoint, label: str) -> None:
+        """Give a bind's or volume's files the label they need, if they do. label: the container's own."""
+        folders = self._core.settings.own_folders
+        own = any(Path(point.source).is_relative_to(folder) for folder in folders)
+        if wanted := label_of_source(point.type, point.mode, label, own=own):
+            # There may be many, and on a server that does not answer.
+            await own_thread(lambda: label_source(point.source, wanted), f"labels {point.destination}", daemon=True)
 
     async def _source(self, record: Container, point: MountPoint) -> MountPoint:
         """A volume's folder may be a mount of its own, which a reboot has taken away, and an image always is."""

@@ -13,6 +13,7 @@ from swarmlet.model.container import ContainerConfig, ContainerCreate, EndpointS
 from swarmlet.model.ids import short_id
 from swarmlet_agent.decide.points import MountPoint
 from swarmlet_agent.decide.remap import Remap
+from swarmlet_agent.decide.selinux import Labels
 
 #: What a client may wait for (Engine API ContainerWait).
 WAIT_CONDITIONS = ("not-running", "next-exit", "removed")
@@ -100,6 +101,8 @@ class Container(Record, frozen=True, kw_only=True):
     platform: str = "linux"
     driver: str = "overlay2"
     supplied: tuple[SuppliedFile, ...] = ()
+    #: SELinux's, for its whole life; None: it was made without SELinux.
+    selinux: Labels | None = None
     #: Set with status removing: whether its anonymous volumes go with it.
     removes_volumes: bool = False
 

@@ -22,6 +22,7 @@ from swarmlet.log import get_logger
 from swarmlet_agent.decide.names import resolve
 from swarmlet_agent.decide.points import MountPoint
 from swarmlet_agent.decide.remap import MappedIds, Remap
+from swarmlet_agent.decide.selinux import NO_LABELS, Labels, Policy
 from swarmlet_agent.engine.container import Container
 from swarmlet_agent.engine.events import EventBus
 from swarmlet_agent.engine.ports import Images, Networks, Runtime, Volumes
@@ -76,6 +77,8 @@ class HostTraits:
     apparmor_profile: str = ""
     #: For containers that do not ask for the host's user namespace.
     remap: Remap | None = None
+    #: What the host's policy says of containers; None: they have no labels of SELinux.
+    selinux: Policy | None = None
 
 
 class Unit:
@@ -187,15 +190,21 @@ class Core:
             return None
         return MappedIds(await self.runtime.user_namespace(record.remap), record.remap)
 
+    def labels_of(self, record: Container) -> Labels:
+        """Those that it has now: none where SELinux was switched off since it was made."""
+        return NO_LABELS if record.selinux is None or self.traits.selinux is None else record.selinux
+
     async def mount_image(self, record: Container, point: MountPoint) -> Path:
         """Where an image that a container has mounted is; it goes with the container's own root."""
         place = hashlib.sha256(point.destination.encode()).hexdigest()[:16]
         ids = await self.ids_of(record)
-        return await self.images.ensure_rootfs(f"{record.id}{IMAGE_MARK}{place}", point.name, ids)
+        label = self.labels_of(record).mount
+        return await self.images.ensure_rootfs(f"{record.id}{IMAGE_MARK}{place}", point.name, ids, label)
 
     async def root_of(self, record: Container) -> Path:
         """Its root, mounted with the ids it has on the host."""
-        return await self.images.ensure_rootfs(record.id, record.image_id, await self.ids_of(record))
+        ids, label = await self.ids_of(record), self.labels_of(record).mount
+        return await self.images.ensure_rootfs(record.id, record.image_id, ids, label)
 
     def mark(self, unit: Unit) -> None:
         """From here on kernel objects may exist."""

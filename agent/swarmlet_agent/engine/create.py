@@ -18,7 +18,7 @@ from msgspec.structs import replace
 from swarmlet.errors import Internal, InvalidArgument, NameTaken, NotFound, NotSupported
 from swarmlet.log import get_logger
 from swarmlet.model.common import Driver, Mount
-from swarmlet.model.container import ContainerCreate
+from swarmlet.model.container import ContainerCreate, HostConfig
 from swarmlet.model.ids import new_hex_id, short_id
 from swarmlet_agent.decide.health import unknown_kind
 from swarmlet_agent.decide.kernel import asks_much, drop_foreign, fit_limits
@@ -29,6 +29,7 @@ from swarmlet_agent.decide.names import check_name, random_name
 from swarmlet_agent.decide.normalise import network_wishes, normalise
 from swarmlet_agent.decide.points import MountPoint
 from swarmlet_agent.decide.remap import check_remapped
+from swarmlet_agent.decide.selinux import Labels, choose_labels, free_level, level_of
 from swarmlet_agent.decide.validate import check_image_part, check_request
 from swarmlet_agent.engine.container import Container, SuppliedFile
 from swarmlet_agent.engine.core import TABLE, Core, Unit, encode
@@ -53,6 +54,8 @@ class Creator:
         self._core = core
         self._removal = removal
         self._random = random or Random()
+        #: SELinux's levels of containers that are being made, by their ids.
+        self._levels: dict[str, str] = {}
 
     async def create(
         self, name: str, request: ContainerCreate, platform: str, supplied: Sequence[SuppliedFile] = ()
@@ -65,14 +68,16 @@ class Creator:
         if asks_much(host):
             host, lacking = fit_limits(host, await asyncio.to_thread(kernel_limits))
             warnings += lacking
-        host = security.with_labels(host)
+        host = security.with_labels(host, self._joined_labels(host))
         request = replace(request, host_config=host)
         warnings += check_request(request, cpus=core.settings.cpus)
         _check_runtime_options(request)
         if host.runtime and host.runtime not in core.traits.runtimes:
             raise InvalidArgument(f"unknown or invalid runtime name: {host.runtime}")
         warnings += unknown_kind(request.healthcheck)
-        warnings += security.lacking(host.security_opt, apparmor=core.traits.apparmor)
+        warnings += security.lacking(
+            host.security_opt, apparmor=core.traits.apparmor, selinux=core.traits.selinux is not None
+        )
         if not request.image:
             raise InvalidArgument("no image specified")
         image = core.images.get(request.image)
@@ -103,6 +108,7 @@ class Creator:
                 mounts=points,
                 remap=remap,
                 supplied=tuple(supplied),
+                selinux=self._labels(ident, merged),
                 log_path="" if merged.host_config.log_config.type == "none" else str(self._log_path(ident)),
             )
             unit = await self._make(record)
@@ -110,6 +116,8 @@ class Creator:
             if core.names.get(name) == ident:
                 del core.names[name]
             raise
+        finally:
+            self._levels.pop(ident, None)
         core.emit(unit.record, "create")
         return unit, warnings
 
@@ -186,6 +194,26 @@ class Creator:
         if other := mode_of(request.host_config.network_mode):
             return self._other(other).record.request.hostname
         return short_id(ident)
+
+    def _joined_labels(self, host: HostConfig) -> list[str]:
+        """The process labels of the containers whose processes or IPC it has."""
+        others = [other for mode in (host.ipc_mode, host.pid_mode) if (other := mode_of(mode))]
+        return [self._core.labels_of(self._other(other).record).process for other in others]
+
+    def _labels(self, ident: str, request: ContainerCreate) -> Labels | None:
+        """SELinux's labels of a new container; its level is its own from here on. None on a host without."""
+        core = self._core
+        if core.traits.selinux is None:
+            return None
+        known = (unit.record.selinux for unit in core.units.values())
+        taken = {level_of(labels.mount) for labels in known if labels is not None} | {*self._levels.values()}
+        host = request.host_config
+        labels = choose_labels(
+            core.traits.selinux, security.read_options(host.security_opt).labels,
+            free_level(taken, self._random.randrange), privileged=host.privileged,
+        )
+        self._levels[ident] = level_of(labels.mount)
+        return labels
 
     def _other(self, ref: str, prefix: str = "") -> Unit:
         """Another container that the request names. InvalidArgument if there is none: at NotFound, clients of

@@ -182,7 +182,7 @@ class Engine:
     async def _supply(self, unit: Unit, contents: Sequence[bytes]) -> None:
         async with unit.lock:
             if not unit.record.is_running and not unit.removing:
-                await self._core.supplies.fill(unit.record, contents)
+                await self._core.supplies.fill(unit.record, contents, self._core.labels_of(unit.record).mount)
 
     async def remove(self, ref: str, *, force: bool = False, volumes: bool = False, link: bool = False) -> None:
         """Conflict if it runs and is not forced, or is being removed already."""

@@ -14,6 +14,7 @@ from swarmlet_agent.decide.merge import override_env, process_env
 from swarmlet_agent.decide.points import MountPoint
 from swarmlet_agent.decide.ports import wanted_ports
 from swarmlet_agent.decide.remap import MappedIds
+from swarmlet_agent.decide.selinux import NO_LABELS, Labels
 from swarmlet_agent.decide.users import Identity
 from swarmlet_agent.engine.container import Container, ExecRequest
 from swarmlet_agent.net.types import Attachment, NetworkWish
@@ -83,6 +84,7 @@ def container_plan(
     ids: MappedIds | None = None,
     own_folders: Collection[Path] = (),
     supplies: Sequence[MountPlan] = (),
+    labels: Labels = NO_LABELS,
 ) -> ContainerPlan:
     """The whole OCI-to-be. joined: kind of namespace -> path, "" for the host's.
 
@@ -127,6 +129,7 @@ def container_plan(
         joined=joined,
         annotations=record.host.annotations,
         ids=ids,
+        labels=labels,
     )
 
 

@@ -22,10 +22,13 @@ class Images(Protocol):
         """By name[:tag], name@digest, id or id prefix. NotFound ("No such image: …")."""
         ...
 
-    async def ensure_rootfs(self, container_id: str, image_id: str, ids: MappedIds | None = None) -> Path:
+    async def ensure_rootfs(
+        self, container_id: str, image_id: str, ids: MappedIds | None = None, label: str = ""
+    ) -> Path:
         """The container's writable root: overlay of the image's layers and its own upper folder, mounted.
 
-        ids: whose ids its files show, and are made with by the agent; None: as on disk.
+        ids: whose ids its files show, and are made with by the agent; None: as on disk. label: of SELinux, which all
+        its files show; "": as on disk.
         """
         ...
 

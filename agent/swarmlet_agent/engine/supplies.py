@@ -16,6 +16,7 @@ from pathlib import Path
 
 from swarmlet.errors import Internal, Unavailable
 from swarmlet_agent.decide.remap import Remap
+from swarmlet_agent.decide.selinux import with_option
 from swarmlet_agent.engine.container import Container, SuppliedFile
 from swarmlet_agent.runtime import linux
 from swarmlet_agent.runtime.types import MountPlan
@@ -34,11 +35,14 @@ class Supplies:
     def place(self, container_id: str) -> Path:
         return self._folder / container_id
 
-    async def fill(self, record: Container, contents: Sequence[bytes]) -> None:
-        """Make them so: contents in the order of `record.supplied`. What is whole already stays as it is. Internal."""
+    async def fill(self, record: Container, contents: Sequence[bytes], label: str = "") -> None:
+        """Make them so: contents in the order of `record.supplied`. What is whole already stays as it is. Internal.
+
+        label: of SELinux.
+        """
         place = self.place(record.id)
         try:
-            await asyncio.to_thread(_fill, place, record.supplied, contents, record.remap)
+            await asyncio.to_thread(_fill, place, record.supplied, contents, record.remap, label)
         except OSError as err:
             await self.clear(record.id)
             raise Internal(f"secrets and configs of container {record.short_id}: {err.strerror or err}") from err
@@ -69,7 +73,9 @@ def mounts_of(record: Container, place: Path) -> list[MountPlan]:
     ]
 
 
-def _fill(place: Path, files: Sequence[SuppliedFile], contents: Sequence[bytes], remap: Remap | None) -> None:
+def _fill(
+    place: Path, files: Sequence[SuppliedFile], contents: Sequence[bytes], remap: Remap | None, label: str
+) -> None:
     if _is_whole(place):
         return
     _clear(place)
@@ -78,7 +84,7 @@ def _fill(place: Path, files: Sequence[SuppliedFile], contents: Sequence[bytes],
     owner = (0, 0) if remap is None else remap.root
     pages = sum(-(-len(content) // _PAGE) + 1 for content in contents) + 8
     options = f"size={pages * _PAGE},nr_inodes={len(files) + 8},mode=700,uid={owner[0]},gid={owner[1]}"
-    _mount(place, options)
+    _mount(place, with_option(options, label))
     for number, (file, content) in enumerate(zip(files, contents, strict=True)):
         uid, gid = (file.uid, file.gid) if remap is None else remap.on_host(file.uid, file.gid)
         handle = os.open(place / str(number), os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)

@@ -21,6 +21,7 @@ from pathlib import Path
 
 from swarmlet.errors import Internal, InvalidArgument, NotFound
 from swarmlet_agent.decide.remap import MappedIds
+from swarmlet_agent.decide.selinux import with_option
 from swarmlet_agent.images.unpack import remove_tree
 from swarmlet_agent.runtime import linux
 
@@ -46,8 +47,10 @@ _libc.umount2.argtypes = (ctypes.c_char_p, ctypes.c_int)
 class RootStore:
     """Calls for one container must not overlap; the engine sees to that."""
 
-    def __init__(self, folder: Path, diff_of: Callable[[str], Path]) -> None:
+    def __init__(self, folder: Path, diff_of: Callable[[str], Path], label: str = "") -> None:
+        """label: of SELinux, for roots whose user names none."""
         self._folder = folder
+        self._label = label
         self._diff_of = diff_of
         self._layers: dict[str, tuple[str, ...]] = {}
         self._leaving: set[str] = set()
@@ -70,15 +73,21 @@ class RootStore:
     def knows(self, container_id: str) -> bool:
         return container_id in self._layers
 
-    async def ensure(self, container_id: str, layers: Sequence[str], ids: MappedIds | None = None) -> Path:
+    async def ensure(
+        self, container_id: str, layers: Sequence[str], ids: MappedIds | None = None, label: str | None = None
+    ) -> Path:
         """Mounted root of a container over these layers (lowest first). Those of its first mount win.
 
-        ids: on disk everything has the container's ids; the mounted root shows them as the host's.
+        ids: on disk everything has the container's ids; the mounted root shows them as the host's. label: all files in
+        it are shown with this label of SELinux; on disk they keep their own.
         """
         folder = self._place(container_id)
         chains = self._layers.setdefault(container_id, tuple(reversed(layers)))
         try:
-            return await asyncio.to_thread(_ensure, folder, chains, [self._diff_of(chain) for chain in chains], ids)
+            diffs = [self._diff_of(chain) for chain in chains]
+            return await asyncio.to_thread(
+                _ensure, folder, chains, diffs, ids, self._label if label is None else label
+            )
         except BaseException:  # cancelled, too: undo, and pass it on
             if not (folder / "layers").exists():
                 self._layers.pop(container_id, None)
@@ -161,7 +170,9 @@ def _lay_ground(ground: Path) -> None:
         (ground / "etc/mtab").symlink_to("/proc/mounts")
 
 
-def _ensure(folder: Path, chains: Sequence[str], diffs: Sequence[Path], ids: MappedIds | None) -> Path:
+def _ensure(
+    folder: Path, chains: Sequence[str], diffs: Sequence[Path], ids: MappedIds | None, label: str
+) -> Path:
     merged = folder / "merged"
     if os.path.ismount(merged):
         return merged
@@ -172,9 +183,9 @@ def _ensure(folder: Path, chains: Sequence[str], diffs: Sequence[Path], ids: Map
     lower = [*diffs, folder.parent / (_EMPTY if IMAGE_MARK in folder.name else _GROUND)]
     with contextlib.ExitStack() as stack:
         if ids is None:
-            _mount_overlay([_handle(path, stack) for path in lower], _handle(folder, stack), folder)
+            _mount_overlay([_handle(path, stack) for path in lower], _handle(folder, stack), folder, label)
             return merged
-        _mount_mapped(lower, folder, ids, attached=not floating_layers())
+        _mount_mapped(lower, folder, ids, label, attached=not floating_layers())
     return merged
 
 
@@ -184,7 +195,7 @@ def floating_layers() -> bool:
     return numbers is not None and (int(numbers[1]), int(numbers[2])) >= (6, 15)
 
 
-def _mount_mapped(lower: Sequence[Path], folder: Path, ids: MappedIds, *, attached: bool) -> None:
+def _mount_mapped(lower: Sequence[Path], folder: Path, ids: MappedIds, label: str, *, attached: bool) -> None:
     """attached: the layers have to be mounted somewhere for a moment."""
     _open_to(folder, ids)
     _let_go(folder)
@@ -210,7 +221,7 @@ def _mount_mapped(lower: Sequence[Path], folder: Path, ids: MappedIds, *, attach
         handles = [f"/proc/self/fd/{clone}" for clone in clones]
         # Overlayfs works in `work` as whoever mounts it, who must have ids there.
         with linux.acting_as(ids.remap.root):
-            _mount_overlay(handles[:-1], handles[-1], folder)
+            _mount_overlay(handles[:-1], handles[-1], folder, label)
 
 
 def _let_go(folder: Path) -> None:
@@ -266,7 +277,7 @@ def _like(source: Path, target: Path) -> None:
     os.chmod(target, stat.S_IMODE(found.st_mode))
 
 
-def _mount_overlay(lower: Sequence[str], changes: str, folder: Path) -> None:
+def _mount_overlay(lower: Sequence[str], changes: str, folder: Path, label: str) -> None:
     """lower, and the folder of upper and work, as /proc/self/fd/N."""
     options = f"lowerdir={':'.join(lower)},upperdir={changes}/upper,workdir={changes}/work"
     if os.path.exists("/sys/module/overlay/parameters/index"):
@@ -275,6 +286,7 @@ def _mount_overlay(lower: Sequence[str], changes: str, folder: Path) -> None:
         # They leave in upper what only overlayfs understands: it could not become a layer.
         if os.path.exists(f"/sys/module/overlay/parameters/{feature}"):
             options += f",{feature}=off"
+    options = with_option(options, label)
     result = _libc.mount(b"overlay", os.fsencode(folder / "merged"), b"overlay", 0, options.encode())
     if result != 0:
         code = ctypes.get_errno()

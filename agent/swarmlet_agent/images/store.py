@@ -74,15 +74,16 @@ class ImageStore:
         self, data_dir: Path, journal: Journal, *, insecure_registries: Sequence[str] = ("127.0.0.0/8",),
         registry_mirrors: Sequence[str] = (), registry_certificates: Path = Path("/etc/docker/certs.d"),
         keep_compressed_layers: bool = True, users: ImageUsers | None = None, on_event: OnEvent | None = None,
-        limits: Limits | None = None,
+        limits: Limits | None = None, mount_label: str = "",
     ) -> None:
+        """mount_label: of SELinux, for roots that builds look into."""
         check_registries(insecure_registries, registry_mirrors)
         self.users = users
         self.on_event = on_event
         self._host = host_platform(uname.machine())
         self._registries = Registries(insecure_registries, registry_mirrors, registry_certificates)
         self._layers = LayerStore(data_dir / "images", UnpackPool(limits))
-        self._roots = RootStore(data_dir / "containers-rootfs", self._layers.diff)
+        self._roots = RootStore(data_dir / "containers-rootfs", self._layers.diff, mount_label)
         self._catalogue = Catalogue(journal)
         self._kept = KeptBlobs(data_dir / "images" / "blobs", journal, wanted=keep_compressed_layers)
         self._shelf = Shelf(self._catalogue, self._layers, self._roots, self._kept)
@@ -341,10 +342,12 @@ class ImageStore:
 
     # containers' roots (engine/ports.py)
 
-    async def ensure_rootfs(self, container_id: str, image_id: str, ids: MappedIds | None = None) -> Path:
+    async def ensure_rootfs(
+        self, container_id: str, image_id: str, ids: MappedIds | None = None, label: str = ""
+    ) -> Path:
         """The container's writable root: overlay of the image's layers and its own upper folder, mounted."""
         layers = () if self._roots.knows(container_id) else self.get(image_id).layers
-        return await self._roots.ensure(container_id, layers, ids)
+        return await self._roots.ensure(container_id, layers, ids, label)
 
     async def unmount_rootfs(self, container_id: str) -> None:
         """Unmount; the container's own changes stay. Nothing mounted is fine."""

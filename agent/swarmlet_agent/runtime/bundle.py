@@ -23,6 +23,7 @@ import msgspec
 
 from swarmlet.errors import Internal, NotFound
 from swarmlet.model.base import Record
+from swarmlet_agent.decide.selinux import with_option
 from swarmlet_agent.runtime import linux
 from swarmlet_agent.runtime.types import Exit
 
@@ -192,12 +193,12 @@ class Bundle:
             return None
         return Exit(code & 0xFF, at, (self.path / "persist" / "oom").exists())
 
-    def make_shm(self, size_bytes: int, owner: tuple[int, int] = (0, 0)) -> Path:
-        """A /dev/shm on the host, for containers that share it. OSError."""
+    def make_shm(self, size_bytes: int, owner: tuple[int, int] = (0, 0), label: str = "") -> Path:
+        """A /dev/shm on the host, for containers that share it. label: of SELinux. OSError."""
         folder = self.path / "shm"
         folder.mkdir()
         data = f"mode=1777,size={size_bytes},uid={owner[0]},gid={owner[1]}"
-        linux.mount("shm", str(folder), "tmpfs", 2 | 4 | 8, data)  # nosuid nodev noexec
+        linux.mount("shm", str(folder), "tmpfs", 2 | 4 | 8, with_option(data, label))  # nosuid nodev noexec
         return folder
 
     def mapped(self, number: int) -> Path:

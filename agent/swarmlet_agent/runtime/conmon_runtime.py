@@ -344,7 +344,8 @@ class ConmonRuntime:
             await asyncio.to_thread(box.map, sources, given.ids.namespace)
         if shares_ipc:
             box.make_shm(
-                plan.host.shm_size or DEFAULT_SHM_BYTES, plan.ids.remap.root if plan.ids is not None else (0, 0)
+                plan.host.shm_size or DEFAULT_SHM_BYTES, plan.ids.remap.root if plan.ids is not None else (0, 0),
+                plan.labels.mount,
             )
         await self._launcher.see([str(plan.rootfs), plan.netns_path or "", *(mount.source for mount in plan.mounts)])
         log_path.parent.mkdir(parents=True, exist_ok=True)

@@ -63,7 +63,7 @@ def exec_process(
     rows, columns = console if console != (0, 0) else plan.console_size
     if plan.tty and rows and columns:
         process["consoleSize"] = {"height": rows, "width": columns}
-    for key in ("apparmorProfile", "rlimits", "oomScoreAdj"):
+    for key in ("apparmorProfile", "selinuxLabel", "rlimits", "oomScoreAdj"):
         if key in container and not (key == "apparmorProfile" and plan.privileged):
             process[key] = container[key]
     return process
@@ -99,6 +99,8 @@ def _process(
         process["oomScoreAdj"] = plan.host.oom_score_adj
     if profile := security.apparmor_profile(plan.host, options, facts):
         process["apparmorProfile"] = profile
+    if plan.labels.process:
+        process["selinuxLabel"] = plan.labels.process
     rows, columns = plan.host.console_size
     if plan.config.tty and rows and columns:
         process["consoleSize"] = {"height": rows, "width": columns}
@@ -139,6 +141,8 @@ def _linux(
         linux["sysctl"] = sysctls
     if propagation := rootfs_propagation(plan.mounts):
         linux["rootfsPropagation"] = propagation
+    if plan.labels.mount:
+        linux["mountLabel"] = plan.labels.mount
     if (profile := security.seccomp_profile(plan.host, options, given, facts)) is not None:
         linux["seccomp"] = profile
     return linux

@@ -10,6 +10,7 @@ from msgspec.structs import replace
 
 from swarmlet.errors import InvalidArgument, NotSupported
 from swarmlet.model.container import HostConfig
+from swarmlet_agent.decide.selinux import NO_WISHES, LabelWishes, options_for, read_wishes
 from swarmlet_agent.runtime import seccomp
 from swarmlet_agent.runtime.cdi import check_requests
 from swarmlet_agent.runtime.facts import HostFacts
@@ -36,17 +37,22 @@ _UNCONFINED = "unconfined"
 
 @dataclass(frozen=True, slots=True)
 class SecurityOptions:
-    """`--security-opt` words, read. seccomp: None the default profile, "unconfined", or a profile's JSON."""
+    """`--security-opt` words, read. seccomp: None the default profile, "unconfined", or a profile's JSON.
+
+    labels: those of SELinux, on a host without it as well.
+    """
 
     no_new_privileges: bool = False
     seccomp: str | None = None
     apparmor: str | None = None
     writable_cgroups: bool = False
+    labels: LabelWishes = NO_WISHES
 
 
 def read_options(words: Sequence[str]) -> SecurityOptions:
-    """InvalidArgument for a word Docker does not know. SELinux labels have no effect here (`lacking` tells)."""
+    """InvalidArgument for a word Docker does not know."""
     no_new_privileges, profile, apparmor, writable_cgroups = False, None, None, False
+    labels: list[str] = []
     for word in words:
         # Old clients separate by a colon. A profile's JSON is full of both, so the first one counts.
         separator = min((word.index(char) for char in "=:" if char in word), default=len(word))
@@ -60,28 +66,36 @@ def read_options(words: Sequence[str]) -> SecurityOptions:
         elif key == "apparmor" and value:
             apparmor = value
         elif key == "label" and value:
-            continue
+            labels.append(value)
         else:
             raise InvalidArgument(f"invalid --security-opt 2: {word!r}".replace("'", '"'))
-    return SecurityOptions(no_new_privileges, profile, apparmor, writable_cgroups)
+    return SecurityOptions(no_new_privileges, profile, apparmor, writable_cgroups, read_wishes(labels))
 
 
-def with_labels(host: HostConfig) -> HostConfig:
-    """SELinux does not confine who has the host's processes or IPC, or is privileged: clients are shown that dockerd
-    adds `label=disable` for those who say nothing of labels (moby generateSecurityOpt), SELinux or not."""
+def with_labels(host: HostConfig, joined: Sequence[str] = ()) -> HostConfig:
+    """With the labels of those who say nothing of them, as clients are shown them (moby generateSecurityOpt).
+
+    SELinux does not confine who has the host's processes or IPC, or is privileged, and dockerd says so where there is
+    no SELinux as well. joined: the process labels of the containers whose processes or IPC it has, which it gets, too,
+    unless one of them has none. InvalidArgument if they have different ones.
+    """
     if any(word.partition("=")[0] == "label" for word in host.security_opt):
         return host
-    if not (host.privileged or host.ipc_mode == "host" or host.pid_mode == "host"):
+    if host.privileged or host.ipc_mode == "host" or host.pid_mode == "host":
+        return replace(host, security_opt=(*host.security_opt, "label=disable"))
+    if not joined or "" in joined:
         return host
-    return replace(host, security_opt=(*host.security_opt, "label=disable"))
+    if len(set(joined)) > 1:
+        raise InvalidArgument("--ipc and --pid containers SELinux labels aren't the same")
+    return replace(host, security_opt=(*host.security_opt, *options_for(joined[0])))
 
 
-def lacking(words: Sequence[str], *, apparmor: bool) -> list[str]:
-    """Warnings about labels and profiles that have no effect on this host. apparmor: whether it has that."""
+def lacking(words: Sequence[str], *, apparmor: bool, selinux: bool) -> list[str]:
+    """Warnings about labels and profiles that have no effect on this host; which of the two it has."""
     warnings = []
     for word in words:
         key, _, value = word.replace(":", "=", 1).partition("=")
-        if key == "label" and value != "disable":
+        if key == "label" and value != "disable" and not selinux:
             warnings.append(f'SELinux labels are not used on this host. Security option "{word}" discarded.')
         if key == "apparmor" and value != _UNCONFINED and not apparmor:
             warnings.append(f'AppArmor is not enabled on this host. Security option "{word}" discarded.')

@@ -9,6 +9,7 @@ from pathlib import Path
 from swarmlet.errors import SwarmletError
 from swarmlet.model.container import ContainerConfig, HostConfig
 from swarmlet_agent.decide.remap import MappedIds, Remap
+from swarmlet_agent.decide.selinux import NO_LABELS, Labels
 
 
 class StartFailed(SwarmletError):
@@ -66,6 +67,8 @@ class ContainerPlan:
     annotations: Mapping[str, str] = field(default_factory=dict)
     #: The user namespace it joins, and whose ids it has there; None: the host's.
     ids: MappedIds | None = None
+    #: Of SELinux.
+    labels: Labels = NO_LABELS
 
 
 @dataclass(frozen=True, slots=True)

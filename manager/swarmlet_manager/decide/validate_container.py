@@ -6,7 +6,7 @@ import re
 
 from swarmlet.errors import InvalidArgument, NotSupported, rpc_words
 from swarmlet.model.common import HealthConfig, Mount
-from swarmlet.model.service import ContainerSpec, Privileges, SeLinuxContext
+from swarmlet.model.service import ContainerSpec, Privileges
 from swarmlet.model.template import FIELDS, expand, expand_mount
 from swarmlet.model.times import NS
 from swarmlet_manager.decide.dependencies import check_references
@@ -112,9 +112,6 @@ def _check_health(health: HealthConfig) -> None:
 def _check_privileges(privileges: Privileges) -> None:
     if privileges.credential_spec is not None:
         raise NotSupported("credential specs, and configs as such, exist on Windows only")
-    # To do without labels is what happens anyway: containers are given none.
-    if privileges.selinux_context not in (None, SeLinuxContext(), SeLinuxContext(disable=True)):
-        raise NotSupported("SELinux contexts of services are not supported: SELinux labels are not set")
     if privileges.seccomp is not None and privileges.seccomp.mode not in ("", "default", "unconfined"):
         raise NotSupported("custom seccomp profiles of services are not supported yet: use default or unconfined")
     if privileges.app_armor is not None and privileges.app_armor.mode not in ("", "default", "disabled"):

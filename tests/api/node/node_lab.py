@@ -57,7 +57,7 @@ class FakeImages:
     def root_folders(self, container_id: str, image_id: str = "") -> tuple[Path, tuple[Path, ...]]:
         return self._root / container_id / "upper", (self._root / "two", self._root / "one")
 
-    async def ensure_rootfs(self, container_id: str, image_id: str, ids: object = None) -> Path:
+    async def ensure_rootfs(self, container_id: str, image_id: str, ids: object = None, label: str = "") -> Path:
         folder = self._root / container_id
         (folder / "etc").mkdir(parents=True, exist_ok=True)
         return folder

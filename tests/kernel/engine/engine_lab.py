@@ -101,7 +101,7 @@ class Lab:
             stack.push_async_callback(self.networks.close)
             await self.runtime.open()
             stack.push_async_callback(self.runtime.close)
-            await self.engine.start(host_traits(self.runtime.supports(), None))
+            await self.engine.start(host_traits(self.runtime.supports(), None, None))
             stack.push_async_callback(self.engine.close)
             yield self.engine
 

@@ -208,7 +208,6 @@ def test_what_swarmkit_refuses_is_shown_as_dockerd_shows_it(spec: ServiceSpec) -
         ),
         (replace(GOOD, mode=ServiceMode(replicated_job=ReplicatedJobMode())), "service mode replicated job"),
         (with_container(privileges=Privileges(credential_spec=CredentialSpec(file="x"))), "credential specs"),
-        (with_container(privileges=Privileges(selinux_context=SeLinuxContext(type="t"))), "SELinux contexts"),
         (with_task(plugin_spec={"Name": "x"}), "plugins"),
         (with_task(runtime="plugin"), "plugins"),
         (mounting(type="npipe", target="/a"), "mounts of type npipe"),
@@ -250,5 +249,6 @@ def test_names_of_any_length_are_judged_in_no_time(text: str) -> None:
             assert str(err)
 
 
-def test_a_service_may_do_without_selinux_labels_as_all_containers_do() -> None:
-    check_service_spec(with_container(privileges=Privileges(selinux_context=SeLinuxContext(disable=True))))
+@pytest.mark.parametrize("context", [SeLinuxContext(disable=True), SeLinuxContext(type="t", level="s0:c1,c2")])
+def test_a_service_may_have_selinux_labels_or_none(context: SeLinuxContext) -> None:
+    check_service_spec(with_container(privileges=Privileges(selinux_context=context)))

@@ -21,6 +21,8 @@ WELL = Host(
     controllers=frozenset(findings.NEEDED_CONTROLLERS),
     seccomp=True,
     seccomp_profile="",
+    selinux=True,
+    selinux_error="",
     nftables_error="",
     dropping_chains=(),
     links=frozenset([*findings.NEEDED_LINKS, *findings.WANTED_LINKS]),
@@ -54,6 +56,7 @@ def test_a_host_that_has_all_it_needs_is_well() -> None:
         ({"namespaces": frozenset({"mnt"})}, Verdict.PROBLEM, "namespaces", "pid namespaces"),
         ({"seccomp": False}, Verdict.WARNING, "seccomp", "not filtered"),
         ({"seccomp_profile": "/x.json"}, Verdict.WARNING, "seccomp profile", "golang-github-containers-common"),
+        ({"selinux_error": "not on"}, Verdict.PROBLEM, "SELinux", "selinux-policy-default"),
         ({"cgroup_version": 0}, Verdict.PROBLEM, "cgroups", "/sys/fs/cgroup"),
         ({"controllers": frozenset({"cpu", "cpuset", "pids"})}, Verdict.WARNING, "cgroups", "cgroup_enable=memory"),
         ({"overlay_error": "mount: wrong fs type"}, Verdict.PROBLEM, "overlayfs", "modprobe overlay"),
@@ -83,8 +86,14 @@ def test_what_is_missing_is_named_with_its_remedy(
     assert any(remedy in finding.remedy for finding in found), found
 
 
+def test_a_host_that_is_to_have_no_selinux_is_not_asked_for_it() -> None:
+    host = replace(WELL, selinux=False, selinux_error="not on")
+    assert "SELinux" not in {finding.what for finding in examine(host)}
+    assert "SELinux" in {finding.what for finding in examine(WELL)}
+
+
 _POOR = replace(
-    WELL, is_root=False, kernel="3.2", namespaces=frozenset(), overlay_error="no",
+    WELL, selinux_error="no", is_root=False, kernel="3.2", namespaces=frozenset(), overlay_error="no",
     cgroup_version=0, controllers=frozenset(), seccomp=False, nftables_error="no", dropping_chains=("ip a b",),
     links=frozenset(), programs=frozenset(), runtimes=(), init_program="", etcd="", etcd_error="no",
     taken_ports=(("udp", 4789, "x"),), address="", mtu=0, clock_synchronised=False, free_bytes=0, forwarding=False,

@@ -9,14 +9,16 @@ from typing import Any
 from fakes.engine_world import World
 
 from swarmlet.model.container import ContainerCreate, HostConfig
+from swarmlet_agent.engine.core import HostTraits
 from swarmlet_agent.engine.engine import Engine
 
 
 class Node:
     """A world and the agent that runs on it."""
 
-    def __init__(self, world: World) -> None:
+    def __init__(self, world: World, traits: HostTraits | None = None) -> None:
         self.world = world
+        self.traits = traits
         self.engine = self._engine()
 
     def _engine(self) -> Engine:
@@ -40,7 +42,7 @@ class Node:
         dead = self.engine
         self.engine = self._engine()
         await dead.close()
-        await self.engine.start()
+        await self.engine.start(self.traits)
         return self.engine
 
     async def run(self, *cmd: str, name: str = "", host: HostConfig | None = None, **config: Any) -> str:

@@ -17,6 +17,7 @@ from swarmlet.model.container import (
     ThrottleDevice,
     WeightDevice,
 )
+from swarmlet_agent.decide.selinux import Labels, LabelWishes
 from swarmlet_agent.runtime import caps, oci, resources, security
 from swarmlet_agent.runtime.devices import DeviceNode, Devices
 from swarmlet_agent.runtime.facts import HostFacts
@@ -280,6 +281,7 @@ def test_devices_are_shown_and_allowed_after_the_default_denial() -> None:
         (HostConfig(cgroupns_mode="odd"), "cgroup namespace mode"),
         (HostConfig(oom_score_adj=2000), "range for oom score adj is"),
         (HostConfig(security_opt=("nonsense",)), 'invalid --security-opt 2: "nonsense"'),
+        (HostConfig(security_opt=("label=typ:x",)), 'bad label option "typ:x"'),
         (HostConfig(security_opt=("seccomp={",)), "Decoding seccomp profile failed"),
         (HostConfig(cap_add=("NOPE",)), "unknown capability"),
         (HostConfig(sysctls={"net.core.somaxconn": "1"}), "not allowed in host network namespace"),
@@ -292,7 +294,9 @@ def test_what_cannot_be_honoured_is_refused_by_name(host: HostConfig, text: str)
 
 def test_security_words_are_read_with_either_separator() -> None:
     assert security.read_options(("no-new-privileges", "seccomp=unconfined", "apparmor:x", "label=disable")) == (
-        security.SecurityOptions(no_new_privileges=True, seccomp="unconfined", apparmor="x")
+        security.SecurityOptions(
+            no_new_privileges=True, seccomp="unconfined", apparmor="x", labels=LabelWishes(disable=True)
+        )
     )
     assert not security.read_options(("no-new-privileges=false",)).no_new_privileges
     assert security.read_options(('seccomp={"a":"b=c"}',)).seccomp == '{"a":"b=c"}'
@@ -304,6 +308,21 @@ def test_apparmor_is_used_where_the_host_has_a_profile_for_it() -> None:
     assert build(facts)["process"]["apparmorProfile"] == "docker-default"
     assert build(facts, host=HostConfig(security_opt=("apparmor=mine",)))["process"]["apparmorProfile"] == "mine"
     assert "apparmorProfile" not in build(facts, host=HostConfig(privileged=True))["process"]
+
+
+def test_selinux_labels_are_the_plans_and_an_exec_has_its_containers() -> None:
+    labels = Labels(process="u:r:container_t:s0:c1,c2", mount="u:o:container_file_t:s0:c1,c2")
+    config = build(labels=labels)
+
+    assert (config["process"]["selinuxLabel"], config["linux"]["mountLabel"]) == (labels.process, labels.mount)
+    plain = build()
+    assert "selinuxLabel" not in plain["process"] and "mountLabel" not in plain["linux"]
+    plan = ExecPlan(args=("ls",), env=(), cwd="", uid=0, gid=0, groups=())
+    for privileged in (False, True):
+        given = replace(plan, privileged=privileged)
+        process = oci.exec_process(given, config["process"], FACTS.available_caps)
+        assert process["selinuxLabel"] == labels.process
+    assert "selinuxLabel" not in oci.exec_process(plan, plain["process"], FACTS.available_caps)
 
 
 def test_an_exec_is_confined_as_its_container() -> None:
@@ -321,9 +340,10 @@ def test_an_exec_is_confined_as_its_container() -> None:
 
 def test_labels_and_profiles_without_effect_are_told_of() -> None:
     words = ("label=type:x", "label:disable", "apparmor=mine", "apparmor=unconfined", "no-new-privileges")
-    told = security.lacking(words, apparmor=False)
+    told = security.lacking(words, apparmor=False, selinux=False)
     assert [text.rsplit('"', 2)[1] for text in told] == ["label=type:x", "apparmor=mine"]
-    assert len(security.lacking(words, apparmor=True)) == 1
+    assert len(security.lacking(words, apparmor=True, selinux=False)) == 1
+    assert security.lacking(words, apparmor=True, selinux=True) == []
     assert security.read_options(words).apparmor == "unconfined"
 
 
@@ -339,3 +359,29 @@ def test_labels_and_profiles_without_effect_are_told_of() -> None:
 )
 def test_who_shares_with_the_host_is_shown_to_have_no_label(host: HostConfig, shown: tuple[str, ...]) -> None:
     assert security.with_labels(host).security_opt == shown
+
+
+A_LABEL = "u:r:t:s0:c1,c2"
+
+
+@pytest.mark.parametrize(
+    ("host", "joined", "shown"),
+    [
+        (HostConfig(), (A_LABEL,), ("label=user:u", "label=role:r", "label=type:t", "label=level:s0:c1,c2")),
+        (HostConfig(), (A_LABEL, A_LABEL), ("label=user:u", "label=role:r", "label=type:t", "label=level:s0:c1,c2")),
+        (HostConfig(), ("u:r:t",), ("label=user:u", "label=role:r", "label=type:t")),
+        (HostConfig(), ("",), ()),
+        (HostConfig(), (A_LABEL, ""), ()),
+        (HostConfig(security_opt=("label=type:x",)), (A_LABEL,), ("label=type:x",)),
+        (HostConfig(privileged=True), (A_LABEL,), ("label=disable",)),
+    ],
+)
+def test_who_shares_with_a_container_has_its_label(
+    host: HostConfig, joined: tuple[str, ...], shown: tuple[str, ...]
+) -> None:
+    assert security.with_labels(host, joined).security_opt == shown
+
+
+def test_who_shares_with_two_containers_of_different_labels_is_refused() -> None:
+    with pytest.raises(InvalidArgument, match="aren't the same"):
+        security.with_labels(HostConfig(), (A_LABEL, "u:r:t:s0:c1,c3"))

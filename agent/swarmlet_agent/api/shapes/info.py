@@ -85,6 +85,7 @@ class NodeFacts:
     started_at: int
     labels: tuple[str, ...] = ()
     userns_remap: bool = False
+    selinux: bool = False
     registries: Mapping[str, Any] = field(default_factory=lambda: registry_config((), ()))
     proxies: Mapping[str, str] = field(default_factory=lambda: shown_proxies({}))
     #: (base, size), as configured.
@@ -167,6 +168,8 @@ def system_info(
     security = ["name=seccomp,profile=builtin"] if runtime.seccomp else []
     if runtime.apparmor:
         security.insert(0, "name=apparmor")
+    if node.selinux:
+        security.append("name=selinux")
     if node.userns_remap:
         security.append("name=userns")
     if runtime.cgroup_version == "2":
