@@ -36,6 +36,9 @@ PATIENCE_S = 900.0
 
 class KernelHost(VirtualHost):
     packages = (*VirtualHost.packages, "nfs-kernel-server", "nfs-common", "apparmor", "wireguard-tools", "tcpdump")
+    #: Services of these packages that a scenario starts where it wants them.
+    on_demand: tuple[str, ...] = ("nfs-server",)
+    settings = ""
 
     def release(self) -> str:
         return str(wheels_of_this_source()["name"])
@@ -46,14 +49,14 @@ class KernelHost(VirtualHost):
         unit = re.sub(r"\{\{ (\w+) \}\}", lambda name: SETTINGS[name[1]], UNIT.read_text().partition("\n")[2])
         (root / "etc/systemd/system/swarmlet-agent.service").write_text(unit)
         run("chroot", str(root), "systemctl", "enable", "swarmlet-agent")
-        # What serves NFS is started by the scenario that wants it.
-        run("chroot", str(root), "systemctl", "disable", "nfs-server")
+        for service in self.on_demand:
+            run("chroot", str(root), "systemctl", "disable", service)
 
     def furnish(self, root: Path) -> None:
         super().furnish(root)
         settings = root / "etc/swarmlet/agent.toml"
         settings.parent.mkdir()
-        settings.write_text(f'advertise_addr = "{self.address}"\n')
+        settings.write_text(f'advertise_addr = "{self.address}"\n{self.settings}')
 
 
 def wheels_of_this_source() -> dict[str, object]:
@@ -127,10 +130,10 @@ class Guest:
 
 
 @contextlib.contextmanager
-def open_guests(count: int) -> Iterator[list[Guest]]:
+def open_guests(count: int, kind: type[KernelHost] = KernelHost) -> Iterator[list[Guest]]:
     """Machines whose agents answer, with `IMAGE`."""
-    remove_what_killed_runs_left(count, KernelHost)
-    lab = HostLab(count, KernelHost)
+    remove_what_killed_runs_left(count, kind)
+    lab = HostLab(count, kind)
     lab.connect_s = 60
     guests = [Guest(host) for host in lab.hosts]
     try:

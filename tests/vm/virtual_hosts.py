@@ -33,6 +33,8 @@ Gateway={network}.1
 class VirtualHost(BootedHost):
     #: Of Debian, besides what every fresh host has.
     packages: tuple[str, ...] = (KERNEL_PACKAGE,)
+    #: Words on the kernel's command line.
+    kernel_words = ""
 
     def prepare(self) -> None:
         self.base_disk()
@@ -102,7 +104,9 @@ class VirtualHost(BootedHost):
             "-cpu", "max", "-m", str(MEMORY_MB), "-smp", "1", "-display", "none", "-monitor", "none",
             "-no-user-config", "-nodefaults",
             "-kernel", str(self._file("vmlinuz")), "-initrd", str(self._file("initrd.img")),
-            "-append", "root=/dev/vda rw console=ttyS0 net.ifnames=0 tsc=reliable no_timer_check mitigations=off quiet",
+            "-append",
+            "root=/dev/vda rw console=ttyS0 net.ifnames=0 tsc=reliable no_timer_check mitigations=off quiet "
+            + self.kernel_words,
             "-drive", f"file={self._file('disk')},if=virtio,format=raw,cache=unsafe",
             "-netdev", f"tap,id=net,ifname={self.port},script=no,downscript=no",
             "-device", f"virtio-net-pci,netdev=net,mac=52:54:00:77:00:{self.number:02x}",
