@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -117,6 +118,21 @@ def test_what_cannot_be_labelled_is_an_error(tree: Path, monkeypatch: pytest.Mon
         selinux.label_source(str(tree), LABEL)
     with pytest.raises(Internal, match="error setting label on"):
         selinux.label_files([tree / "a/file"], LABEL)
+
+
+def test_no_descriptor_stays_of_what_could_not_be_labelled(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    label = os.setxattr
+
+    def refuse(path: str, *args: Any, **more: Any) -> None:
+        if path.endswith("/c"):
+            raise OSError(errno.EROFS, "Read-only file system")
+        label(path, *args, **more)
+
+    before = len(os.listdir("/proc/self/fd"))
+    monkeypatch.setattr(os, "setxattr", refuse)
+    with pytest.raises(Internal, match="Read-only file system"):
+        selinux.label_source(str(tree), LABEL)
+    assert len(os.listdir("/proc/self/fd")) == before
 
 
 def test_files_are_labelled(tree: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from engine_made import LONG, request
@@ -65,13 +66,28 @@ async def test_every_container_has_a_level_of_its_own_and_keeps_it(node: Node) -
 
 async def test_containers_made_at_once_have_different_levels(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whoever picks first has it, though its record is written later."""
-    picks = iter([1, 2, 1, 2, 1, 3])
-    monkeypatch.setattr(node.engine._creator._random, "randrange", lambda _: next(picks))
-    made = await asyncio.gather(
-        node.engine.create("one", request()), node.engine.create("two", request())
-    )
+    picks, picked, both = iter([1, 2, 1, 2, 1, 3]), 0, asyncio.Event()
+    creator, journal = node.engine._creator, node.engine._core.journal
+    choose, put = creator._labels, journal.put
+
+    def count(*args: Any) -> Labels | None:
+        nonlocal picked
+        picked += 1
+        if picked == 2:
+            both.set()
+        return choose(*args)
+
+    async def put_later(*args: Any) -> None:
+        await both.wait()
+        await put(*args)
+
+    monkeypatch.setattr(creator._random, "randrange", lambda _: next(picks))
+    monkeypatch.setattr(creator, "_labels", count)
+    monkeypatch.setattr(journal, "put", put_later)
+    made = await asyncio.gather(node.engine.create("one", request()), node.engine.create("two", request()))
     found = [record.selinux for record, _ in made]
     assert {level_of(each.mount) for each in found if each is not None} == {"s0:c1,c2", "s0:c1,c3"}
+    assert creator._levels == {}
 
 
 async def test_without_a_label_or_privileged_its_processes_are_not_confined(node: Node) -> None:
