@@ -9,8 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
-
-from msgspec.structs import replace as with_changes
+from typing import Any
 
 from swarmlet.errors import Internal, InvalidArgument
 from swarmlet.model.base import Record
@@ -53,7 +52,8 @@ class Policy:
     file: Context
 
 
-class LabelWishes(Record, frozen=True, kw_only=True):
+@dataclass(frozen=True, slots=True)
+class LabelWishes:
     """The words of `--security-opt label=…`; "" is nothing said. disable: no label for the processes."""
 
     disable: bool = False
@@ -94,18 +94,18 @@ def parse_policy(text: str) -> Policy:
 
 def read_wishes(words: Sequence[str]) -> LabelWishes:
     """words: what stands behind `label=`; of two that say the same the later one holds. InvalidArgument."""
-    wishes = NO_WISHES
+    found: dict[str, Any] = {}
     for word in words:
         key, _, value = word.partition(":")
         if word == "disable":
-            wishes = with_changes(wishes, disable=True)
+            found["disable"] = True
         elif key in _FIELDS and _VALUE.fullmatch(value):
-            wishes = with_changes(wishes, **{key: value})
+            found[key] = value
         else:
             raise InvalidArgument(
                 f'bad label option "{word}": valid are disable, and {", ".join(_FIELDS)}, each with a colon and a value'
             )
-    return wishes
+    return LabelWishes(**found)
 
 
 def choose_labels(policy: Policy, wishes: LabelWishes, level: str, *, privileged: bool) -> Labels:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,8 @@ from swarmlet.errors import InvalidArgument
 from swarmlet.model.container import HostConfig
 from swarmlet_agent.api.shapes.inspect import container_inspect
 from swarmlet_agent.decide.selinux import NO_LABELS, Labels, level_of, parse_policy, shared
-from swarmlet_agent.engine import bringup
+from swarmlet_agent.engine import bringup, supplies
+from swarmlet_agent.engine.container import SuppliedFile
 from swarmlet_agent.engine.core import HostTraits
 
 LABELLED = HostTraits(selinux=parse_policy(""))
@@ -136,6 +138,16 @@ async def test_what_is_mounted_is_labelled_at_each_start(node: Node, marks: Mark
     marks.clear()
     await node.engine.restart(ident, 0)
     assert {mark for mark in marks if "/" in mark[0]} == expected
+
+
+async def test_secrets_lie_in_a_file_system_with_its_label(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[str] = []
+    monkeypatch.setattr(supplies, "_mount", lambda place, options: told.append(options))
+    monkeypatch.setattr(supplies.linux, "mount", lambda *_: None)
+    file = SuppliedFile(target="/run/secrets/x", uid=os.getuid(), gid=os.getgid())
+    record, _ = await node.engine.create("", request(), supplied=(file,))
+    await node.engine.supply(record.id, [b"x"])
+    assert [options.partition(",context=")[2] for options in told] == [f'"{labels(node, record.id).mount}"']
 
 
 async def test_files_of_a_network_that_is_shared_are_for_both(node: Node, marks: Marks) -> None:

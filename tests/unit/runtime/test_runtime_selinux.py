@@ -8,7 +8,8 @@ import pytest
 
 from swarmlet.errors import InvalidArgument
 from swarmlet_agent.decide.selinux import parse_policy
-from swarmlet_agent.runtime import selinux
+from swarmlet_agent.images import rootfs
+from swarmlet_agent.runtime import bundle, selinux
 
 
 @pytest.fixture
@@ -69,3 +70,35 @@ def test_nor_by_a_link_to_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     (tmp_path / "link").symlink_to("/etc")
     with pytest.raises(InvalidArgument, match="SELinux relabeling of /etc is not allowed"):
         selinux.label_source(str(tmp_path / "link"), "u:o:f:s0")
+
+
+def test_a_shm_of_several_containers_is_mounted_with_the_label(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[str] = []
+    monkeypatch.setattr(bundle.linux, "mount", lambda *words: told.append(words[-1]))
+    box = bundle.Bundle(tmp_path, "c")
+    box.path.mkdir(parents=True)
+    box.make_shm(4096, label="u:o:f:s0:c1,c2")
+    assert told == ['mode=1777,size=4096,uid=0,gid=0,context="u:o:f:s0:c1,c2"']
+
+
+class Kernel:
+    """What is mounted with which options."""
+
+    def __init__(self) -> None:
+        self.told: list[str] = []
+
+    def mount(self, kind: bytes, target: bytes, source: bytes, flags: int, options: bytes) -> int:
+        self.told.append(options.decode())
+        return 0
+
+
+async def test_roots_are_mounted_with_their_label_and_what_builds_look_into_with_the_stores(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kernel = Kernel()
+    monkeypatch.setattr(rootfs, "_libc", kernel)
+    store = rootfs.RootStore(tmp_path / "roots", lambda chain: tmp_path / chain, "u:o:f:s0")
+    store.recover()
+    for name, label in (("own", "u:o:f:s0:c1,c2"), ("none", ""), ("bench", None)):
+        await store.ensure(name, (), label=label)
+    assert [options.partition(",context=")[2] for options in kernel.told] == ['"u:o:f:s0:c1,c2"', "", '"u:o:f:s0"']
