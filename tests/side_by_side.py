@@ -5,7 +5,7 @@ everything and take turns at claiming what comes next, so they end at about the 
 module of tests/e2e (each process has a cluster of its own, by name) or of tests/vm (each has hosts of its own), and
 elsewhere a whole folder: what a folder's tests name alike, on this one kernel, is never there twice.
 
-With `--beside COMMAND` as the first argument that command runs meanwhile, and what it ends with counts as well.
+With `--beside COMMAND` as the first argument the shell runs that command meanwhile; what it ends with counts as well.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from __future__ import annotations
 import itertools
 import os
 import re
-import shlex
 import signal
 import subprocess
 import sys
@@ -95,7 +94,10 @@ class Run:
 
     def stop(self) -> None:
         if self._process.poll() is None:
-            self._process.send_signal(signal.SIGINT)
+            self._interrupt()
+
+    def _interrupt(self) -> None:
+        self._process.send_signal(signal.SIGINT)
 
     def wait(self) -> int:
         """Its exit status; 128 and the signal's number if one ended it."""
@@ -104,11 +106,21 @@ class Run:
         return status if status >= 0 else 128 - status
 
 
+class Beside(Run):
+    """A command of the shell; all that it has started ends with it."""
+
+    def __init__(self, command: str) -> None:
+        super().__init__("+", ["sh", "-c", command], {})
+
+    def _interrupt(self) -> None:
+        os.killpg(self._process.pid, signal.SIGINT)
+
+
 def main(arguments: Sequence[str]) -> int:
     """The exit status: the first that is not 0."""
-    beside: list[str] = []
+    beside = ""
     if arguments[:1] == ["--beside"]:
-        beside, arguments = shlex.split(arguments[1]), arguments[2:]
+        beside, arguments = arguments[1], arguments[2:]
     name = os.environ.get("SWARMLET_E2E_NAME", "e2e")
     with tempfile.TemporaryDirectory(prefix="swarmlet-tests-") as claims:
         runs: list[Run] = []
@@ -118,7 +130,7 @@ def main(arguments: Sequence[str]) -> int:
             pytest_argv = [sys.executable, "-m", "pytest", "-q", *arguments]
             runs.append(Run(str(number), pytest_argv, {SHARE: claims, "SWARMLET_E2E_NAME": cluster}))
         if beside:
-            runs.append(Run("+", beside, {}))
+            runs.append(Beside(beside))
         statuses = [run.wait() for run in runs]
     print("dev: two runs shared the tests:")
     for run, status in zip(runs, statuses, strict=True):
