@@ -24,6 +24,7 @@ from swarmlet_agent.net.wireguard.plan import DeviceChange, DeviceNow, Peer
 PLACE = "/var/run/wireguard"
 START_S = 5.0
 ANSWER_S = 5.0
+END_S = 1.0
 _LOOK_S = 0.01
 _IN_A_VIEW = 'mkdir -p "$1" && mount --bind "$0" "$1" && exec "$2" -f "$3"'
 
@@ -34,7 +35,7 @@ class UserspaceDevices:
     def __init__(self, program: str, folder: Path) -> None:
         self._program = program
         self._folder = folder
-        self._running: list[subprocess.Popen[bytes]] = []
+        self._running: dict[str, subprocess.Popen[bytes]] = {}
 
     def lacking(self) -> str:
         if shutil.which(self._program) is None:
@@ -56,7 +57,7 @@ class UserspaceDevices:
             [*argv, str(self._folder), PLACE, program, name], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL, start_new_session=True, cwd="/", env=os.environ | {"LOG_LEVEL": "error"},
         )
-        self._running.append(process)
+        self._running[name] = process
         deadline = time.monotonic() + START_S
         while not self._path(name).exists():
             if process.poll() is not None or time.monotonic() > deadline:
@@ -71,8 +72,11 @@ class UserspaceDevices:
         self._ask(name, text_of(change))
 
     def removed(self, name: str) -> None:
-        """Its interface has been deleted: the program ends by itself."""
+        """Its interface has been deleted: the program ends by itself, at once."""
         self._path(name).unlink(missing_ok=True)
+        if (process := self._running.get(name)) is not None:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(END_S)
         self._reap()
 
     def _path(self, name: str) -> Path:
@@ -96,7 +100,7 @@ class UserspaceDevices:
     def _reap(self) -> None:
         """Children of this agent that have ended."""
         with contextlib.suppress(ChildProcessError):
-            self._running = [process for process in self._running if process.poll() is None]
+            self._running = {name: process for name, process in self._running.items() if process.poll() is None}
 
 
 def text_of(change: DeviceChange) -> str:
