@@ -1,7 +1,7 @@
 """The benchmarks: `./dev bench [NAME ...]`. Every figure is a ratio against a floor or a peer of the same run.
 
-Names: run, streams, service, memory, failover, reach, build (on a three-node cluster of their own), images (on
-one node), store, scheduler, network, names, fanout, dataplane, overlay (in namespaces of their own), http.
+Names: run, streams, service, memory, failover, reach, build, managers (on a three-node cluster of their own), images
+(on one node), store, scheduler, network, names, fanout, dataplane, overlay (in namespaces of their own), http.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pathlib import Path
 
 NAMES = (
     "scheduler", "store", "network", "names", "fanout", "dataplane", "overlay", "run", "streams", "service", "memory",
-    "images", "build", "http", "failover", "reach",
+    "images", "build", "http", "failover", "reach", "managers",
 )
 
 
