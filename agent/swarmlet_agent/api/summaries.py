@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -20,6 +20,7 @@ from swarmlet.errors import InvalidArgument, NotFound
 from swarmlet_agent.api.listing import ListQuery, select
 from swarmlet_agent.api.shapes.durations import next_change
 from swarmlet_agent.api.shapes.summary import container_summary
+from swarmlet_agent.decide.links import link_names
 from swarmlet_agent.engine.container import Container
 from swarmlet_agent.images.types import Image
 
@@ -57,6 +58,7 @@ class _Answer:
 class _Line:
     container: Container
     image_name: str
+    linked: tuple[str, ...]
     text: bytes
     until: int
 
@@ -86,7 +88,8 @@ class Summaries:
         if images != self._names_of:
             self._names.clear()
             self._names_of = images
-        lines = [self._line(each, now) for each in self.select(call, every)]
+        linked = names_by_links(every)
+        lines = [self._line(each, now, linked.get(each.name, ())) for each in self.select(call, every, linked)]
         body = b"[" + b",".join(line.text for line in lines) + b"]\n"
         until = min((line.until for line in lines), default=now + 3600 * 1_000_000_000)
         self._answers[raw_query] = _Answer(body, every, images, now, until)
@@ -97,12 +100,13 @@ class Summaries:
             self._lines.clear()
         return body
 
-    def select(self, call: Query, every: Sequence[Container] | None = None) -> list[Container]:
-        """The containers asked for. InvalidArgument, NotFound."""
+    def select(
+        self, call: Query, every: Sequence[Container], linked: Mapping[str, tuple[str, ...]]
+    ) -> list[Container]:
+        """The containers asked for, of all there are. InvalidArgument, NotFound."""
         query = ListQuery(call.filters(), all=call.flag("all"), limit=call.number("limit", 0) or 0)
         return select(
-            self._containers.list() if every is None else every, query,
-            find=self._containers.get, image_id=lambda ref: self._images.get(ref).id,
+            every, query, find=self._containers.get, image_id=lambda ref: self._images.get(ref).id, linked=linked
         )
 
     def image_name(self, container: Container) -> str:
@@ -115,13 +119,21 @@ class Summaries:
             return container.image_id
         return container.image_ref if meant.id == container.image_id else container.image_id
 
-    def _line(self, container: Container, now: int) -> _Line:
+    def _line(self, container: Container, now: int, linked: tuple[str, ...]) -> _Line:
         name_key = (container.image_ref, container.image_id)
         if (name := self._names.get(name_key)) is None:
             name = self._names[name_key] = self.image_name(container)
         kept = self._lines.get(container.id)
-        if kept is not None and kept.container is container and kept.image_name == name and now < kept.until:
+        if (
+            kept is not None and kept.container is container and kept.image_name == name and kept.linked == linked
+            and now < kept.until
+        ):  # fmt: skip
             return kept
-        text = msgspec.json.encode(container_summary(container, name, now))
-        line = self._lines[container.id] = _Line(container, name, text, next_change(container.state, now))
+        text = msgspec.json.encode(container_summary(container, name, now, linked=linked))
+        line = self._lines[container.id] = _Line(container, name, linked, text, next_change(container.state, now))
         return line
+
+
+def names_by_links(containers: Sequence[Container]) -> Mapping[str, tuple[str, ...]]:
+    """By a container's name: its names by links of all these."""
+    return link_names(each.host.links for each in containers if each.host.links)

@@ -6,7 +6,7 @@ alias in /etc/hosts (the networks write those), and its address, exposed ports a
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from swarmlet.errors import InvalidArgument
 from swarmlet.model.container import HostConfig
@@ -25,6 +25,27 @@ def parse_link(text: str) -> tuple[str, str]:
 def link_text(target: str, own: str, alias: str) -> str:
     """The form that is kept. target, own: names without a slash in front."""
     return f"/{target}:/{own}/{alias}"
+
+
+def parent_of(ref: str) -> tuple[str, str]:
+    """(container, alias) of a name that a link has made: "parent/alias", with or without a slash in front; ("", "") of
+    every other reference."""
+    parent, separator, alias = ref.removeprefix("/").partition("/")
+    return (parent, alias) if separator else ("", "")
+
+
+def meant_by(links: Sequence[str], alias: str) -> str:
+    """The name of the container that these links call `alias`; "" if none does."""
+    return next((target for target, name in map(parse_link, links) if name == alias), "")
+
+
+def link_names(all_links: Iterable[Sequence[str]]) -> Mapping[str, tuple[str, ...]]:
+    """By a container's name: what those that link to it call it, "/parent/alias"."""
+    found: dict[str, tuple[str, ...]] = {}
+    for text in (text for links in all_links for text in links):
+        target, _, name = text.removeprefix("/").partition(":")
+        found[target] = (*found.get(target, ()), name)
+    return found
 
 
 def check_links(host: HostConfig) -> None:

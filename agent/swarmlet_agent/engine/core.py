@@ -19,6 +19,7 @@ import msgspec
 
 from swarmlet.errors import NotFound, SwarmletError
 from swarmlet.log import get_logger
+from swarmlet_agent.decide.links import meant_by, parent_of
 from swarmlet_agent.decide.names import resolve
 from swarmlet_agent.decide.points import MountPoint
 from swarmlet_agent.decide.remap import MappedIds, Remap
@@ -149,8 +150,14 @@ class Core:
         self._idle: set[asyncio.Task[Any]] = set()
 
     def find(self, ref: str) -> Unit:
-        """By id, name (with or without slash) or id prefix. NotFound, InvalidArgument if ambiguous."""
-        unit = self.units.get(resolve(ref, self.units, self.names))
+        """By id, name (with or without slash), id prefix or "parent/alias". NotFound, InvalidArgument if ambiguous."""
+        parent, alias = parent_of(ref)
+        if parent in self.names and (linking := self.units.get(self.names[parent])) is not None:
+            # A link's target may have gone: then the name is nobody's.
+            name = meant_by(linking.record.host.links, alias)
+            unit = self.units.get(self.names.get(name, ""))
+        else:
+            unit = self.units.get(resolve(ref, self.units, self.names))
         if unit is None:  # its name is taken, but it is still being made
             raise NotFound("container", ref)
         return unit

@@ -19,11 +19,11 @@ import msgspec
 from msgspec.structs import replace
 
 from swarmlet.engine_api.filters import Filters
-from swarmlet.errors import Conflict, InvalidArgument, NameTaken, NotFound, NotModified, SwarmletError
+from swarmlet.errors import Conflict, Internal, InvalidArgument, NameTaken, NotFound, NotModified, SwarmletError
 from swarmlet.log import get_logger
 from swarmlet.model.container import ContainerCreate, EndpointSettings, HostConfig
 from swarmlet_agent.decide.kernel import asks_much, drop_foreign, fit_limits
-from swarmlet_agent.decide.links import parse_link, renamed
+from swarmlet_agent.decide.links import parent_of, parse_link, renamed
 from swarmlet_agent.decide.names import check_name
 from swarmlet_agent.decide.prune import to_prune
 from swarmlet_agent.decide.signals import parse_signal
@@ -186,10 +186,11 @@ class Engine:
 
     async def remove(self, ref: str, *, force: bool = False, volumes: bool = False, link: bool = False) -> None:
         """Conflict if it runs and is not forced, or is being removed already."""
+        unit = self._core.find(ref)
         if link:
             await self._core.run(self._unlink(ref), f"unlink {ref}")
             return
-        await self._core.run(self._remove(self._core.find(ref), force=force, volumes=volumes), f"remove {ref}")
+        await self._core.run(self._remove(unit, force=force, volumes=volumes), f"remove {ref}")
 
     async def _remove(self, unit: Unit, *, force: bool, volumes: bool) -> None:
         if unit.removing:
@@ -214,17 +215,14 @@ class Engine:
             unit.removing = False
 
     async def _unlink(self, ref: str) -> None:
-        """ref: "container/alias"."""
-        name, separator, alias = ref.strip("/").partition("/")
-        if not separator:
-            raise InvalidArgument("Conflict, cannot remove the default link name of the container")
-        unit = self._core.find(name)
+        """ref: "parent/alias". Internal for a name that no link has made: dockerd has no other status for it."""
+        parent, alias = parent_of(ref)
+        if not parent:
+            raise Internal("Conflict, cannot remove the default link name of the container")
+        unit = self._core.find(parent)
         async with unit.lock:
-            record = unit.record
-            kept = tuple(link for link in record.host.links if parse_link(link)[1] != alias)
-            if kept == record.host.links:
-                raise NotFound("link", f"/{name}/{alias}", f"no such link: /{name}/{alias}")
-            await self._core.save(unit, _with_links(record, kept))
+            kept = tuple(link for link in unit.record.host.links if parse_link(link)[1] != alias)
+            await self._core.save(unit, _with_links(unit.record, kept))
 
     async def prune(self, filters: Filters) -> PruneReport:
         """Remove all containers that do not run and match (until, label, label!)."""

@@ -18,7 +18,7 @@ from swarmlet_agent.archive.paths import STAT_HEADER, PathStat
 from swarmlet_agent.images.reference import Reference, parse_reference
 
 log = get_logger(__name__)
-_ONE = "/containers/{id}"
+_ONE = "/containers/{id:path}"
 
 
 class FilesBackend(Protocol):

@@ -32,9 +32,9 @@ class AttachRoutes:
 
     def routes(self) -> list[Route]:
         return [
-            Route("POST", "/containers/{id}/attach", self.attach),
-            Route("GET", "/containers/{id}/attach/ws", self.attach_websocket),
-            Route("POST", "/containers/{id}/wait", self.wait),
+            Route("POST", "/containers/{id:path}/attach", self.attach),
+            Route("GET", "/containers/{id:path}/attach/ws", self.attach_websocket),
+            Route("POST", "/containers/{id:path}/wait", self.wait),
         ]
 
     async def attach(self, call: Call) -> web.StreamResponse:

@@ -20,10 +20,11 @@ from swarmlet_agent.api.backends import ContainerBackend, ImageLookup
 from swarmlet_agent.api.shapes import decode
 from swarmlet_agent.api.shapes.inspect import container_inspect
 from swarmlet_agent.api.shapes.summary import container_summary
-from swarmlet_agent.api.summaries import Summaries
+from swarmlet_agent.api.summaries import Summaries, names_by_links
 from swarmlet_agent.engine.container import Container
 
-_ONE = "/containers/{id}"
+#: Links give names with a slash ("parent/alias").
+_ONE = "/containers/{id:path}"
 
 
 @contextmanager
@@ -76,11 +77,14 @@ class ContainerRoutes:
         """ContainerList."""
         if not call.flag("size"):
             return ready_answer(QuickAnswer(self._summaries.body(call, call.request.rel_url.raw_query_string)))
-        chosen, now = self._summaries.select(call), time.time_ns()
+        every, now = self._backend.list(), time.time_ns()
+        linked = names_by_links(every)
+        chosen = self._summaries.select(call, every, linked)
         sizes = await self._sizes(chosen)
-        return json_answer(
-            [container_summary(each, self._summaries.image_name(each), now, sizes[each.id]) for each in chosen]
-        )
+        return json_answer([
+            container_summary(each, self._summaries.image_name(each), now, sizes[each.id], linked.get(each.name, ()))
+            for each in chosen
+        ])
 
     def list_quickly(self, call: QuickCall) -> QuickAnswer | None:
         """ContainerList, where no size has to be measured."""

@@ -26,7 +26,7 @@ class LogRoutes:
         self._logs = logs
 
     def routes(self) -> list[Route]:
-        return [Route("GET", "/containers/{id}/logs", self.logs)]
+        return [Route("GET", "/containers/{id:path}/logs", self.logs)]
 
     async def logs(self, call: Call) -> web.StreamResponse:
         """ContainerLogs: frames, or raw bytes of a terminal; 400 without a stream, 501 for a driver that keeps none."""

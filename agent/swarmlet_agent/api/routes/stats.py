@@ -27,7 +27,7 @@ class StatsRoutes:
         self._backend = backend
 
     def routes(self) -> list[Route]:
-        return [Route("GET", "/containers/{id}/stats", self.stats)]
+        return [Route("GET", "/containers/{id:path}/stats", self.stats)]
 
     async def stats(self, call: Call) -> web.StreamResponse:
         """ContainerStats: one object a second, until the container is removed; or one (stream=0), which without

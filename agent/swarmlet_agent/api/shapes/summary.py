@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from swarmlet.model.times import NS
@@ -14,14 +15,14 @@ _NOT_LISTED = {"Links": None, "Aliases": None, "DriverOpts": None, "DNSNames": N
 
 
 def container_summary(
-    container: Container, image_name: str, now: int, sizes: tuple[int, int] | None = None
+    container: Container, image_name: str, now: int, sizes: tuple[int, int] | None = None, linked: Sequence[str] = ()
 ) -> dict[str, Any]:
     """image_name: the image as it should be named now. sizes: (own bytes, image's bytes), None if not asked for; a
-    size of nothing is left out, as Go does."""
+    size of nothing is left out, as Go does. linked: its names by links, which dockerd sorts in among its own."""
     host = container.host
     shown: dict[str, Any] = {
         "Id": container.id,
-        "Names": [f"/{container.name}"],
+        "Names": sorted([f"/{container.name}", *linked]),
         "Image": image_name,
         "ImageID": container.image_id,
         "Command": command_line(container.args),

@@ -46,7 +46,7 @@ class ContainerRoutes:
         self._execs = Recent()
 
     def routes(self) -> list[Route]:
-        one = "/containers/{id}"
+        one = "/containers/{id:path}"  # "parent/alias", too
         streams = [Route("POST", f"{one}/attach", self.stream), Route("GET", f"{one}/attach/ws", self.stream)]
         plain = [
             Route(method, one + path, self.pass_on)
@@ -201,7 +201,7 @@ class ContainerRoutes:
         ref = ref.removeprefix("/")
         for find in (self._inventory.locate_container, self._recent_node):
             try:
-                return self._fleet.node(find(ref))
+                return self._fleet.node(find(ref.partition("/")[0]))  # "parent/alias" of a link: where the parent is
             except NotFound:
                 continue
         answers = await self._fleet.ask_all(self._fleet.ready(), "GET", f"/containers/{quote(ref, safe='')}/json")
