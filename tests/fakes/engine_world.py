@@ -421,7 +421,7 @@ class FakeVolumes(_Port):
         self.world.anonymous.add(name)
         return name, self.world.root / "volumes" / name
 
-    async def copy_up(self, name: str, image_folder: Path) -> None:
+    async def copy_up(self, name: str, image_folder: Path, subpath: str = "") -> None:
         await self.enter("volumes.copy_up")
         self.world.copied.append((name, image_folder.name))
 

@@ -42,7 +42,7 @@ class ContainerBackend(ContainerReader, Protocol):
     """The life of containers."""
 
     async def create(
-        self, name: str, request: ContainerCreate, *, platform: str = ""
+        self, name: str, request: ContainerCreate, *, platform: str = "", shallow: bool = False
     ) -> tuple[Container, Sequence[str]]: ...
 
     async def start_container(self, ref: str) -> None: ...

@@ -21,7 +21,7 @@ from swarmlet_agent.builder.state import State, empty_state, state_of
 from swarmlet_agent.engine.container import Container, WaitResult
 from swarmlet_agent.engine.ports import Streams
 from swarmlet_agent.images.layers import Layer
-from swarmlet_agent.images.platforms import Platform, matches, parse_platform
+from swarmlet_agent.images.platforms import Platform, check_system, matches, parse_platform
 from swarmlet_agent.images.progress import Listener
 from swarmlet_agent.images.reference import is_image_id, parse_reference
 from swarmlet_agent.images.registry import Download
@@ -109,7 +109,8 @@ class Build:
         platform = platform or self.options.platform
         wanted = parse_platform(platform)
         if name == SCRATCH:
-            return empty_state(wanted or self.workshop.host)
+            check_system(base := wanted or self.workshop.host)
+            return empty_state(base)
         found = None if self.options.pull and not is_image_id(name) else self._local(name, wanted)
         if found is None:
             ref = parse_reference(name)

@@ -30,11 +30,14 @@ _TMPFS_WORDS = ("dirsync", "unbindable", "runbindable")
 _TMPFS_KEYS = ("size", "mode", "uid", "gid", "nr_inodes", "nr_blocks", "mpol")
 
 
-def resolve_mounts(request: ContainerCreate, shared: Mapping[str, Sequence[MountPoint]]) -> tuple[MountPoint, ...]:
+def resolve_mounts(
+    request: ContainerCreate, shared: Mapping[str, Sequence[MountPoint]], *, data_dir: str = "", shallow: bool = False
+) -> tuple[MountPoint, ...]:
     """All mount points of a merged request, parents before what lies in them.
 
     shared: the mount points of each container that volumes_from names (by the name given there). Volume
-    points have no source yet; those without a name are anonymous. InvalidArgument, NotSupported.
+    points have no source yet; those without a name are anonymous. data_dir: the engine's own folder. shallow: what is
+    read-only is so only itself, not what is mounted below, as before API 1.44. InvalidArgument, NotSupported.
     """
     host = request.host_config
     points: dict[str, MountPoint] = {}
@@ -44,9 +47,10 @@ def resolve_mounts(request: ContainerCreate, shared: Mapping[str, Sequence[Mount
             points[point.destination] = replace(point, rw=point.rw and mode != "ro", copy_up=False)
     seen: set[str] = set()
     for text in host.binds:
-        _add(points, seen, parse_bind(text, host.volume_driver))
+        _add(points, seen, _settled(parse_bind(text, host.volume_driver), _has_propagation(text), data_dir, shallow))
     for mount in host.mounts:
-        _add(points, seen, from_mount(mount))
+        asked = mount.bind_options is not None and bool(mount.bind_options.propagation)
+        _add(points, seen, _settled(from_mount(mount), asked, data_dir, shallow))
     for target, options in host.tmpfs.items():
         point = MountPoint(
             type="tmpfs", destination=_destination(target), mode=options, options=tmpfs_options(_split(options))
@@ -215,7 +219,7 @@ def _volume_mount(mount: Mount, destination: str, refuse: Callable[[str], Invali
         raise refuse("must not set ReadOnly mode when using anonymous volumes")
     options = mount.volume_options
     subpath = options.subpath if options else ""
-    if subpath and (not mount.source or subpath.startswith("/") or ".." in subpath.split("/")):
+    if subpath and (not mount.source or _leads_out(subpath)):
         raise refuse(
             "must not set Subpath when using anonymous volumes" if not mount.source
             else "subpath must be a relative path within the volume"
@@ -223,9 +227,13 @@ def _volume_mount(mount: Mount, destination: str, refuse: Callable[[str], Invali
     driver = options.driver_config.name if options and options.driver_config else ""
     return MountPoint(
         type="volume", destination=destination, name=mount.source, driver=driver or "local", mode="z",
-        rw=not mount.read_only, copy_up=not (options and options.no_copy) and not subpath, anonymous=not mount.source,
-        subpath=subpath,
+        rw=not mount.read_only, copy_up=not (options and options.no_copy), anonymous=not mount.source, subpath=subpath,
     )  # fmt: skip
+
+
+def _leads_out(subpath: str) -> bool:
+    """By its words alone; where its links lead is seen at the start."""
+    return posixpath.normpath(subpath).split("/")[0] in ("", "..")
 
 
 def _image_mount(mount: Mount, destination: str, refuse: Callable[[str], InvalidArgument]) -> MountPoint:
@@ -239,11 +247,38 @@ def _image_mount(mount: Mount, destination: str, refuse: Callable[[str], Invalid
         if given is not None:
             raise refuse(f"field {field} must not be specified")
     subpath = mount.image_options.subpath if mount.image_options else ""
-    if subpath.startswith("/") or ".." in subpath.split("/"):
+    if _leads_out(subpath):
         raise refuse("subpath must be a relative path within the image")
     return MountPoint(
         type="image", destination=destination, name=mount.source, rw=not mount.read_only, subpath=subpath
     )
+
+
+def _settled(point: MountPoint, asked: bool, data_dir: str, shallow: bool) -> MountPoint:
+    """A bind with what the engine makes of it. asked: a client has said how it propagates.
+
+    What holds the engine's own folder, or lies in it, must hear of unmounts there, else a container keeps the mounts of
+    others alive (moby daemon/volumes_linux.go validateBindDaemonRoot).
+    """
+    if point.type != "bind":
+        return point
+    if shallow and not point.rw:
+        point = replace(point, read_only_below="off")
+    if not data_dir or not (_holds(point.source, data_dir) or _holds(data_dir, point.source)):
+        return point
+    if not asked:
+        return replace(point, propagation="rslave", own_propagation=True)
+    if point.propagation not in ("rslave", "rshared"):
+        raise InvalidArgument(
+            'invalid mount config: must use either propagation mode "rslave" or "rshared" when mount source is within '
+            f'the daemon root, daemon root: "{data_dir}", bind mount source: "{point.source}", propagation: '
+            f'"{point.propagation}"'
+        )
+    return point
+
+
+def _holds(folder: str, path: str) -> bool:
+    return path == folder or path.startswith(f"{folder.rstrip('/')}/")
 
 
 def _add(points: dict[str, MountPoint], seen: set[str], point: MountPoint) -> None:
@@ -278,6 +313,10 @@ def _split(options: str) -> list[str]:
 def _is_mode(text: str) -> bool:
     known = {"ro", "rw", "nocopy", *_PROPAGATIONS, *_INERT_MODES}
     return bool(text) and all(word in known for word in text.split(","))
+
+
+def _has_propagation(bind: str) -> bool:
+    return any(word in _PROPAGATIONS for word in bind.rpartition(":")[2].split(","))
 
 
 def _parse_mode(mode: str, whole: str) -> tuple[bool, str, bool]:

@@ -26,6 +26,9 @@ class MountPoint(Record, frozen=True, kw_only=True):
     copy_up: bool = False
     #: Make a missing host folder (`-v /missing:/x` does, `--mount type=bind` does not).
     make_source: bool = False
+    #: `propagation` is rslave because the source is the engine's own, not because a client asked: a source that cannot
+    #: do it will do.
+    own_propagation: bool = False
     non_recursive: bool = False
     #: How far read-only reaches into mounts below it: "" as far as the kernel can, "off" only itself, "force" all.
     read_only_below: str = ""

@@ -26,7 +26,7 @@ from swarmlet_agent.engine.container import Container
 from swarmlet_agent.engine.core import Core, Unit
 from swarmlet_agent.engine.inside import ensure_folder, read_accounts
 from swarmlet_agent.engine.plan import container_plan, mode_of, network_wish
-from swarmlet_agent.engine.propagation import check_propagation
+from swarmlet_agent.engine.propagation import fit_propagation
 from swarmlet_agent.engine.subpaths import Subpaths
 from swarmlet_agent.engine.supplies import mounts_of
 from swarmlet_agent.net.types import Attachment
@@ -133,8 +133,9 @@ class Bringup:
             groups=identity.groups,
             linked_env=self._linked_env(record),
         )
+        fitted = replace(record, mounts=await asyncio.to_thread(fit_propagation, mounts))
         plan = container_plan(
-            record, rootfs=rootfs, identity=identity, attachment=attachment, joined=joined,
+            fitted, rootfs=rootfs, identity=identity, attachment=attachment, joined=joined,
             cgroup_parent=core.settings.cgroup_parent, subpaths=inner, ids=ids,
             own_folders=core.settings.own_folders, supplies=mounts_of(record, core.supplies.place(record.id)),
             read_only_below=await asyncio.to_thread(_deep, mounts, inner) if reaches_below(os.uname().release) else (),
@@ -262,7 +263,6 @@ def _look_inside(rootfs: Path, record: Container, mounts: tuple[MountPoint, ...]
                 os.makedirs(point.source, exist_ok=True)
             except OSError as err:
                 raise Internal(f"error while creating mount source path '{point.source}': {err.strerror}") from err
-    check_propagation(mounts)
     working_dir = record.request.working_dir
     if working_dir and not any(_covers(point.destination, working_dir) for point in mounts):
         with acting_as(record.remap.root if record.remap is not None else (0, 0)):

@@ -58,7 +58,8 @@ class Creator:
         self._levels: dict[str, str] = {}
 
     async def create(
-        self, name: str, request: ContainerCreate, platform: str, supplied: Sequence[SuppliedFile] = ()
+        self, name: str, request: ContainerCreate, platform: str, supplied: Sequence[SuppliedFile] = (), *,
+        shallow: bool = False,
     ) -> tuple[Unit, list[str]]:
         """The new unit and warnings. InvalidArgument, NotSupported, NotFound (image, other containers), Conflict."""
         core = self._core
@@ -88,7 +89,10 @@ class Creator:
         merged = self._complete(merge_image(normal, image.config))
         check_image_part(merged)
         remap = check_remapped(merged.host_config, core.traits.remap)
-        points = tuple(map(self._with_image, resolve_mounts(merged, self._shared_points(merged))))
+        points = resolve_mounts(
+            merged, self._shared_points(merged), data_dir=str(core.settings.data_dir), shallow=shallow
+        )
+        points = tuple(map(self._with_image, points))
         await asyncio.to_thread(_check_sources, merged.host_config.mounts)
         ident = new_hex_id()
         name = self._reserve(name, ident)
@@ -146,7 +150,7 @@ class Creator:
                 for point in filling:
                     folder = await asyncio.to_thread(_folder_in, root, point.destination)
                     if folder is not None:
-                        await self._core.volumes.copy_up(point.name, folder)
+                        await self._core.volumes.copy_up(point.name, folder, point.subpath)
             finally:
                 await self._core.images.unmount_rootfs(record.id)
         return tuple(made)

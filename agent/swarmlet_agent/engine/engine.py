@@ -166,13 +166,16 @@ class Engine:
     # Making and removing
 
     async def create(
-        self, name: str, request: ContainerCreate, *, platform: str = "", supplied: Sequence[SuppliedFile] = ()
+        self, name: str, request: ContainerCreate, *, platform: str = "", supplied: Sequence[SuppliedFile] = (),
+        shallow: bool = False,
     ) -> tuple[Container, Warnings]:
         """The container (name "" = one is made up) and warnings. Nothing is left of one that could not be made.
 
-        supplied: files whose content comes with `supply`.
+        supplied: files whose content comes with `supply`. shallow: read-only binds are so only themselves, not what is
+        mounted below them, as clients before API 1.44 know it.
         """
-        unit, warnings = await self._core.run(self._creator.create(name, request, platform, supplied), "create")
+        making = self._creator.create(name, request, platform, supplied, shallow=shallow)
+        unit, warnings = await self._core.run(making, "create")
         return unit.record, warnings
 
     async def supply(self, ref: str, contents: Sequence[bytes]) -> None:

@@ -15,6 +15,7 @@ from pathlib import Path
 from swarmlet.errors import InvalidArgument
 
 _SYS_OPENAT2 = 437  # the same on every architecture
+_RESOLVE_BENEATH = 0x08
 _RESOLVE_IN_ROOT = 0x10
 _RESOLVE_NO_MAGICLINKS = 0x02
 #: More than any honest passwd file has; the rest is not read.
@@ -28,7 +29,16 @@ class _OpenHow(ctypes.Structure):
 
 def open_in_root(root_fd: int, path: str, flags: int, mode: int = 0) -> int:
     """A descriptor of `path` as seen from inside. OSError as open(2)."""
-    how = _OpenHow(flags | os.O_CLOEXEC, mode, _RESOLVE_IN_ROOT | _RESOLVE_NO_MAGICLINKS)
+    return _open(root_fd, path, flags, mode, _RESOLVE_IN_ROOT)
+
+
+def open_beneath(root_fd: int, path: str, flags: int) -> int:
+    """As open_in_root, but what leads out of the root is refused: OSError EXDEV for a link to "/", or ".." too many."""
+    return _open(root_fd, path, flags, 0, _RESOLVE_BENEATH)
+
+
+def _open(root_fd: int, path: str, flags: int, mode: int, resolve: int) -> int:
+    how = _OpenHow(flags | os.O_CLOEXEC, mode, resolve | _RESOLVE_NO_MAGICLINKS)
     descriptor = _libc.syscall(
         ctypes.c_long(_SYS_OPENAT2), ctypes.c_int(root_fd), ctypes.c_char_p(os.fsencode(path)),
         ctypes.byref(how), ctypes.c_size_t(ctypes.sizeof(how)),

@@ -168,8 +168,9 @@ class Volumes(Protocol):
         """A volume with a 64-hex-digit name, and its folder."""
         ...
 
-    async def copy_up(self, name: str, image_folder: Path) -> None:
-        """Fill a volume that is empty with what the image has at the mount point, owners and modes included."""
+    async def copy_up(self, name: str, image_folder: Path, subpath: str = "") -> None:
+        """Fill a volume (or a folder in it) that is empty with what the image has at the mount point, owners and modes
+        included. InvalidArgument for a subpath that is not there, or leads out."""
         ...
 
     async def use(self, name: str, container_id: str) -> None:

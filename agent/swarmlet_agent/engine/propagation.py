@@ -4,31 +4,49 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from swarmlet.errors import InvalidArgument
+from msgspec.structs import replace
+
+from swarmlet.errors import Internal
 from swarmlet_agent.decide.points import MountPoint
 
 _MOUNTINFO = Path("/proc/self/mountinfo")
 _ESCAPE = re.compile(r"\\([0-7]{3})")
 
 
-def check_propagation(points: Iterable[MountPoint]) -> None:
-    """InvalidArgument for shared on a mount that is not shared, slave on one that is neither shared nor a slave."""
-    wishes = [(point.source, point.propagation.removeprefix("r")) for point in points if point.type == "bind"]
-    wishes = [(source, wish) for source, wish in wishes if wish in ("shared", "slave")]
-    if not wishes:
-        return
+def fit_propagation(points: Sequence[MountPoint]) -> tuple[MountPoint, ...]:
+    """The points as they can be had: rslave that nobody asked for becomes rprivate where the source cannot do it.
+
+    Internal, as dockerd, for shared on a mount that is not shared, slave on one that is neither shared nor a slave.
+    """
+    if not any(_wish(point) for point in points):
+        return tuple(points)
     mounts = parse_mountinfo(_MOUNTINFO.read_text())
-    for source, wish in wishes:
-        real = os.path.realpath(source)
-        place, kinds = max(
-            ((place, kinds) for place, kinds in mounts.items() if _covers(place, real)), key=lambda item: len(item[0])
-        )
-        allowed, words = ({"shared"}, "shared") if wish == "shared" else ({"shared", "master"}, "shared or slave")
-        if not allowed & kinds:
-            raise InvalidArgument(f"path {source} is mounted on {place} but it is not a {words} mount")
+    return tuple([_fitted(point, mounts) for point in points])
+
+
+def _fitted(point: MountPoint, mounts: Mapping[str, frozenset[str]]) -> MountPoint:
+    wish = _wish(point)
+    if not wish:
+        return point
+    real = os.path.realpath(point.source)
+    place, kinds = max(
+        ((place, kinds) for place, kinds in mounts.items() if _covers(place, real)), key=lambda item: len(item[0])
+    )
+    allowed, words = ({"shared"}, "shared") if wish == "shared" else ({"shared", "master"}, "shared or slave")
+    if allowed & kinds:
+        return point
+    if point.own_propagation:
+        return replace(point, propagation="rprivate")
+    raise Internal(f"path {point.source} is mounted on {place} but it is not a {words} mount")
+
+
+def _wish(point: MountPoint) -> str:
+    """shared or slave, which need a source that can do it; else ""."""
+    kind = point.propagation.removeprefix("r") if point.type == "bind" else ""
+    return kind if kind in ("shared", "slave") else ""
 
 
 def parse_mountinfo(text: str) -> dict[str, frozenset[str]]:

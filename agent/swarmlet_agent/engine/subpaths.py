@@ -8,13 +8,12 @@ the program runs, what is mounted is compared with it.
 from __future__ import annotations
 
 import os
-import posixpath
 from collections.abc import Iterable
 
-from swarmlet.errors import InvalidArgument
 from swarmlet_agent.decide.points import MountPoint
 from swarmlet_agent.engine.inside import open_in_root
 from swarmlet_agent.runtime.types import StartFailed
+from swarmlet_agent.volumes.parts import open_part
 
 
 class Subpaths:
@@ -29,14 +28,7 @@ class Subpaths:
         for point in points:
             if not point.subpath:
                 continue
-            root = os.open(point.source, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-            try:
-                descriptor = open_in_root(root, point.subpath, os.O_PATH)
-            except OSError as err:
-                path = posixpath.join(point.source, point.subpath)
-                raise InvalidArgument(f"cannot access path {path}: {(err.strerror or str(err)).lower()}") from err
-            finally:
-                os.close(root)
+            descriptor = open_part(point.source, point.subpath)
             self._open[point.destination] = descriptor
             found[point.destination] = os.readlink(f"/proc/self/fd/{descriptor}")
         return found

@@ -16,7 +16,7 @@ from swarmlet_agent.images.layers import Blob, Layer
 from swarmlet_agent.images.load import Found, FromArchive, find_images
 from swarmlet_agent.images.machine import this_machine
 from swarmlet_agent.images.manifests import parse_config
-from swarmlet_agent.images.platforms import Platform, matches, mismatch, without_level
+from swarmlet_agent.images.platforms import Platform, check_system, matches, mismatch, without_level
 from swarmlet_agent.images.progress import Hub
 from swarmlet_agent.images.pull import Puller
 from swarmlet_agent.images.reference import Reference, parse_reference
@@ -65,7 +65,10 @@ class Intake:
         manifest = await self._puller.manifest_for(repository, top, ref, wanted or self._host)
         config = await self._puller.configuration(repository, manifest.value.config)
         if config.platform.os != "linux":
-            raise InvalidArgument(f'image operating system "{config.platform.os}" cannot be used on this platform')
+            raise InvalidArgument(
+                f'image operating system "{config.platform.os}" cannot be used on this platform: '
+                "operating system is not supported"
+            )
         hub.emit({"status": f"Pulling from {ref.path}", "id": ref.version})
         names = [ref.with_digest(top.digest)] if ref.digest else [ref, ref.with_digest(top.digest)]
         moved = catalogue.named(names[0].full) != config.id
@@ -110,6 +113,7 @@ class Intake:
                 raise InvalidArgument("cannot import digest reference")
             name = name.with_tag(tag) if tag else name.with_default_tag()
         wanted = wanted or without_level(self._host)
+        check_system(wanted)
         config = apply_changes(ImageConfig(), changes)
         layers = self._shelf.layers
         comment = message or f"Imported from {source}"

@@ -1,4 +1,4 @@
-"""What machine an image is for, and which images run on which machines. Pure.
+"""What machine an image is for, and which images run on which machines. Pure, but for what "linux" alone means.
 
 The rules are those of containerd's `platforms` package, which Docker uses: names have synonyms, and a machine also
 runs what was made for its lesser relatives.
@@ -6,6 +6,8 @@ runs what was made for its lesser relatives.
 
 from __future__ import annotations
 
+import os
+import re
 from collections.abc import Collection
 from itertools import takewhile
 
@@ -28,10 +30,18 @@ _AMD64_LEVELS = (
 )
 #: Those that may be named alone.
 _KNOWN = frozenset((
-    "386", "amd64", "arm", "arm64", "loong64", "mips", "mips64", "mips64le", "mipsle", "ppc", "ppc64", "ppc64le",
-    "riscv", "riscv64", "s390", "s390x", "sparc", "sparc64", "wasm",
+    "386", "amd64", "amd64p32", "arm", "armbe", "arm64", "arm64be", "loong64", "mips", "mips64", "mips64le",
+    "mips64p32", "mips64p32le", "mipsle", "ppc", "ppc64", "ppc64le", "riscv", "riscv64", "s390", "s390x", "sparc", "sparc64", "wasm",
 ))
-_SYSTEMS = ("linux", "windows", "darwin", "freebsd")
+_SYSTEMS = frozenset((
+    "aix", "android", "darwin", "dragonfly", "freebsd", "hurd", "illumos", "ios", "js", "linux", "nacl", "netbsd",
+    "openbsd", "plan9", "solaris", "windows", "zos",
+))
+_SYNONYMS = {"macos": "darwin"}
+_SYSTEM = re.compile(r"([A-Za-z0-9_-]+)(?:\(([A-Za-z0-9_.-]*)\))?")
+#: As Go prints it: containerd tells what it would have matched.
+_SYSTEM_SHOWN = r"^([A-Za-z0-9_-]+)(?:\\(([A-Za-z0-9_.-]*)\\))?$"
+_COMPONENT = re.compile(r"[A-Za-z0-9_.-]+")
 
 
 class Platform(msgspec.Struct, frozen=True):
@@ -46,28 +56,48 @@ class Platform(msgspec.Struct, frozen=True):
 
 
 def parse_platform(text: str) -> Platform | None:
-    """"linux/amd64", "linux/arm/v7", "arm64"; None for "". InvalidArgument in the words of containerd's parser."""
+    """"linux/amd64", "linux/arm/v7", "arm64", "windows(10.0)/amd64"; None for "". InvalidArgument in the words of
+    containerd's parser.
+
+    Systems of others are no error here, as no architecture is: there just is no such image. "linux" alone: this host's
+    architecture.
+    """
     if not text:
         return None
-    parts = text.strip().lower().split("/")
-    if len(parts) > 3 or not all(part.replace("_", "").replace("-", "").replace(".", "").isalnum() for part in parts):
+    first, *others = text.split("/")
+    if (system := _SYSTEM.fullmatch(first)) is None:
         raise InvalidArgument(
-            f'"{text}": platform specifier component must match "^[A-Za-z0-9_.-]+$": invalid argument'
+            f'"{first}" is an invalid OS component of "{text}": OSAndVersion specifier component must match '
+            f'"{_SYSTEM_SHOWN}": invalid argument'
         )
-    if len(parts) == 1:
-        if parts[0] in _SYSTEMS:
-            return _platform(parts[0], "", "")
-        if normal(parts[0], "")[0] not in _KNOWN:
-            raise InvalidArgument(f'"{text}": unknown operating system or architecture: invalid argument')
-        return _platform("linux", parts[0], "")
-    return _platform(parts[0], parts[1], parts[2] if len(parts) == 3 else "")
+    for part in others:
+        if not _COMPONENT.fullmatch(part):
+            raise InvalidArgument(
+                f'"{part}" is an invalid component of "{text}": platform specifier component must match '
+                '"^[A-Za-z0-9_.-]+$": invalid argument'
+            )
+    name = _SYNONYMS.get(system[1].lower(), system[1].lower())
+    version = system[2] or ""
+    match others:
+        case []:
+            if name in _SYSTEMS:
+                own = host_platform(os.uname().machine)
+                return Platform(own.architecture, name, own.variant, version)
+            architecture, variant = normal(name, "")
+            if architecture not in _KNOWN:
+                raise InvalidArgument(f'"{text}": unknown operating system or architecture: invalid argument')
+            return Platform(architecture, "linux", variant)
+        case [architecture, *variants] if len(variants) < 2:
+            architecture, variant = normal(architecture.lower(), "".join(variants).lower())
+            return Platform(architecture, name, variant, version)
+        case _:
+            raise InvalidArgument(f'"{text}": cannot parse platform specifier: invalid argument')
 
 
-def _platform(system: str, architecture: str, variant: str) -> Platform:
-    if system != "linux":
-        raise InvalidArgument(f'operating system "{system}" is not supported')
-    architecture, variant = normal(architecture, variant)
-    return Platform(architecture, system, variant)
+def check_system(platform: Platform) -> None:
+    """InvalidArgument, in dockerd's words, if nothing made for this system can be an image here."""
+    if platform.os not in ("linux", ""):
+        raise InvalidArgument("operating system is not supported")
 
 
 def host_platform(machine: str) -> Platform:

@@ -12,7 +12,7 @@ from pathlib import Path
 _FOREIGN = ("trusted.overlay.", "user.overlay.")
 
 
-def copy_tree(source: Path, target: Path) -> None:
+def copy_tree(source: Path, target: str | Path) -> None:
     """The content of a folder into an existing one; owners, modes, times, extended attributes, links, devices.
 
     The target folder itself gets the source's owner and mode. Links are copied, never followed. OSError.

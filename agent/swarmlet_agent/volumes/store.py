@@ -13,7 +13,8 @@ import asyncio
 import os
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
@@ -22,13 +23,14 @@ from weakref import WeakValueDictionary
 import msgspec
 
 from swarmlet.engine_api.filters import Filters
-from swarmlet.errors import Conflict, NotFound
+from swarmlet.errors import Conflict, InvalidArgument, NotFound
 from swarmlet.log import get_logger
 from swarmlet.model.common import Driver
 from swarmlet.model.ids import new_hex_id
 from swarmlet_agent.journal import Journal, Write
 from swarmlet_agent.threads import own_thread
 from swarmlet_agent.volumes import copying, mounting, rules
+from swarmlet_agent.volumes.parts import open_part
 from swarmlet_agent.volumes.rules import ANONYMOUS_LABEL, DRIVER, Volume
 
 log = get_logger(__name__)
@@ -144,10 +146,10 @@ class VolumeStore:
         volume = await self.create("", "", None, labels)
         return volume.name, self.path(volume.name)
 
-    async def copy_up(self, name: str, image_folder: Path) -> None:
+    async def copy_up(self, name: str, image_folder: Path, subpath: str = "") -> None:
         """See the engine's Volumes protocol. image_folder lies inside the container's root, resolved by the caller."""
         async with self._lock(name):
-            await self._apart(self.get(name), partial(self._fill, name, image_folder))
+            await self._apart(self.get(name), partial(self._fill, name, image_folder, subpath))
 
     async def use(self, name: str, container_id: str) -> None:
         """See the engine's Volumes protocol. NotFound."""
@@ -253,17 +255,20 @@ class VolumeStore:
         if volume.options:
             mounting.ensure_mounted(volume.name, self.path(volume.name), rules.mount_of(volume.options))
 
-    def _fill(self, name: str, image_folder: Path) -> None:
-        target, marker = self.path(name), self._folder / name / _FILLING
+    def _fill(self, name: str, image_folder: Path, subpath: str) -> None:
+        whole, marker = self.path(name), self._folder / name / _FILLING
         if marker.exists():
-            _empty(target)
-        elif os.listdir(target):
-            return
+            with suppress(InvalidArgument), _part(whole, marker.read_text()) as cut_off:  # else it is gone
+                _empty(cut_off)
+            marker.unlink()
         if image_folder.is_symlink() or not image_folder.is_dir():
             return
-        marker.touch()
-        copying.copy_tree(image_folder, target)
-        marker.unlink()
+        with _part(whole, subpath) as target:
+            if os.listdir(target):
+                return
+            marker.write_text(subpath)
+            copying.copy_tree(image_folder, target)
+            marker.unlink()
 
     def _sweep(self) -> set[str]:
         """Delete what was being removed; the names of all other folders."""
@@ -278,7 +283,20 @@ class VolumeStore:
         return names
 
 
-def _empty(folder: Path) -> None:
+@contextmanager
+def _part(whole: Path, subpath: str) -> Iterator[str]:
+    """A folder in the volume, held while the block runs: its users may rename what is in it. InvalidArgument."""
+    if not subpath:
+        yield str(whole)
+        return
+    descriptor = open_part(str(whole), subpath, os.O_DIRECTORY)
+    try:
+        yield f"/proc/self/fd/{descriptor}/."  # with the dot it is the folder, not the link to it
+    finally:
+        os.close(descriptor)
+
+
+def _empty(folder: str) -> None:
     with os.scandir(folder) as entries:
         for entry in entries:
             if entry.is_dir(follow_symlinks=False):

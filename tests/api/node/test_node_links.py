@@ -1,4 +1,4 @@
-"""Names that links give: "/parent/alias" means the linked container everywhere (moby daemon/links, containersReplica)."""
+"""Names that links give: "/parent/alias" means the linked container everywhere (moby daemon/links.go)."""
 
 from __future__ import annotations
 

@@ -22,6 +22,7 @@ from fakes.images_registry import FakeRegistry
 
 from swarmlet.engine_api.filters import Filters
 from swarmlet.errors import Internal, InvalidArgument, NotFound
+from swarmlet_agent.images.platforms import host_platform
 from swarmlet_agent.images.unpack import Limits
 
 pytestmark = pytest.mark.kernel
@@ -146,6 +147,17 @@ async def test_a_client_that_leaves_in_the_middle_leaves_nothing(node: Node) -> 
         await node.store.load(broken())
 
     assert node.leftovers() == []
+
+
+async def test_an_import_is_for_this_machine_unless_told_otherwise(node: Node) -> None:
+    """moby TestImportWithCustomPlatform."""
+    root = tar_of([member("a", b"1")])
+    own = host_platform(os.uname().machine).architecture
+    for platform, expected in (("", own), ("linux", own), ("LINUX", own), ("linux/sparc64", "sparc64")):
+        image = await node.store.import_tar(chunks(root), platform=platform)
+        assert (image.os, image.architecture) == ("linux", expected)
+    with pytest.raises(InvalidArgument, match="operating system is not supported"):
+        await node.store.import_tar(chunks(root), platform="macos/arm64")
 
 
 async def test_a_root_file_system_is_imported_with_changes(node: Node) -> None:

@@ -190,6 +190,41 @@ async def test_a_volume_with_content_is_left_alone(store: VolumeStore, tmp_path:
     assert os.listdir(path) == ["mine"]
 
 
+async def test_a_folder_in_a_volume_is_filled_if_it_is_empty(store: VolumeStore, tmp_path: Path) -> None:
+    path = await store.ensure("data", None, {})
+    for name in ("empty", "used"):
+        (path / name).mkdir()
+    (path / "used" / "mine").write_text("x")
+    os.symlink("/", path / "out")
+
+    await store.copy_up("data", _image_folder(tmp_path), "empty")
+    await store.copy_up("data", tmp_path / "image", "used")
+
+    assert (path / "empty" / "file").read_bytes() == b"content"
+    root = os.lstat(path / "empty")
+    assert (root.st_uid, root.st_gid, stat.S_IMODE(root.st_mode)) == (7, 8, 0o1777)
+    assert os.listdir(path / "used") == ["mine"]
+    assert sorted(os.listdir(path)) == ["empty", "out", "used"]
+    with pytest.raises(InvalidArgument, match=r"cannot access path .*/missing: no such file or directory"):
+        await store.copy_up("data", tmp_path / "image", "missing")
+    with pytest.raises(InvalidArgument, match="escapes the base directory"):
+        await store.copy_up("data", tmp_path / "image", "out")
+
+
+async def test_a_copy_into_a_folder_that_was_cut_off_is_begun_again_there(store: VolumeStore, tmp_path: Path) -> None:
+    path = await store.ensure("data", None, {})
+    (path / "part").mkdir()
+    (path / "part" / "half").write_text("x")
+    (path / "mine").write_text("x")
+    (path.parent / ".filling").write_text("part")
+
+    await store.copy_up("data", _image_folder(tmp_path))
+
+    assert os.listdir(path / "part") == []
+    assert sorted(os.listdir(path)) == ["mine", "part"]
+    assert not (path.parent / ".filling").exists()
+
+
 async def test_a_copy_that_was_cut_off_is_begun_again(store: VolumeStore, tmp_path: Path) -> None:
     path = await store.ensure("data", None, {})
     (path / "half").write_text("x")

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
-from swarmlet.errors import InvalidArgument
+from swarmlet.errors import Internal, InvalidArgument
 from swarmlet_agent.decide.points import MountPoint
 from swarmlet_agent.engine import propagation
 from swarmlet_agent.engine.subpaths import Subpaths
@@ -32,8 +34,9 @@ def test_a_subpath_is_found_inside_the_volume_only(tmp_path: Path) -> None:
         assert subpaths.resolve([volume(root, "inner/b")]) == {"/x": str(root / "a" / "b")}
         with pytest.raises(InvalidArgument, match=r"cannot access path .*: no such file or directory"):
             subpaths.resolve([volume(root, "nothing")])
-        with pytest.raises(InvalidArgument):
-            subpaths.resolve([volume(root, "out/etc")])  # the volume is the root of its links: it has no /etc
+        escapes = f'path concatenation escapes the base directory, base: "{root}", subpath: "out/etc"'
+        with pytest.raises(InvalidArgument, match=re.escape(escapes)):
+            subpaths.resolve([volume(root, "out/etc")])
     finally:
         subpaths.close()
 
@@ -55,9 +58,12 @@ def test_propagation_needs_a_source_that_can_do_it(
     (tmp_path / "mountinfo").write_text(MOUNTINFO)
     monkeypatch.setattr(propagation, "_MOUNTINFO", tmp_path / "mountinfo")
     points = [MountPoint(type="bind", destination="/x", source=source, propagation=mode)]
+    own = [replace(point, own_propagation=True) for point in points]
     if not words:
-        propagation.check_propagation(points)
+        assert propagation.fit_propagation(points) == tuple(points)
+        assert propagation.fit_propagation(own) == tuple(own)
         return
-    with pytest.raises(InvalidArgument) as err:
-        propagation.check_propagation(points)
+    with pytest.raises(Internal) as err:
+        propagation.fit_propagation(points)
     assert str(err.value) == words
+    assert [point.propagation for point in propagation.fit_propagation(own)] == ["rprivate"]

@@ -129,10 +129,11 @@ def test_kernels_that_make_whole_trees_read_only():
     ]  # fmt: skip
 
 
-def test_a_subpath_stays_in_its_volume_and_leaves_that_as_it_is():
+def test_a_subpath_stays_in_its_volume():
     mount = Mount(type="volume", source="data", target="/x", volume_options=VolumeOptions(subpath="a/b"))
     point = from_mount(mount)
-    assert (point.subpath, point.copy_up) == ("a/b", False)
+    assert (point.subpath, point.copy_up) == ("a/b", True)
+    assert from_mount(Mount(type="volume", source="data", target="/x", volume_options=VolumeOptions(subpath="a/../b")))
     for source, path in (("data", "../up"), ("data", "/abs"), ("data", "a/../../b"), ("", "a")):
         with pytest.raises(InvalidArgument, match=r"(?i)subpath"):
             from_mount(Mount(type="volume", source=source, target="/x", volume_options=VolumeOptions(subpath=path)))
@@ -186,3 +187,50 @@ def test_any_bind_is_either_understood_or_refused(text):
     assert ".." not in point.destination.split("/")
     assert point.destination != "/"
     assert point.type == "volume" or point.source.startswith("/")
+
+
+def bound(*, data_dir: str = "/var/lib/engine", shallow: bool = False, **host: object) -> MountPoint:
+    request = ContainerCreate(host_config=HostConfig(**host))  # type: ignore[arg-type]
+    (point,) = resolve_mounts(request, {}, data_dir=data_dir, shallow=shallow)
+    return point
+
+
+def asked_for(source: str, propagation: str) -> list[dict[str, object]]:
+    """The two ways to say it."""
+    options = BindOptions(propagation=propagation) if propagation else None
+    return [
+        {"binds": (f"{source}:/x:{propagation}" if propagation else f"{source}:/x",)},
+        {"mounts": (Mount(type="bind", source=source, target="/x", bind_options=options),)},
+    ]
+
+
+@pytest.mark.parametrize("source", ["/", "/var/lib", "/var/lib/engine", "/var/lib/engine/containers/"])
+def test_binds_of_the_engines_own_folder_hear_of_unmounts_there(source):
+    """moby TestMountDaemonRoot."""
+    for host in asked_for(source, ""):
+        point = bound(**host)
+        assert (point.propagation, point.own_propagation) == ("rslave", True)
+    for propagation in ("rslave", "rshared"):
+        for host in asked_for(source, propagation):
+            point = bound(**host)
+            assert (point.propagation, point.own_propagation) == (propagation, False)
+    for propagation in ("private", "rprivate", "slave", "shared"):
+        for host in asked_for(source, propagation):
+            with pytest.raises(InvalidArgument, match='must use either propagation mode "rslave" or "rshared"'):
+                bound(**host)
+
+
+def test_other_binds_keep_to_themselves():
+    for source in ("/srv", "/var/lib/engine2", "/var/lib/eng"):
+        for host in asked_for(source, ""):
+            assert bound(**host).propagation == "rprivate"
+        for host in asked_for(source, "shared"):
+            assert bound(**host).propagation == "shared"
+
+
+def test_before_api_1_44_read_only_did_not_reach_below():
+    """moby TestContainerBindMountReadOnlyDefault."""
+    for host in ({"binds": ("/s:/x:ro",)}, {"mounts": (Mount(type="bind", source="/s", target="/x", read_only=True),)}):
+        assert bound(**host).read_only_below == ""
+        assert bound(**host, shallow=True).read_only_below == "off"
+    assert bound(binds=("/s:/x",), shallow=True).read_only_below == ""

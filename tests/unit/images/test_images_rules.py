@@ -10,6 +10,7 @@ import hashlib
 import io
 import json
 import lzma
+import os
 import tarfile
 from typing import Any
 
@@ -43,6 +44,7 @@ from swarmlet_agent.images.manifests import (
 from swarmlet_agent.images.platforms import (
     Platform,
     best_platform,
+    check_system,
     host_platform,
     matches,
     parse_platform,
@@ -402,9 +404,37 @@ def test_platforms_are_read_and_others_refused() -> None:
     assert parse_platform("") is None
     assert parse_platform("linux/x86_64") == Platform("amd64", "linux")
     assert str(parse_platform("arm64")) == "linux/arm64" and str(parse_platform("linux/arm/v7")) == "linux/arm/v7"
-    for bad in ("windows/amd64", "a/b/c/d", "linux/", "linux/a b"):
-        with pytest.raises(InvalidArgument):
-            parse_platform(bad)
+    assert parse_platform("LINUX") == host_platform(os.uname().machine)
+    assert parse_platform("Nintendo/Amd64") == Platform("amd64", "nintendo")
+    assert parse_platform("windows(10.0.17763)/amd64") == Platform("amd64", "windows", "", "10.0.17763")
+    assert parse_platform("macos/arm64/v8") == Platform("arm64", "darwin")
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("  ", r'"  " is an invalid OS component of "  ": OSAndVersion specifier component must match '
+               r'"^([A-Za-z0-9_-]+)(?:\\(([A-Za-z0-9_.-]*)\\))?$": invalid argument'),
+        ("/", '"" is an invalid OS component of "/": '),
+        ("linux/", '"" is an invalid component of "linux/": platform specifier component must match '
+                   '"^[A-Za-z0-9_.-]+$": invalid argument'),
+        ("linux/a b", '"a b" is an invalid component of "linux/a b": '),
+        ("a/b/c/d", '"a/b/c/d": cannot parse platform specifier: invalid argument'),
+        ("nintendo64", '"nintendo64": unknown operating system or architecture: invalid argument'),
+    ],
+)  # fmt: skip
+def test_what_is_no_platform_is_refused_in_containerds_words(text: str, words: str) -> None:
+    with pytest.raises(InvalidArgument) as err:
+        parse_platform(text)
+    assert str(err.value).startswith(words)
+
+
+def test_images_are_of_linux() -> None:
+    for good in ("linux/s390x", "arm64"):
+        check_system(parse_platform(good) or Platform())
+    for bad in ("windows/amd64", "macos", "nintendo/amd64"):
+        with pytest.raises(InvalidArgument, match=r"^operating system is not supported$"):
+            check_system(parse_platform(bad) or Platform())
 
 
 # streams

@@ -69,7 +69,7 @@ class ContainerRoutes:
         """ContainerCreate: 201; 400 bad parameter, 404 no such image, 409 name taken."""
         request = await decode.container_create(call)
         container, warnings = await self._backend.create(
-            call.text("name"), request, platform=call.text("platform")
+            call.text("name"), request, platform=call.text("platform"), shallow=call.version < (1, 44)
         )
         return json_answer({"Id": container.id, "Warnings": list(warnings)}, 201)
 
