@@ -132,9 +132,10 @@ class HostConfig(ApiStruct, frozen=True, kw_only=True):
     cap_add: tuple[str, ...] = ()
     cap_drop: tuple[str, ...] = ()
     cgroupns_mode: str = ""
-    dns: tuple[str, ...] = ()
-    dns_options: tuple[str, ...] = ()
-    dns_search: tuple[str, ...] = ()
+    # None: nobody said anything; inspect tells that from an empty list.
+    dns: tuple[str, ...] | None = None
+    dns_options: tuple[str, ...] | None = None
+    dns_search: tuple[str, ...] | None = None
     extra_hosts: tuple[str, ...] = ()
     group_add: tuple[str, ...] = ()
     ipc_mode: str = ""

@@ -50,10 +50,11 @@ async def do_run(run: StageRun, step: kinds.Run) -> None:
     args = _args(run)
     shown = [f"{name}={value}" for name, value in sorted(args.items()) if name not in PREDEFINED or name in run.args]
     created_by = f"|{len(shown)} {' '.join(shown)} {command.said}" if shown else command.said
+    ran = (f"|{len(shown)}", *shown, *command.argv) if shown else command.argv
     async with AsyncExitStack() as stack:
         mounts, marks = await mounts_of(run, step, stack)
         key = key_of(run.state, created_by, command.script, step.network, *marks)
-        if await run.cached(key, run.config, created_by):
+        if await run.cached(key, run.config, created_by, ran):
             return
         check_given(run, step)
         if command.script:
@@ -61,7 +62,7 @@ async def do_run(run: StageRun, step: kinds.Run) -> None:
         mounts += await private_mounts(run, step, stack)
         request = _request(run, step, command, args, mounts)
         layer = await _in_container(run, request, [mount.target for mount in mounts])
-        run.keep(key, run.config, created_by, layer)
+        run.keep(key, run.config, created_by, layer, ran=ran)
 
 
 def _command(run: StageRun, step: kinds.Run) -> _Command:

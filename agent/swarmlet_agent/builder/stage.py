@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from msgspec.structs import replace
@@ -132,8 +132,8 @@ class StageRun:
 
     # what every step ends with
 
-    async def cached(self, key: str, config: ImageConfig, created_by: str) -> bool:
-        """Whether an earlier build has done this; then its result is the state now.
+    async def cached(self, key: str, config: ImageConfig, created_by: str, ran: Sequence[str] = ()) -> bool:
+        """Whether an earlier build has done this; then its result is the state now. ran: see `keep`.
 
         With --cache-from only what those images are made of counts, as with dockerd: nothing if none is here.
         """
@@ -148,12 +148,14 @@ class StageRun:
             await self.lane.say(" ---> Using cache\n")
             return True
         for source in self._sources:
-            if self._taken_from(source, key, config, created_by):
+            if self._taken_from(source, key, config, created_by, ran):
                 await self.lane.say(" ---> Using cache\n")
                 return True
         return False
 
-    def _taken_from(self, source: State, key: str, config: ImageConfig, created_by: str) -> bool:
+    def _taken_from(
+        self, source: State, key: str, config: ImageConfig, created_by: str, ran: Sequence[str]
+    ) -> bool:
         """--cache-from: whether that image was built by just these steps so far, and this one next."""
         done = len(self.state.history)
         if len(source.history) <= done or source.chains[: len(self.state.chains)] != self.state.chains:
@@ -170,20 +172,23 @@ class StageRun:
             if layer is None:
                 return False
         created = parse_rfc3339(entry.created) if entry.created else self.build.now()
-        self.keep(key, config, created_by, layer, now=created)
+        self.keep(key, config, created_by, layer, now=created, ran=ran)
         return True
 
     def keep(
         self, key: str, config: ImageConfig, created_by: str, layer: Layer | None, *, author: str | None = None,
-        now: int | None = None,
+        now: int | None = None, ran: Sequence[str] = (),
     ) -> None:
-        """The step was done: the new state, and an entry for the cache. Nothing waits: the layer is pinned at once."""
+        """The step was done: the new state, and an entry for the cache. Nothing waits: the layer is pinned at once.
+
+        ran: the command of a RUN, the build arguments that it has seen in front.
+        """
         before = self.state
         if layer is not None and len(before.chains) >= MAX_LAYERS:
             raise InvalidArgument(f"max depth exceeded: an image can have {MAX_LAYERS} layers")
         created = self.build.now() if now is None else now
         self.state = self.build.pin(
-            advance(before, config, created_by, now=created, layer=layer, author=author)
+            advance(before, config, created_by, now=created, layer=layer, author=author, ran=ran)
         )
         self.config = config
         self.build.entries.append(CacheEntry(

@@ -75,9 +75,10 @@ def state_of(configuration: Configuration) -> State:
 
 def advance(
     before: State, config: ImageConfig, created_by: str, *, now: int, layer: Layer | None = None,
-    author: str | None = None,
+    author: str | None = None, ran: Sequence[str] = (),
 ) -> State:
-    """The state after a step: its configuration, and its layer if it has one."""
+    """The state after a step: its configuration, and its layer if it has one. ran: the command of a step that ran one.
+    """
     author = before.author if author is None else author
     created = rfc3339(now)
     entry = HistoryEntry(created=created, created_by=created_by, author=author, empty_layer=layer is None)
@@ -85,7 +86,8 @@ def advance(
     diff_ids = before.diff_ids if layer is None else (*before.diff_ids, layer.diff_id)
     document: dict[str, Any] = {
         "architecture": before.platform.architecture, "config": to_api(config), "created": created,
-        "container_config": to_api(config),  # the step's container was created with it (Docker's addition)
+        # The step's container was created with it (Docker's addition): that of a step that runs nothing never ran.
+        "container_config": to_api(config) | {"Cmd": list(ran) or _told(created_by)},
         "history": msgspec.to_builtins(history), "os": before.platform.os or "linux",
         "rootfs": {"type": "layers", "diff_ids": list(diff_ids)},
     }
@@ -128,6 +130,12 @@ def env_of(config: ImageConfig) -> dict[str, str]:
 
 def shell_of(config: ImageConfig) -> tuple[str, ...]:
     return config.shell or DEFAULT_SHELL
+
+
+def _told(created_by: str) -> list[str]:
+    """The words of a `noted` line."""
+    shell, _, text = created_by.partition(" #(nop) ")
+    return [*shell.split(" "), "#(nop) ", text[1:]] if text[:1] == " " else [*shell.split(" "), f"#(nop) {text}"]
 
 
 def noted(config: ImageConfig, text: str) -> str:

@@ -12,7 +12,7 @@ from swarmlet.model.container import ImageConfig
 from swarmlet_agent.builder.dockerfile import parse_one
 from swarmlet_agent.builder.instructions import Workdir, parse_instruction
 from swarmlet_agent.builder.options import BuildOptions, read_options
-from swarmlet_agent.builder.state import Scope, advance, begin_stage, change_of, empty_state, working_dir
+from swarmlet_agent.builder.state import Scope, advance, begin_stage, change_of, empty_state, noted, working_dir
 from swarmlet_agent.images.auth import decode_registry_config
 from swarmlet_agent.images.platforms import Platform
 from swarmlet_agent.images.reference import parse_reference
@@ -139,7 +139,17 @@ def test_a_state_is_named_by_its_content_and_times() -> None:
 
 
 def test_an_image_tells_what_its_last_container_was_created_with() -> None:
-    made = advance(empty_state(Platform("amd64", "linux")), ImageConfig(user="u", volumes={"/data": {}}), "x", now=1)
-    document = json.loads(made.configuration.raw)
+    config = ImageConfig(user="u", volumes={"/data": {}}, cmd=("serve",))
 
-    assert document["container_config"] == document["config"] == {"User": "u", "Volumes": {"/data": {}}}
+    def told(created_by: str, ran: tuple[str, ...] = ()) -> list[str]:
+        made = advance(empty_state(Platform("amd64", "linux")), config, created_by, now=1, ran=ran)
+        document = json.loads(made.configuration.raw)
+        assert document["config"] == {"User": "u", "Volumes": {"/data": {}}, "Cmd": ["serve"]}
+        assert document["container_config"] == document["config"] | {"Cmd": document["container_config"]["Cmd"]}
+        return document["container_config"]["Cmd"]
+
+    assert told(noted(config, " ENV a=b c")) == ["/bin/sh", "-c", "#(nop) ", "ENV a=b c"]
+    assert told(noted(config, "COPY file:1 in / ")) == ["/bin/sh", "-c", "#(nop) COPY file:1 in / "]
+    assert told("|1 a=b /bin/sh -c make it", ("|1", "a=b", "/bin/sh", "-c", "make it")) == [
+        "|1", "a=b", "/bin/sh", "-c", "make it",
+    ]  # fmt: skip
