@@ -52,6 +52,11 @@ def test_read_only_reaches_what_is_mounted_below(node: View, tmp_path: Path) -> 
         for words in (("-v", f"{tmp_path}:/x:ro"), ("--mount", f"type=bind,src={tmp_path},dst=/x,readonly")):
             done = node.run("run", "--rm", *words, "busybox", "sh", "-c", try_both)
             assert done.stderr.count(b"Read-only file system") == 2, done.stderr
+            # As clients of before API 1.44 know it.
+            older = {"DOCKER_API_VERSION": "1.43"}
+            done = node.run("run", "--rm", *words, "busybox", "sh", "-c", try_both, env=older)
+            assert (done.stderr.count(b"Read-only file system"), done.stdout) == (1, b"b\n"), done.stderr
+            (inner / "b").unlink()
         shallow = f"type=bind,src={tmp_path},dst=/x,readonly,bind-recursive=writable"
         assert sh(node, "--mount", shallow, script="touch /x/inner/b && ls /x/inner") == "b"
         alone = f"type=bind,src={tmp_path},dst=/x,bind-recursive=disabled"
@@ -77,8 +82,45 @@ def test_propagation_follows_the_source(node: View, tmp_path: Path) -> None:
         assert node("exec", "private", "ls", "/x/late") == ""
         assert node.json("inspect", "follower")[0]["Mounts"][0]["Propagation"] == "rslave"
         node("rm", "-f", "follower", "private")
+        (shared / "back").mkdir()
+        mount = "mount -t tmpfs tmpfs /x/back && touch /x/back/mine"
+        for how in ("shared", "rshared"):
+            sh(node, "--privileged", "-v", f"{shared}:/x:{how}", script=mount)
+            assert (shared / "back" / "mine").exists()
+            subprocess.run(["umount", str(shared / "back")], check=True)
+        sh(node, "--privileged", "-v", f"{shared}:/x:slave", script=mount)
+        assert not (shared / "back" / "mine").exists()
     finally:
         subprocess.run(["umount", "-R", str(shared)], check=True)
+
+
+def test_binds_of_the_engines_own_folder_hear_of_unmounts_there(cluster: Cluster, node: View) -> None:
+    """moby TestMountDaemonRoot."""
+    root = node.json("info", "--format", "{{json .DockerRootDir}}")
+    for source in (root, f"{root}/containers", "/"):
+        node("run", "--name", "inside", "-v", f"{source}:/x", "busybox", "ls", "/x")
+        assert node.json("inspect", "inside")[0]["Mounts"][0]["Propagation"] == "rslave"
+        node("rm", "inside")
+        assert 'must use either propagation mode "rslave" or "rshared"' in refusal(node, "-v", f"{source}:/x:private")
+
+
+def test_a_folder_of_a_volume_is_mounted_alone(node: View) -> None:
+    """moby TestRunMountVolumeSubdir."""
+    made = "mkdir -p /v/sub /v/bin /v/hack; echo world > /v/sub/hello; ln -s / /v/hack/root; ln -s ../sub /v/hack/good"
+    sh(node, "-v", "parted:/v", script=made)
+
+    def part(path: str, target: str = "/x") -> tuple[str, str]:
+        return "--mount", f"type=volume,src=parted,dst={target},volume-subpath={path}"
+
+    assert sh(node, *part("sub"), script="ls /x") == "hello"
+    assert sh(node, *part("hack/good"), script="ls /x") == "hello"
+    assert sh(node, *part("sub/hello"), script="cat /x") == "world"
+    # An empty one is filled with what the image has there, as a whole volume is.
+    assert sh(node, *part("bin", "/bin"), script="ls /bin/busybox") == "/bin/busybox"
+    assert sh(node, "-v", "parted:/v", script="ls /v; ls /v/bin/busybox") == "bin\nhack\nsub\n/v/bin/busybox"
+    assert "cannot access path" in refusal(node, *part("nothing"))
+    assert "path concatenation escapes the base directory" in refusal(node, *part("hack/root"))
+    node("volume", "rm", "parted")
 
 
 @pytest.mark.parametrize(
