@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 
 from swarmlet.engine_api.versions import NEWEST, ApiVersion
-from swarmlet.errors import InvalidArgument
+from swarmlet.errors import Internal, InvalidArgument
 from swarmlet.model.common import BindOptions, HealthConfig, Mount, TmpfsOptions, VolumeOptions
 from swarmlet.model.container import ContainerCreate, EndpointSettings, HostConfig, NetworkingConfig
-from swarmlet_agent.api.shapes.older import as_meant
+from swarmlet_agent.api.shapes.older import as_meant, moved
 
 
 def request(**host: object) -> ContainerCreate:
@@ -43,7 +43,8 @@ def test_what_came_later_was_not_heard_of() -> None:
     assert as_meant(placed, ApiVersion(1, 47)).networking_config.endpoints_config["a"] == EndpointSettings()
     wrong = Mount(type="bind", source="/a", target="/b", volume_options=VolumeOptions(), tmpfs_options=TmpfsOptions())
     assert meant(request(mounts=(wrong,)), 41).mounts == (Mount(type="bind", source="/a", target="/b"),)
-    assert meant(request(mounts=(wrong,)), 42).mounts == (wrong,)
+    with pytest.raises(InvalidArgument, match='VolumeOptions must not be specified on mount type "bind"'):
+        meant(request(mounts=(wrong,)), 42)
     bind = Mount(
         type="bind", source="/a", target="/b", bind_options=BindOptions(create_mountpoint=True, non_recursive=True)
     )
@@ -72,3 +73,50 @@ def test_several_networks_at_once_need_a_newer_client() -> None:
     with pytest.raises(InvalidArgument, match="network endpoints"):
         as_meant(made, ApiVersion(1, 43))
     assert len(as_meant(made, ApiVersion(1, 44)).networking_config.endpoints_config) == 2
+
+
+def asked(mode: str, places: dict[str, EndpointSettings | None], **given: object) -> ContainerCreate:
+    sysctls = given.pop("sysctls", {})
+    return ContainerCreate(
+        image="i", host_config=HostConfig(network_mode=mode, sysctls=sysctls),  # type: ignore[arg-type]
+        networking_config=NetworkingConfig(endpoints_config=places), **given,  # type: ignore[arg-type]
+    )
+
+
+def test_a_containers_mac_address_is_its_endpoints_since_api_1_44() -> None:
+    """moby handleMACAddressBC."""
+    new, old = ApiVersion(1, 44), ApiVersion(1, 43)
+    mac = "02:42:ac:11:00:99"
+    for mode, places in (("", {}), ("default", {"default": None}), ("net", {"net": EndpointSettings(aliases=("a",))})):
+        made, warnings = moved(asked(mode, places, mac_address=mac), new)
+        (place,) = made.networking_config.endpoints_config.values()
+        assert (made.mac_address, place and place.mac_address) == ("", mac)
+        assert warnings[0].startswith("The container-wide MacAddress field is now deprecated.")
+        assert moved(asked(mode, places, mac_address=mac), old) == (asked(mode, places, mac_address=mac), [])
+    made, warnings = moved(asked("host", {}, mac_address=mac), new)
+    assert (made, len(warnings)) == (asked("host", {}), 1)
+    other: dict[str, EndpointSettings | None] = {"net": EndpointSettings(mac_address="02:42:ac:11:00:01")}
+    assert moved(asked("net", other), old)[0] == asked("net", {"net": EndpointSettings()})
+    for mode, places, version, words in (
+        ("net", other, new, "must match the endpoint-specific MAC address"),
+        ("net", {"x": None}, new, "unable to migrate .* network: HostConfig.NetworkMode must match the identity"),
+        ("host", {}, old, "conflicting options: mac-address and the network mode"),
+    ):
+        with pytest.raises(InvalidArgument, match=words):
+            moved(asked(mode, places, mac_address=mac), version)
+
+
+def test_sysctls_of_an_interface_are_its_endpoints() -> None:
+    """moby handleSysctlBC."""
+    one = {"net.ipv4.conf.eth0.log_martians": "1", "net.ipv4.ip_forward": "1"}
+    made, (warning,) = moved(asked("net", {}, sysctls=one), ApiVersion(1, 46))
+    told = "net.ipv4.conf.IFNAME.log_martians=1"
+    assert made.host_config.sysctls == {"net.ipv4.ip_forward": "1"}
+    key = "com.docker.network.endpoint.sysctls"
+    assert made.networking_config.endpoints_config["net"] == EndpointSettings(driver_opts={key: told})
+    assert warning == f'Migrated sysctl "net.ipv4.conf.eth0.log_martians" to DriverOpts{{"{key}":"{told}"}}.'
+    with pytest.raises(Internal, match="must be supplied using driver option"):
+        moved(asked("net", {}, sysctls=one), ApiVersion(1, 47))
+    with pytest.raises(Internal, match="unable to determine network endpoint"):
+        moved(asked("net", {}, sysctls={"net.ipv4.conf.eth1.log_martians": "1"}), ApiVersion(1, 46))
+    assert moved(asked("host", {}, sysctls=one), ApiVersion(1, 47)) == (asked("host", {}, sysctls=one), [])

@@ -67,11 +67,11 @@ class ContainerRoutes:
 
     async def create(self, call: Call) -> web.StreamResponse:
         """ContainerCreate: 201; 400 bad parameter, 404 no such image, 409 name taken."""
-        request = await decode.container_create(call)
+        request, told = await decode.container_create(call)
         container, warnings = await self._backend.create(
             call.text("name"), request, platform=call.text("platform"), shallow=call.version < (1, 44)
         )
-        return json_answer({"Id": container.id, "Warnings": list(warnings)}, 201)
+        return json_answer({"Id": container.id, "Warnings": [*warnings, *told]}, 201)
 
     async def list_all(self, call: Call) -> web.StreamResponse:
         """ContainerList."""
@@ -109,14 +109,14 @@ class ContainerRoutes:
         """ContainerStop: 204; 304 already stopped. `t` in seconds, -1 waits for ever."""
         ref = call.params["id"]
         with _said_first(f"cannot stop container: {ref}", Internal):
-            await self._backend.stop(ref, call.number("t"), call.text("signal") or None)
+            await self._backend.stop(ref, call.number("t"), _stop_signal(call))
         return empty()
 
     async def restart(self, call: Call) -> web.StreamResponse:
         """ContainerRestart."""
         ref = call.params["id"]
         with _said_first(f"Cannot restart container {ref}", SwarmletError, but=(NotFound, InvalidArgument)):
-            await self._backend.restart(ref, call.number("t"), call.text("signal") or None)
+            await self._backend.restart(ref, call.number("t"), _stop_signal(call))
         return empty()
 
     async def kill(self, call: Call) -> web.StreamResponse:
@@ -195,6 +195,11 @@ class ContainerRoutes:
 
         sizes = await asyncio.gather(*(measure(each) for each in containers))
         return {each.id: size for each, size in zip(containers, sizes, strict=True)}
+
+
+def _stop_signal(call: Call) -> str | None:
+    """Clients before API 1.42 had none to choose."""
+    return call.text("signal") or None if call.version >= (1, 42) else None
 
 
 def dimensions(call: Call) -> tuple[int, int]:

@@ -8,20 +8,20 @@ from swarmlet.engine_api.router import NO_BODY, Call, convert
 from swarmlet.engine_api.spelling import spelled
 from swarmlet.errors import InvalidArgument
 from swarmlet.model.container import ContainerCreate
-from swarmlet_agent.api.shapes.older import as_meant
+from swarmlet_agent.api.shapes.older import as_meant, moved
 from swarmlet_agent.engine.container import ExecRequest
 
 #: Maps in which a null value means something: a port without bindings, a network without wishes.
 _NULLS_MATTER = {("HostConfig", "PortBindings"), ("NetworkingConfig", "EndpointsConfig")}
 
 
-async def container_create(call: Call) -> ContainerCreate:
-    """The body of POST /containers/create. InvalidArgument names the field."""
+async def container_create(call: Call) -> tuple[ContainerCreate, list[str]]:
+    """The body of POST /containers/create, and what to tell of it. InvalidArgument names the field."""
     body = await call.raw_json(keep_nulls=True)
     if body is None:
         raise InvalidArgument(NO_BODY)
     meant = with_runtime(normalise_create(spelled(body, ContainerCreate)))
-    return as_meant(convert(meant, ContainerCreate), call.version)
+    return moved(as_meant(convert(meant, ContainerCreate), call.version), call.version)
 
 
 async def exec_request(call: Call) -> ExecRequest:
