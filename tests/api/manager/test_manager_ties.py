@@ -147,3 +147,15 @@ async def test_a_volume_nobody_can_take_is_refused(lab: Lab) -> None:
     )
     status, refused = await lab.ask(*VOLUME, {"Name": 5})
     assert status == 400 and "Name" in refused["message"]
+
+
+async def test_what_a_link_calls_a_container_is_where_the_linking_one_is(lab: Lab) -> None:
+    for number in (1, 2):
+        node = fake_node(lab, number)
+        node.says("DELETE", "/containers/{id:path}", None, 204)
+        await lab.join(node)
+    lab.inventory.nodes |= {"web": "node-2-id"}
+
+    assert (await lab.ask("DELETE", "/containers/web/store?link=1"))[0] == 204
+
+    assert [node.asked for node in lab.nodes] == [[], ["DELETE /v1.50/containers/web/store?link=1"]]
