@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from types import MappingProxyType
 
 from swarmlet.engine_api.filters import Filters, moments_of
 from swarmlet.errors import InvalidArgument, NotFound
@@ -37,12 +36,8 @@ def select(
     *,
     find: Callable[[str], Container],
     image_id: Callable[[str], str],
-    linked: Mapping[str, Sequence[str]] = MappingProxyType({}),
 ) -> list[Container]:
-    """Newest first. `find` resolves before/since (NotFound), `image_id` an ancestor (NotFound: matches none).
-
-    linked: by name, the further names that links give ("/parent/alias").
-    """
+    """Newest first. `find` resolves before/since (NotFound), `image_id` an ancestor (NotFound: matches none)."""
     filters = query.filters
     filters.check(*FILTER_KEYS)
     _check_values(filters)
@@ -57,7 +52,7 @@ def select(
         and all(container.created_at < moment for moment in before)
         and all(container.created_at > moment for moment in since)
         and ("ancestor" not in filters or container.image_id in ancestors)
-        and _matches(container, filters, linked.get(container.name, ()))
+        and _matches(container, filters)
     ]
     return chosen[: query.limit] if query.limit > 0 else chosen
 
@@ -94,16 +89,14 @@ def _check_values(filters: Filters) -> None:
     filters.flag("is-task")
 
 
-def _matches(container: Container, filters: Filters, linked: Sequence[str]) -> bool:
+def _matches(container: Container, filters: Filters) -> bool:
     state = container.state
     is_task = filters.flag("is-task")
     health = "none" if state.health is None else state.health.status
     stopped = not container.is_running and state.started_at
     return (
         filters.matches_pattern("id", container.id)
-        and filters.matches_pattern(
-            "name", container.name, f"/{container.name}", *linked, *(name.removeprefix("/") for name in linked)
-        )
+        and filters.matches_pattern("name", container.name, f"/{container.name}")
         and filters.matches_labels(container.config.labels)
         and filters.matches("status", state.status)
         and ("exited" not in filters or bool(stopped and str(state.exit_code) in filters.get("exited")))

@@ -89,7 +89,7 @@ class Summaries:
             self._names.clear()
             self._names_of = images
         linked = names_by_links(every)
-        lines = [self._line(each, now, linked.get(each.name, ())) for each in self.select(call, every, linked)]
+        lines = [self._line(each, now, linked.get(each.name, ())) for each in self.select(call, every)]
         body = b"[" + b",".join(line.text for line in lines) + b"]\n"
         until = min((line.until for line in lines), default=now + 3600 * 1_000_000_000)
         self._answers[raw_query] = _Answer(body, every, images, now, until)
@@ -100,13 +100,11 @@ class Summaries:
             self._lines.clear()
         return body
 
-    def select(
-        self, call: Query, every: Sequence[Container], linked: Mapping[str, tuple[str, ...]]
-    ) -> list[Container]:
+    def select(self, call: Query, every: Sequence[Container]) -> list[Container]:
         """The containers asked for, of all there are. InvalidArgument, NotFound."""
         query = ListQuery(call.filters(), all=call.flag("all"), limit=call.number("limit", 0) or 0)
         return select(
-            every, query, find=self._containers.get, image_id=lambda ref: self._images.get(ref).id, linked=linked
+            every, query, find=self._containers.get, image_id=lambda ref: self._images.get(ref).id
         )
 
     def image_name(self, container: Container) -> str:

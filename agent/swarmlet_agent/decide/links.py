@@ -8,17 +8,20 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from swarmlet.errors import InvalidArgument
+from swarmlet.errors import Internal, InvalidArgument
 from swarmlet.model.container import HostConfig
 
 
 def parse_link(text: str) -> tuple[str, str]:
-    """(container, alias) of "name", "name:alias" or "/name:/self/alias". InvalidArgument."""
+    """(container, alias) of "name", "name:alias" or "/name:/self/alias". Internal: dockerd has no other status for it.
+    """
+    if not text:
+        raise Internal("empty string specified for links")
     name, separator, alias = text.partition(":")
     name = name.removeprefix("/")
     alias = alias.rsplit("/", 1)[-1] if separator else name
     if not name or not alias or text.count(":") > 1:
-        raise InvalidArgument(f"invalid format for links: {text}")
+        raise Internal(f"bad format for links: {text}")
     return name, alias
 
 

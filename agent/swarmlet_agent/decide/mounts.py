@@ -16,11 +16,11 @@ from swarmlet.errors import InvalidArgument, NotSupported
 from swarmlet.model.common import Mount
 from swarmlet.model.container import ContainerCreate
 from swarmlet_agent.decide.points import MountPoint
+from swarmlet_agent.volumes.rules import check_name
 
-_VOLUME_NAME = re.compile(r"^[a-zA-Z0-9][a-zA-Z0-9_.-]+$")
 _PROPAGATIONS = ("private", "rprivate", "shared", "rshared", "slave", "rslave")
 #: Accepted and without effect on Linux (consistency) or without SELinux (labels), as dockerd has it.
-_INERT_MODES = ("cached", "consistent", "delegated", "default", "z", "Z")
+_INERT_MODES = ("cached", "consistent", "delegated", "z", "Z")
 _TMPFS_DEFAULTS = ("noexec", "nosuid", "nodev")
 _TMPFS_FLAGS = {
     "exec": "noexec", "suid": "nosuid", "dev": "nodev", "rw": "ro", "atime": "noatime", "diratime": "nodiratime",
@@ -80,31 +80,34 @@ def volumes_from_names(request: ContainerCreate) -> tuple[str, ...]:
 def parse_bind(text: str, volume_driver: str = "") -> MountPoint:
     """One `-v` string: [source:]destination[:mode]. A source with a slash in front is a host path, else a volume."""
     parts = text.split(":")
-    if len(parts) == 1:
-        parts = ["", *parts]
-    # An anonymous volume takes no mode: in "/data:ro" the second word is a relative destination.
-    if len(parts) > 3 or not parts[1]:
+    # An anonymous volume takes no mode: "/data:ro" is neither that nor a source with its destination.
+    if len(parts) > 3 or not parts[0] or (len(parts) == 2 and (not parts[1] or _is_mode(parts[1]))):
         raise InvalidArgument(f"invalid volume specification: '{text}'")
-    source, destination = parts[0], parts[1]
+    source, destination = ("", parts[0]) if len(parts) == 1 else parts[:2]
     mode = parts[2] if len(parts) == 3 else ""
     rw, propagation, no_copy = _parse_mode(mode, text)
+    kind = "bind" if source.startswith("/") else "volume"
+
+    def refuse(why: str) -> InvalidArgument:
+        return InvalidArgument(
+            f"invalid volume specification: '{text}': invalid mount config for type \"{kind}\": {why}"
+        )
+
     try:
         destination = _destination(destination)
     except InvalidArgument as err:
-        raise InvalidArgument(f"invalid volume specification: '{text}': {err}") from err
-    if source.startswith("/"):
+        raise refuse(str(err)) from err
+    if kind == "bind" and no_copy:
+        raise refuse("field VolumeOptions must not be specified")
+    if kind == "volume" and propagation:
+        raise refuse("field BindOptions must not be specified")
+    if kind == "bind":
         return MountPoint(
             type="bind", destination=destination, source=posixpath.normpath(source), mode=mode, rw=rw,
             propagation=propagation or "rprivate", make_source=True,
         )  # fmt: skip
-    if source and not _VOLUME_NAME.fullmatch(source):
-        raise InvalidArgument(
-            f"invalid volume specification: '{text}': \"{source}\" includes invalid characters for a local volume "
-            'name, only "[a-zA-Z0-9][a-zA-Z0-9_.-]" are allowed. If you intended to pass a host directory, '
-            "use absolute path"
-        )
-    if propagation:
-        raise InvalidArgument(f"invalid volume specification: '{text}': propagation only goes with a host path")
+    if source:
+        check_name(source)
     return MountPoint(
         type="volume", destination=destination, name=source, driver=volume_driver or "local", mode=mode or "z", rw=rw,
         copy_up=not no_copy, anonymous=not source,
@@ -210,11 +213,8 @@ def _bind_mount(mount: Mount, destination: str, refuse: Callable[[str], InvalidA
 def _volume_mount(mount: Mount, destination: str, refuse: Callable[[str], InvalidArgument]) -> MountPoint:
     if mount.bind_options is not None or mount.tmpfs_options is not None:
         raise refuse(f"field {'BindOptions' if mount.bind_options else 'TmpfsOptions'} must not be specified")
-    if mount.source and not _VOLUME_NAME.fullmatch(mount.source):
-        raise refuse(
-            f'"{mount.source}" includes invalid characters for a local volume name, only "[a-zA-Z0-9][a-zA-Z0-9_.-]" '
-            "are allowed. If you intended to pass a host directory, use absolute path"
-        )
+    if mount.source:
+        check_name(mount.source)
     if not mount.source and mount.read_only:
         raise refuse("must not set ReadOnly mode when using anonymous volumes")
     options = mount.volume_options
@@ -298,6 +298,8 @@ def _destination(target: str) -> str:
 
 
 def _volumes_from(spec: str) -> tuple[str, str]:
+    if not spec:
+        raise InvalidArgument("volumes-from specification cannot be an empty string")
     name, _, mode = spec.partition(":")
     if not name:
         raise InvalidArgument(f"invalid volumes-from specification: '{spec}'")

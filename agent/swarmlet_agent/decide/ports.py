@@ -33,11 +33,11 @@ def expand_ports(text: str) -> tuple[str, ...]:
     numbers, _, protocol = text.partition("/")
     protocol = (protocol or "tcp").lower()
     first, dash, last = numbers.partition("-")
-    low, high = _number(first, text), _number(last, text) if dash else _number(first, text)
+    low, high = _number(first, numbers), _number(last, numbers) if dash else _number(first, numbers)
     if protocol not in _PROTOCOLS:
         raise InvalidArgument(f"invalid proto: {protocol}")
     if not 0 < low <= high:
-        raise InvalidArgument(f'invalid port specification: "{text}"')
+        raise InvalidArgument(f'invalid port specification: "{numbers}"')
     return tuple(f"{number}/{protocol}" for number in range(low, high + 1))
 
 

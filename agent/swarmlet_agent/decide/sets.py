@@ -11,8 +11,8 @@ def parse_set(text: str, name: str) -> frozenset[int]:
     for part in text.split(",") if text else ():
         first, dash, last = part.partition("-")
         if not first.isdigit() or (dash and not last.isdigit()) or int(last or first) > 8192:
-            raise InvalidArgument(f"Invalid value {text} for cpuset {name}")
+            raise InvalidArgument(f"Invalid value {text} for cpuset {name}: invalid format: {text}")
         if int(last or first) < int(first):
-            raise InvalidArgument(f"Invalid value {text} for cpuset {name}")
+            raise InvalidArgument(f"Invalid value {text} for cpuset {name}: invalid format: {text}")
         numbers.update(range(int(first), int(last or first) + 1))
     return frozenset(numbers)

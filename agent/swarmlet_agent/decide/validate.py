@@ -4,6 +4,8 @@ runconfig). What depends on the image, other containers or the host's files is c
 
 from __future__ import annotations
 
+from ipaddress import ip_address
+
 from swarmlet.errors import InvalidArgument
 from swarmlet.model.container import ContainerCreate, HostConfig, RestartPolicy
 from swarmlet_agent.decide.health import check_config
@@ -178,6 +180,8 @@ def _check_names(host: HostConfig) -> None:
         name, separator, address = entry.partition(":") if "=" not in entry else entry.partition("=")
         if not name or not separator or not address:
             raise InvalidArgument(f'bad format for add-host: "{entry}"')
+        if address != "host-gateway" and not _is_address(address.strip().removeprefix("[").removesuffix("]")):
+            raise InvalidArgument(f'invalid IP address in add-host: "{address}"')
     if any(word == ".." for word in host.cgroup_parent.split("/")):
         raise InvalidArgument(f"invalid cgroup parent: {host.cgroup_parent}")
     for text in host.group_add:
@@ -188,3 +192,11 @@ def _check_names(host: HostConfig) -> None:
     for target in host.tmpfs:
         if not target.startswith("/"):
             raise InvalidArgument(f"invalid mount path: '{target}' mount path must be absolute")
+
+
+def _is_address(text: str) -> bool:
+    try:
+        ip_address(text)
+    except ValueError:
+        return False
+    return True

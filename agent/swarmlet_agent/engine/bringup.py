@@ -149,11 +149,14 @@ class Bringup:
         core = self._core
         rootfs = await core.root_of(record)
         mounts = tuple([await self._source(record, point) for point in record.mounts])
-        identity = await asyncio.to_thread(_look_inside, rootfs, record, mounts)
-        if label := core.labels_of(record).mount:
-            for point in mounts:
-                await self._label(point, label)
-        inner = await asyncio.to_thread(subpaths.resolve, mounts) if _any_within(mounts) else {}
+        try:
+            identity = await asyncio.to_thread(_look_inside, rootfs, record, mounts)
+            if label := core.labels_of(record).mount:
+                for point in mounts:
+                    await self._label(point, label)
+            inner = await asyncio.to_thread(subpaths.resolve, mounts) if _any_within(mounts) else {}
+        except InvalidArgument as err:  # nothing is wrong with asking for the start: to dockerd it is the system's
+            raise Internal(str(err)) from err
         return rootfs, identity, mounts, inner
 
     async def _label(self, point: MountPoint, label: str) -> None:
@@ -262,7 +265,8 @@ def _look_inside(rootfs: Path, record: Container, mounts: tuple[MountPoint, ...]
             try:
                 os.makedirs(point.source, exist_ok=True)
             except OSError as err:
-                raise Internal(f"error while creating mount source path '{point.source}': {err.strerror}") from err
+                why = f"mkdir {err.filename}: {(err.strerror or '').lower()}"
+                raise Internal(f"error while creating mount source path '{point.source}': {why}") from err
     working_dir = record.request.working_dir
     if working_dir and not any(_covers(point.destination, working_dir) for point in mounts):
         with acting_as(record.remap.root if record.remap is not None else (0, 0)):

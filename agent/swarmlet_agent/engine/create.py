@@ -63,8 +63,6 @@ class Creator:
     ) -> tuple[Unit, list[str]]:
         """The new unit and warnings. InvalidArgument, NotSupported, NotFound (image, other containers), Conflict."""
         core = self._core
-        if name:
-            name = check_name(name)
         host, warnings = drop_foreign(request.host_config)
         if asks_much(host):
             host, lacking = fit_limits(host, await asyncio.to_thread(kernel_limits))
@@ -88,6 +86,8 @@ class Creator:
         )
         merged = self._complete(merge_image(normal, image.config))
         check_image_part(merged)
+        if name:  # this late, as dockerd: what is wrong with the request itself is told first
+            name = check_name(name)
         remap = check_remapped(merged.host_config, core.traits.remap)
         points = resolve_mounts(
             merged, self._shared_points(merged), data_dir=str(core.settings.data_dir), shallow=shallow

@@ -46,7 +46,7 @@ def normalise(names: Iterable[str], option: str, available: frozenset[str]) -> t
         if not name.startswith("CAP_"):
             name = f"CAP_{name}"
         if name not in _NUMBERS:
-            raise InvalidArgument(f'invalid {option}: unknown capability: "{given}"')
+            raise InvalidArgument(f'invalid {option}: unknown capability: "{name}"')
         if name not in available and option == "CapAdd":
             raise InvalidArgument(
                 f"invalid {option}: capability not supported by your kernel or not available in the current "

@@ -14,7 +14,7 @@ from typing import Any
 
 import msgspec
 
-from swarmlet.errors import InvalidArgument, NotSupported
+from swarmlet.errors import Internal, InvalidArgument, NotSupported
 from swarmlet.model.container import DeviceRequest
 
 #: The later folder wins where both describe a device.
@@ -149,9 +149,10 @@ def _gpus(request: DeviceRequest, registry: Registry) -> list[str]:
     return single[:wanted]
 
 
-def _no_driver(request: DeviceRequest) -> NotSupported:
+def _no_driver(request: DeviceRequest) -> Internal:
+    """As dockerd, which knows its drivers only when the container starts."""
     wanted = " ".join(f"[{' '.join(words)}]" for words in request.capabilities)
-    return NotSupported(f'could not select device driver "{request.driver}" with capabilities: [{wanted}]')
+    return Internal(f'could not select device driver "{request.driver}" with capabilities: [{wanted}]')
 
 
 def apply(config: dict[str, Any], edits: Sequence[Edits]) -> None:

@@ -68,7 +68,9 @@ def read_options(words: Sequence[str]) -> SecurityOptions:
         elif key == "label" and value:
             labels.append(value)
         else:
-            raise InvalidArgument(f"invalid --security-opt 2: {word!r}".replace("'", '"'))
+            # dockerd tells by number where it gave up: 1 is a word without a value.
+            number = 2 if "=" in word or ":" in word else 1
+            raise InvalidArgument(f'invalid --security-opt {number}: "{word}"')
     return SecurityOptions(no_new_privileges, profile, apparmor, writable_cgroups, read_wishes(labels))
 
 

@@ -47,11 +47,32 @@ def test_a_lone_path_is_an_anonymous_volume():
 
 @pytest.mark.parametrize(
     "text",
-    ["", "a:b:c:d", "/a:/b:bogus", "/a:b", "/a:/", "a/b:/c", "/a:/b:ro,rw", "/a:/b:shared,slave", "/data:ro", ":/x:q"],
+    [
+        "", "a:b:c:d", "/a:/b:bogus", "/a:/b:default", "/a:b", "/a:/", "/a:/b:ro,rw", "/a:/b:shared,slave", "/data:ro",
+        ":/x:q", ":/x",
+    ],
 )
 def test_broken_binds_are_refused(text):
     with pytest.raises(InvalidArgument, match=r"invalid volume specification|^invalid mode: "):
         parse_bind(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("/data:ro", "invalid volume specification: '/data:ro'"),
+        ("vol:x", "'vol:x': invalid mount config for type \"volume\": invalid mount path: 'x' mount path must be"),
+        ("/a:/", "invalid mount config for type \"bind\": invalid specification: destination can't be '/'"),
+        ("/a:/b:nocopy", "invalid mount config for type \"bind\": field VolumeOptions must not be specified"),
+        ("vol:/b:rshared", "invalid mount config for type \"volume\": field BindOptions must not be specified"),
+        ("a/b:/c", "create a/b: \"a/b\" includes invalid characters for a local volume name"),
+        ("v:/c", "create v: volume name is too short"),
+    ],
+)
+def test_binds_are_refused_in_dockerds_words(text, words):
+    with pytest.raises(InvalidArgument) as caught:
+        parse_bind(text)
+    assert words in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -64,7 +85,6 @@ def test_broken_binds_are_refused(text):
         (Mount(type="bind", source="/a", target="/x", volume_options=VolumeOptions()), "VolumeOptions must not"),
         (Mount(type="bind", source="/a", target="/x", bind_options=BindOptions(propagation="up")), "propagation"),
         (Mount(type="volume", target="/x", read_only=True), "ReadOnly"),
-        (Mount(type="volume", source="a/b", target="/x"), "invalid characters"),
         (Mount(type="tmpfs", source="a", target="/x"), "field Source must not be specified"),
         (Mount(type="image", target="/x"), "field Source must not be empty"),
         (Mount(type="image", source="i", target="/x", bind_options=BindOptions()), "BindOptions must not"),
@@ -75,6 +95,8 @@ def test_broken_mounts_are_refused_with_their_kind(mount, words):
     with pytest.raises(InvalidArgument, match=words) as caught:
         from_mount(mount)
     assert str(caught.value).startswith("invalid mount config")
+    with pytest.raises(InvalidArgument, match=r"^create a/b: .* invalid characters"):
+        from_mount(Mount(type="volume", source="a/b", target="/x"))
 
 
 def test_kinds_and_options_not_built_are_refused_by_name():

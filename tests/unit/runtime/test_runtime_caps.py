@@ -61,7 +61,7 @@ def test_what_is_dropped_is_gone_unless_it_is_added(add: list[str], drop: list[s
 
 
 def test_unknown_and_unavailable_capabilities_are_named() -> None:
-    with pytest.raises(InvalidArgument, match='invalid CapAdd: unknown capability: "FOO"'):
+    with pytest.raises(InvalidArgument, match='invalid CapAdd: unknown capability: "CAP_FOO"'):
         granted(("FOO",))
     with pytest.raises(InvalidArgument, match='invalid CapDrop: unknown capability: "CAP_FOO"'):
         granted((), ("CAP_FOO",))

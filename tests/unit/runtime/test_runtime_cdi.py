@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from swarmlet.errors import InvalidArgument, NotSupported
+from swarmlet.errors import Internal, InvalidArgument
 from swarmlet.model.container import DeviceRequest
 from swarmlet_agent.runtime.cdi import Registry, apply, check_requests, choose, load
 
@@ -72,10 +72,10 @@ def test_devices_that_there_are_not_are_refused(registry: Registry) -> None:
         choose([gpus(0, "7")], registry)
     with pytest.raises(InvalidArgument, match="3 GPUs are wanted, but this host has 2"):
         choose([gpus(3)], registry)
-    with pytest.raises(NotSupported, match=r'could not select device driver "" with capabilities: \[\[gpu\]\]'):
+    with pytest.raises(Internal, match=r'could not select device driver "" with capabilities: \[\[gpu\]\]'):
         choose([gpus(-1)], Registry(devices={}))
     for request in (DeviceRequest(driver="amd", capabilities=(("gpu",),)), DeviceRequest(capabilities=(("tpu",),))):
-        with pytest.raises(NotSupported, match="could not select device driver"):
+        with pytest.raises(Internal, match="could not select device driver"):
             check_requests([request])
     with pytest.raises(InvalidArgument, match="both Count and DeviceIDs"):
         check_requests([gpus(1, "0")])

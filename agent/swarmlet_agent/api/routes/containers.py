@@ -79,7 +79,7 @@ class ContainerRoutes:
             return ready_answer(QuickAnswer(self._summaries.body(call, call.request.rel_url.raw_query_string)))
         every, now = self._backend.list(), time.time_ns()
         linked = names_by_links(every)
-        chosen = self._summaries.select(call, every, linked)
+        chosen = self._summaries.select(call, every)
         sizes = await self._sizes(chosen)
         return json_answer([
             container_summary(each, self._summaries.image_name(each), now, sizes[each.id], linked.get(each.name, ()))

@@ -20,6 +20,7 @@ async def container_create(call: Call) -> tuple[ContainerCreate, list[str]]:
     body = await call.raw_json(keep_nulls=True)
     if body is None:
         raise InvalidArgument(NO_BODY)
+    _check_types(body)
     meant = with_runtime(normalise_create(spelled(body, ContainerCreate)))
     return moved(as_meant(convert(meant, ContainerCreate), call.version), call.version)
 
@@ -49,6 +50,15 @@ def normalise_create(body: Any) -> Any:
         elif value is not None:
             clean[key] = _clean(value, (key,))
     return {**clean, **_words(clean, "Cmd"), **_words(clean, "Entrypoint")}
+
+
+def _check_types(body: Any) -> None:
+    """A mount without a type is none of dockerd's; in our records that is a volume."""
+    host = spelled(body, ContainerCreate).get("HostConfig") if isinstance(body, dict) else None
+    mounts = host.get("Mounts") if isinstance(host, dict) else None
+    for mount in mounts if isinstance(mounts, list) else ():
+        if isinstance(mount, dict) and not mount.get("Type"):
+            raise InvalidArgument('invalid mount config for type "": mount type unknown')
 
 
 def with_runtime(body: Any) -> Any:

@@ -162,7 +162,7 @@ def _mount(mount: Mount, version: ApiVersion) -> Mount:
         # Options of another type were passed over.
         return replace(
             mount,
-            bind_options=None if options is None or mount.type != "bind" else replace(
+            bind_options=None if options is None else replace(
                 options, create_mountpoint=False, non_recursive=options.non_recursive and version >= (1, 40)
             ),
             volume_options=mount.volume_options if mount.type == "volume" else None,
