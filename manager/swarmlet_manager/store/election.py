@@ -109,8 +109,9 @@ class Election:
 
     @property
     def leadership(self) -> Leadership | None:
-        """Ours, while the clock says that nobody else can have been elected."""
-        return self._leadership if asyncio.get_running_loop().time() < self._deadline else None
+        """Ours, while the clock says that nobody else can have been elected, and nothing else says that it is over."""
+        over = self._deposed.is_set() or asyncio.get_running_loop().time() >= self._deadline
+        return None if over else self._leadership
 
     def observe(self, kv: KeyValue | None, revision: int) -> None:
         """What the leader key holds at a revision of the store; None = it is gone. Sources may be late: that the key

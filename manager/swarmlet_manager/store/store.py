@@ -72,6 +72,8 @@ class Store:
         self._moved = asyncio.Event()
         self._leading = asyncio.Event()
         self._cluster_id = 0
+        #: Of the leader key in `state`'s revision, 0 without one. No two leaderships have the same, in any history.
+        self._leading_lease = 0
         self._has_schema = False
         self._contact = float("-inf")
         self._running: asyncio.Task[None] | None = None
@@ -231,6 +233,7 @@ class Store:
             records += self._mirror.decode(page.kvs)
             pages.arrived(page)
         self._cluster_id, self._has_schema = cluster_id, has_schema
+        self._leading_lease = leader.lease if leader is not None else 0
         self._touch()
         self._apply(self._mirror.load(records, revision))
         self._election.observe(leader, revision)
@@ -268,6 +271,7 @@ class Store:
     def _receive(self, batch: WatchBatch) -> None:
         for event in batch.events:
             if event.key == self._keys.leader:
+                self._leading_lease = event.kv.lease if event.kv is not None else 0
                 self._election.observe(event.kv, event.mod_revision)
             elif event.key == self._keys.schema and event.kv is not None:
                 _check_schema(event.kv.value)
@@ -298,8 +302,10 @@ class Store:
                 log.exception("a subscriber failed")
 
     async def _reign(self, leadership: Leadership) -> None:
+        # Until the watch has brought our own key, and so all that predecessors wrote. A revision would not tell: in an
+        # etcd restored from a backup the term may be lower than what this manager knows of the history before.
         async with asyncio.timeout(CATCH_UP_S):
-            while self.state.revision < leadership.term:
+            while self._leading_lease != leadership.lease:
                 await self._applied()
         writer = Writer(self._kv, self._mirror, leadership, self._limits, self._written)
         if not self._has_schema:

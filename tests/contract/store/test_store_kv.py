@@ -32,7 +32,7 @@ async def put(kv: KV, key: bytes, value: bytes, lease: int = 0) -> int:
 
 async def gather(batches: AsyncGenerator[WatchBatch, None], count: int) -> list[Event]:
     events: list[Event] = []
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         async for batch in batches:
             events += batch.events
             if len(events) >= count:
@@ -165,7 +165,7 @@ async def test_a_revision_is_never_spread_over_two_batches(kv: KV, prefix: bytes
     for n in range(5):
         await kv.txn([], [PutKey(prefix + b"%d" % i, b"%d" % n) for i in range(100)])
     seen: list[int] = []
-    async with asyncio.timeout(10), aclosing(kv.watch(prefix, prefix_end(prefix), revision=start + 1)) as batches:
+    async with asyncio.timeout(30), aclosing(kv.watch(prefix, prefix_end(prefix), revision=start + 1)) as batches:
         async for batch in batches:
             revisions = [event.mod_revision for event in batch.events]
             assert all(revisions.count(revision) == 100 for revision in set(revisions))
@@ -179,14 +179,14 @@ async def test_a_watch_below_the_compacted_revision_says_so(kv: KV, prefix: byte
     await put(kv, prefix + b"k", b"2")
     await kv.compact(await put(kv, prefix + b"k", b"3"))
     with pytest.raises(Compacted):
-        async with asyncio.timeout(10), aclosing(kv.watch(prefix, prefix_end(prefix), revision=first)) as batches:
+        async with asyncio.timeout(30), aclosing(kv.watch(prefix, prefix_end(prefix), revision=first)) as batches:
             async for _ in batches:
                 pass
 
 
 async def test_an_idle_watch_stays_alive(kv: KV, prefix: bytes) -> None:
     start = await put(kv, prefix + b"k", b"1")
-    async with asyncio.timeout(15), aclosing(kv.watch(prefix, prefix_end(prefix), revision=start + 1)) as batches:
+    async with asyncio.timeout(30), aclosing(kv.watch(prefix, prefix_end(prefix), revision=start + 1)) as batches:
         await anext(batches)
         pending = asyncio.ensure_future(gather(batches, 1))
         await asyncio.sleep(3)
@@ -195,13 +195,13 @@ async def test_an_idle_watch_stays_alive(kv: KV, prefix: bytes) -> None:
 
 
 async def test_a_leased_key_lives_as_long_as_its_lease_is_renewed(kv: KV, prefix: bytes) -> None:
-    lease = await kv.lease_grant(1)
+    lease = await kv.lease_grant(3)
     await put(kv, prefix + b"k", b"1", lease)
-    for _ in range(4):
+    for _ in range(9):  # longer than it would live by itself
         await asyncio.sleep(0.5)
         await kv.lease_renew(lease)
     assert (await kv.read(prefix + b"k")).kvs[0].lease == lease
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         while (await kv.read(prefix + b"k")).kvs:
             await asyncio.sleep(0.1)
     with pytest.raises(LeaseGone):

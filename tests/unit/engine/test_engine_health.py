@@ -72,6 +72,7 @@ async def status_of(node, ident: str, wanted: str) -> None:
             await asyncio.sleep(0.005)
 
 
+@pytest.mark.looptime
 async def test_a_probe_that_passes_makes_it_healthy_and_is_announced(node):
     ident = await node.run(*LONG, healthcheck=check("CMD", "echo", "fine"))
     assert node.engine.get(ident).state.health.status == "starting"
@@ -128,6 +129,7 @@ async def test_a_probe_that_cannot_run_has_no_end(node):
     assert actions == {"exec_create: nosuch", "exec_start: nosuch"}
 
 
+@pytest.mark.looptime
 async def test_probing_ends_with_the_run(node):
     ident = await node.run(*LONG, healthcheck=check("CMD", "echo"))
     await status_of(node, ident, "healthy")
@@ -138,6 +140,7 @@ async def test_probing_ends_with_the_run(node):
     assert node.world.calls.count("runtime.exec") == count
 
 
+@pytest.mark.looptime
 async def test_a_paused_container_is_not_probed(node):
     ident = await node.run(*LONG, healthcheck=check("CMD", "echo"))
     await status_of(node, ident, "healthy")

@@ -56,6 +56,7 @@ async def test_a_paused_container_stays_paused(node):
     assert node.engine.get(ident).state.status == "running"
 
 
+@pytest.mark.looptime
 async def test_after_a_reboot_policies_decide_who_runs_again(node):
     ids = {
         name: await node.run(*LONG, name=name, host=host)
@@ -69,7 +70,7 @@ async def test_after_a_reboot_policies_decide_who_runs_again(node):
     await node.engine.stop("stubborn")
     await node.engine.create("fresh", ContainerCreate(image="busybox", host_config=policy("always")))
     await node.again(reboot=True)
-    await asyncio.sleep(0.3)
+    await asyncio.sleep(0.3)  # those that ran wait for their first delay
 
     status = {record.name: record.state.status for record in node.engine.list()}
     assert status == {

@@ -75,11 +75,15 @@ def test_everything_else_is_left_to_the_handler(request_bytes: bytes) -> None:
 
 #: Requests that the handler was asked.
 HANDLED: list[str] = []
+#: What the answer to a request with slow=2 waits for.
+GO_ON = asyncio.Event()
 
 
 @pytest.fixture
 async def socket(tmp_path: Path) -> AsyncIterator[Path]:
+    global GO_ON
     HANDLED.clear()
+    GO_ON = asyncio.Event()
 
     def quick(call: QuickCall) -> QuickAnswer | None:
         return None if call.flag("slow") else QuickAnswer(b"[1]\n")
@@ -87,7 +91,7 @@ async def socket(tmp_path: Path) -> AsyncIterator[Path]:
     async def slow(call: Call) -> web.Response:
         HANDLED.append(call.text("slow"))
         if call.text("slow") == "2":
-            await asyncio.sleep(0.05)
+            await GO_ON.wait()
         return ready_answer(QuickAnswer(b"[1]\n"))
 
     server = Server([Route("GET", "/list", slow, quick)])
@@ -100,7 +104,7 @@ async def _exchange(path: Path, *requests: bytes) -> list[tuple[list[str], bytes
     reader, writer = await asyncio.open_unix_connection(path)
     got = []
     try:
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             for request in requests:
                 writer.write(request)
                 head = (await reader.readuntil(b"\r\n\r\n")).decode()
@@ -129,7 +133,7 @@ async def test_what_takes_the_connection_over_or_breaks_it_ends_quick_answers(so
     writer.write(quick)
     await reader.readuntil(b"[1]\n")
     writer.write(b"nonsense\r\n\r\n")
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         rest = await reader.read()
 
     writer.close()
@@ -143,9 +147,14 @@ async def test_answers_come_in_the_order_of_their_questions(socket: Path) -> Non
     writer.write(quick)
     await reader.readuntil(b"[1]\n")
     writer.write(slow)
-    await asyncio.sleep(0.01)  # the second of the two arrives while the first is being answered
+    async with asyncio.timeout(30):
+        while not HANDLED:
+            await asyncio.sleep(0.001)
+    # The second of the two arrives while the first is being answered.
     writer.write(quick.replace(b"Host: a", b"Host: a\r\nConnection: close"))
-    async with asyncio.timeout(5):
+    await asyncio.sleep(0.01)
+    GO_ON.set()
+    async with asyncio.timeout(30):
         rest = await reader.read()
 
     writer.close()

@@ -6,6 +6,7 @@ import asyncio
 import os
 import struct
 import time
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from swarmlet_agent.logs import files as log_files_module
 from swarmlet_agent.logs.files import LogFiles, pack
 from swarmlet_agent.logs.k8s_file import LogQuery, Renderer, in_zone, utc
 from swarmlet_agent.logs.reader import LogReader
+from swarmlet_agent.logs.rotate import put_aside
 from swarmlet_agent.logs.watch import FolderWatch
 
 START = 1_700_000_000 * NS
@@ -176,6 +178,12 @@ async def collect(reader: LogReader, path: Path, query: LogQuery, ended: asyncio
     return data
 
 
+async def until(condition: Callable[[], object]) -> None:
+    async with asyncio.timeout(30):
+        while not condition():
+            await asyncio.sleep(0.005)
+
+
 async def test_following_shows_what_is_written_and_ends_with_the_container(tmp_path: Path) -> None:
     path, reader, ended = tmp_path / "x.log", LogReader(), asyncio.Event()
     path.write_bytes(piece("before"))
@@ -187,7 +195,7 @@ async def test_following_shows_what_is_written_and_ends_with_the_container(tmp_p
         log.write(piece("last"))
         ended.set()
 
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         text = (await following).decode().split()
     assert text[0] == "before"
     assert text[-1] == "last"
@@ -195,19 +203,20 @@ async def test_following_shows_what_is_written_and_ends_with_the_container(tmp_p
     reader.close()
 
 
-async def test_a_written_line_reaches_a_follower_at_once(tmp_path: Path) -> None:
+async def test_a_written_line_reaches_a_follower_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # By notice: this one would look by itself too late.
+    monkeypatch.setattr("swarmlet_agent.logs.reader.LOOK_AGAIN_S", 1000.0)
     path, reader, ended = tmp_path / "x.log", LogReader(), asyncio.Event()
     path.write_bytes(b"")
     stream = reader.read(path, LogQuery(framed=False), ended.wait())
     first = asyncio.ensure_future(anext(stream))
-    await asyncio.sleep(0.1)
-    began = time.perf_counter()
+    await until(lambda: reader._watch._waiting)
+    await asyncio.sleep(0.1)  # it has looked, and waits
     with path.open("ab", buffering=0) as log:
         log.write(piece("now"))
 
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         assert await first == b"now\n"
-    assert time.perf_counter() - began < 0.5  # by notice, not by looking again after LOOK_AGAIN_S
     await stream.aclose()
     reader.close()
 
@@ -221,11 +230,7 @@ async def test_no_line_is_lost_or_repeated_over_rotations(tmp_path: Path) -> Non
     for n in range(300):
         log.write(piece(str(n)))
         if n % 50 == 49:
-            for number in (3, 2, 1):
-                older = path.with_name(f"x.log.{number}")
-                if older.exists():
-                    os.rename(older, path.with_name(f"x.log.{number + 1}"))
-            os.rename(path, path.with_name("x.log.1"))
+            put_aside(path, 8)
             log.write(piece(f"{n}+"))  # conmon writes on to the old file until it reopens
             log.close()
             log = path.open("ab", buffering=0)
@@ -233,7 +238,7 @@ async def test_no_line_is_lost_or_repeated_over_rotations(tmp_path: Path) -> Non
     log.close()
     ended.set()
 
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         lines = (await following).decode().split()
     expected = [word for n in range(300) for word in ([str(n), f"{n}+"] if n % 50 == 49 else [str(n)])]
     assert lines == expected
@@ -249,7 +254,7 @@ async def test_a_log_that_does_not_exist_yet_is_empty_and_can_be_followed(tmp_pa
     path.write_bytes(piece("born"))
     await asyncio.sleep(0.1)
     ended.set()
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         assert await following == b"born\n"
     reader.close()
 
@@ -258,7 +263,7 @@ async def test_following_ends_when_until_has_passed(tmp_path: Path) -> None:
     path, reader = tmp_path / "x.log", LogReader()
     path.write_bytes(piece("x"))
 
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         query = LogQuery(framed=False, until=time.time_ns() + NS // 5)
         assert await collect(reader, path, query, asyncio.Event()) == b"x\n"
     reader.close()
@@ -273,17 +278,16 @@ async def test_an_abandoned_reader_leaves_no_descriptor_open(tmp_path: Path) -> 
         await asyncio.sleep(0.002)
         task.cancel()
         await asyncio.wait([task])
-    await asyncio.sleep(0.1)
     reader.close()
 
-    assert set(os.listdir("/proc/self/fd")) <= before | {os.path.basename(p) for p in ()}
+    await until(lambda: set(os.listdir("/proc/self/fd")) <= before)  # a thread may still look into the folder
 
 
 async def test_watches_of_one_folder_are_shared_and_given_back(tmp_path: Path) -> None:
     watch = FolderWatch()
     async with watch.changes(tmp_path) as first, watch.changes(tmp_path) as second:
         (tmp_path / "a").write_text("x")
-        async with asyncio.timeout(2):
+        async with asyncio.timeout(30):
             await first.wait()
             await second.wait()
     before = len(os.listdir("/proc/self/fd"))
@@ -301,7 +305,7 @@ async def test_a_watched_folder_may_go_away(tmp_path: Path) -> None:
         await asyncio.sleep(0.05)
         async with watch.changes(tmp_path) as other:
             (tmp_path / "b").write_text("x")
-            async with asyncio.timeout(2):
+            async with asyncio.timeout(30):
                 await other.wait()
     watch.close()
 

@@ -18,7 +18,7 @@ from swarmlet.model.states import NodeState, TaskState
 from swarmlet.model.task import Task
 from swarmlet_manager.state import Change, Delete, Put
 from swarmlet_manager.store.election import Candidate, NotLeader
-from swarmlet_manager.store.kv import NoSpace, PutKey, TooLarge, WatchBatch
+from swarmlet_manager.store.kv import ClusterChanged, NoSpace, PutKey, TooLarge, WatchBatch
 from swarmlet_manager.store.memory import Faults, MemoryClient, MemoryEtcd
 from swarmlet_manager.store.mirror import Resync
 from swarmlet_manager.store.store import Store
@@ -385,6 +385,50 @@ async def test_a_restored_backup_is_followed_even_though_it_goes_back(etcd: Memo
         await store.wait_for_leadership()
         await store.commit([Put(msgspec.structs.replace(store.state.nodes["n1"], message="on"))])
         assert store.state.nodes["n1"].message == "on"
+
+
+class SlowToNotice(MemoryClient):
+    """Its watches find out late that etcd has another history."""
+
+    async def watch(self, key: bytes, end: bytes = b"", *, revision: int) -> AsyncGenerator[WatchBatch, None]:
+        async with aclosing(super().watch(key, end, revision=revision)) as batches:
+            try:
+                async for batch in batches:
+                    yield batch
+            except ClusterChanged:
+                await asyncio.sleep(8)
+                raise
+
+
+async def test_who_is_elected_in_a_restored_cluster_does_not_lead_by_what_was_before(etcd: MemoryEtcd) -> None:
+    client = SlowToNotice(etcd)
+    store = Store(client, Candidate(id="m1", addr="m1:2377"), rng=random.Random(1))
+    await store.start()
+    await store.wait_for_leadership()
+    (node,) = await store.commit([Put(Node(id="n1", message="then"))])
+    backup = etcd.backup()
+    for number in range(50):
+        (node,) = await store.commit([Put(msgspec.structs.replace(node, message=f"later {number}"))])
+    client.faults.cut = True
+    etcd.restore(backup, cluster_id=2)
+    await asyncio.sleep(5)
+    assert not store.leader
+    client.faults.cut = False
+    client.nudge()
+    await store.wait_for_leadership()
+    assert store.term < 50
+    assert store.state.nodes["n1"].message == "then"
+    await store.stop()
+
+
+async def test_who_steps_down_leads_no_more(etcd: MemoryEtcd) -> None:
+    async with running(etcd) as store:
+        await store.wait_for_leadership()
+        store.step_down()
+        assert not store.leader
+        with pytest.raises(NotLeader):
+            await store.commit([Put(Node(id="n1"))])
+        await store.wait_for_leadership()
 
 
 async def test_the_state_of_a_later_version_is_refused(etcd: MemoryEtcd) -> None:
