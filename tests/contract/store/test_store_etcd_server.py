@@ -19,7 +19,7 @@ from swarmlet.errors import Conflict, Internal, InvalidArgument, Unavailable
 from swarmlet.process import identify, write_pid_file
 from swarmlet_manager.store.etcd.binary import EtcdSettings
 from swarmlet_manager.store.etcd.channels import Tls
-from swarmlet_manager.store.etcd.client import EtcdClient
+from swarmlet_manager.store.etcd.client import EtcdClient, Member
 from swarmlet_manager.store.etcd.server import EtcdServer
 from swarmlet_manager.store.kv import PutKey
 
@@ -230,10 +230,10 @@ async def test_a_single_member_on_sockets_grows_into_a_cluster_of_three(etcd_dir
             for number in (2, 3):
                 peers = tuple((each.name, each.peer_url) for each in members)
                 members.append(joining := settings(number, peers))
-                added = await soon(lambda url=joining.peer_url: client.member_add(url))
+                added = await soon(lambda url=joining.peer_url: admitted(client, url))
                 servers.append(EtcdServer(joining))
                 await servers[-1].start()
-                await soon(lambda ident=added.id: client.member_promote(ident))
+                await soon(lambda ident=added.id: promoted(client, ident))
             assert [member.is_learner for member in await client.members()] == [False] * 3
             async with connected(servers[1].endpoints) as third:
                 assert (await third.read(b"k")).kvs[0].value == b"v"
@@ -241,7 +241,19 @@ async def test_a_single_member_on_sockets_grows_into_a_cluster_of_three(etcd_dir
             await asyncio.gather(*(each.stop() for each in servers))
 
 
-async def soon(action, timeout_s: float = 30.0):  # type: ignore[no-untyped-def]
+async def admitted(client: EtcdClient, peer_url: str) -> Member:
+    """Added by this attempt, or by one whose answer came too late."""
+    known = [member for member in await client.members() if peer_url in member.peer_urls]
+    return known[0] if known else await client.member_add(peer_url)
+
+
+async def promoted(client: EtcdClient, member_id: int) -> None:
+    """As above."""
+    if any(member.id == member_id and member.is_learner for member in await client.members()):
+        await client.member_promote(member_id)
+
+
+async def soon(action, timeout_s: float = 60.0):  # type: ignore[no-untyped-def]
     """Until it is not refused any more: links between members must be some seconds old, learners in sync."""
     async with asyncio.timeout(timeout_s):
         while True:

@@ -21,6 +21,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from ipaddress import IPv4Address, IPv4Interface, IPv6Interface
 from pathlib import Path
 
+import pytest
 from net_talk import Line, answer_datagrams, connect_line, open_inside, serve_lines
 
 from swarmlet.model.ids import new_hex_id
@@ -35,7 +36,12 @@ OUTSIDE, HOST = "203.0.113.9", "203.0.113.1"
 OUTSIDE6, HOST6 = "2001:db8::9", "2001:db8::1"
 #: How much slower than a machine of one's own this one is: an emulated processor is.
 SLOWNESS = float(os.environ.get("SWARMLET_SLOWNESS", "1"))
-PATIENCE_S = 1.5 * SLOWNESS
+#: How long an answer may take that is expected …
+PATIENCE_S = 15 * SLOWNESS
+#: … and for how long one is waited for where none is expected.
+SILENCE_S = 1.5 * SLOWNESS
+#: Of a whole scenario.
+SCENARIO_S = 200 * SLOWNESS
 #: Gets the lab, then the test's parameters: strings.
 Scenario = Callable[..., Awaitable[None]]
 
@@ -43,11 +49,12 @@ Scenario = Callable[..., Awaitable[None]]
 def in_own_network(scenario: Scenario) -> Callable[..., None]:
     """A test that runs `scenario` in a child process with its own network, and fails with the child's words."""
 
+    @pytest.mark.timeout(SCENARIO_S + 40)
     @functools.wraps(scenario)
     def test(**parameters: str) -> None:
         words = [f"{name}={value}" for name, value in parameters.items()]
         command = [sys.executable, "-W", "error", __file__, scenario.__module__, scenario.__name__, *words]
-        result = subprocess.run(command, capture_output=True, text=True, timeout=100 * SLOWNESS, check=False)
+        result = subprocess.run(command, capture_output=True, text=True, timeout=SCENARIO_S + 20, check=False)
         assert result.returncode == 0, f"{scenario.__name__} failed in its own network:\n{result.stdout}{result.stderr}"
 
     test.scenario = scenario  # type: ignore[attr-defined]
@@ -123,7 +130,8 @@ class Lab:
     async def cut_off(self, where: Path | str | None, host: str, port: int) -> bool:
         """True if no connection comes about."""
         try:
-            await self.ask(where, host, port)
+            async with asyncio.timeout(SILENCE_S):
+                await self.ask(where, host, port)
         except (OSError, TimeoutError):
             return True
         return False
@@ -200,7 +208,7 @@ async def _run(scenario: Scenario, root: Path, parameters: dict[str, str]) -> No
     async with AsyncExitStack() as stack:
         await lab.networks.start()
         stack.push_async_callback(lab.close)
-        async with asyncio.timeout(90):
+        async with asyncio.timeout(SCENARIO_S):
             await scenario(lab, **parameters)
 
 

@@ -19,7 +19,8 @@ from net_talk import Line, answer_datagrams, connect_line, open_inside, serve_li
 from swarmlet_agent.net import netns
 
 T = TypeVar("T")
-PATIENCE_S = 3.0
+#: How long an answer may take.
+PATIENCE_S = 15.0
 
 
 class Spaces:
@@ -49,6 +50,15 @@ class Spaces:
         )
         assert result.returncode == 0, f"{words} in {where}: {result.stderr}"
         return result.stdout
+
+    def syns_again(self, where: str) -> int:
+        """How often a connection of this namespace was asked for again so far: the kernel does so a second after it got
+        no answer of any kind, so that a refusal which it never needed was one at once."""
+        names, values = (
+            line.split() for line in self.command(where, "cat", "/proc/net/netstat").splitlines()
+            if line.startswith("TcpExt:")
+        )
+        return int(dict(zip(names, values, strict=True))["TCPSynRetrans"])
 
     def ask_ip(self, where: str, *words: str) -> list[dict[str, Any]]:
         found = json.loads(self.command(where, "ip", "-j", *words) or "[]")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import errno
 import socket
-import time
 from collections import Counter
 from contextlib import AsyncExitStack
 from ipaddress import ip_address
@@ -131,13 +130,12 @@ async def test_a_service_without_backends_refuses_at_once(lab: Lab) -> None:
         balancers.apply("c", services())
 
         for vip in (VIP, VIP6):
-            began = time.monotonic()
             with pytest.raises(ConnectionRefusedError):
                 await spaces.ask("c", vip, PORT)
             with pytest.raises(OSError) as caught:
                 await spaces.ask("c", vip, PORT, UDP)
             assert caught.value.errno in (errno.ECONNREFUSED, errno.EPERM)
-            assert time.monotonic() - began < 0.5
+        assert spaces.syns_again("c") == 0
 
         balancers.change("c", {VIP: (BACKENDS["b2"][0],), VIP6: (BACKENDS["b2"][1],), "10.9.0.201": None})
 
@@ -262,7 +260,7 @@ async def test_containers_without_services_get_no_rules_and_forgotten_ones_can_g
         balancers.forget("c")
         netns.forget(spaces.path("c"))
 
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             while any(link["ifname"] == "vc" for link in spaces.ask_ip("host", "link")):
                 await asyncio.sleep(0.02)
         with pytest.raises(FileNotFoundError):

@@ -283,7 +283,7 @@ class Machine(RuleBasedStateMachine):
     def check(self) -> None:
         if self.unwritten:
             return
-        deadline = time.monotonic() + 8
+        deadline = time.monotonic() + 30
         unsure = [INFOS[name].id[:12] for name in self.lingering() | self.forgotten]
         unsure += [
             f"container {ident[:8]}" for ident, places in self.containers.items()

@@ -27,14 +27,14 @@ PORT_8080 = {"80/tcp": (PortBinding(host_port="8080"),)}
 
 async def eventually_gone(lab: Lab, *names: str) -> None:
     """The kernel reaps dropped namespaces in its own time."""
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(PATIENCE_S):
         while lab.links() & set(names):
             await asyncio.sleep(0.02)
 
 
 async def command(*words: str) -> str:
     """What a program prints; it must succeed."""
-    result = await asyncio.to_thread(subprocess.run, words, capture_output=True, text=True, check=True, timeout=20)
+    result = await asyncio.to_thread(subprocess.run, words, capture_output=True, text=True, check=True, timeout=60)
     return str(result.stdout)
 
 
@@ -342,9 +342,9 @@ async def test_an_interface_that_something_still_holds_is_removed_all_the_same(l
     await lab.networks.detach(ident)
     assert lab.networks._ground.catalog.pool(lab.networks.get("bridge").id).taken == 1  # it rests
 
-    await asyncio.sleep(PATIENCE_S * 2)
-    assert veths(lab) == set()
-    assert lab.networks._ground.catalog.pool(lab.networks.get("bridge").id).taken == 0
+    async with asyncio.timeout(PATIENCE_S):
+        while veths(lab) or lab.networks._ground.catalog.pool(lab.networks.get("bridge").id).taken:
+            await asyncio.sleep(0.02)
     os.close(holder)
     assert address == "172.17.0.2"
 

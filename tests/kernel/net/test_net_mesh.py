@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import socket
 import struct
-import time
 from contextlib import AsyncExitStack
 from dataclasses import replace
 
@@ -97,10 +96,9 @@ async def test_local_only_ports_lead_to_the_nodes_own_backends_and_refuse_withou
         for number, name in ((1, "c1"), (2, "c2")):
             assert await answers(mesh, "x", node_ip(number)) == {f"{name} {CLIENT}"}
         for version in (4, 6):
-            began = time.monotonic()
             with pytest.raises(ConnectionRefusedError):
                 await mesh.spaces.ask("x", node_ip(3, version), PORT)
-            assert time.monotonic() - began < 0.5
+        assert mesh.spaces.syns_again("x") == 0
 
 
 @in_own_network
@@ -111,12 +109,11 @@ async def test_a_port_without_backends_refuses_at_once_whoever_else_listens_ther
         await stack.enter_async_context(mesh.spaces.serve("n1", PORT, "squatter"))
 
         for version in (4, 6):
-            began = time.monotonic()
             with pytest.raises(ConnectionRefusedError):
                 await mesh.spaces.ask("x", node_ip(1, version), PORT)
             with pytest.raises(ConnectionRefusedError):
                 await mesh.spaces.ask("x", node_ip(1, version), PORT, UDP)
-            assert time.monotonic() - began < 0.5
+        assert mesh.spaces.syns_again("x") == 0
 
 
 @in_own_network
@@ -310,7 +307,7 @@ async def test_large_transfers_fit_through_both_ways(lab: Lab) -> None:
             size = channel.getsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG)
             assert size <= 1450 - (40 if version == 4 else 60)
             reader, writer = await asyncio.open_connection(sock=channel.dup())
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(30):
                 writer.write(data)
                 assert await reader.readexactly(len(data)) == data
             writer.close()
@@ -334,7 +331,7 @@ async def test_sctp_packets_get_to_a_backend(lab: Lab) -> None:
         packet = header + struct.pack("<I", crc32c(header + bytes(4) + init)) + init
         client.sendto(packet, (node_ip(1), 0))
 
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             received = await asyncio.get_running_loop().sock_recv(backend, 2000)
         assert socket.inet_ntoa(received[12:16]) == CLIENT
         assert struct.unpack_from("!HH", received, 20) == (5000, 7001)

@@ -149,7 +149,7 @@ class Model:
         links = {endpoint.veth for box in boxes.values() for endpoint in box.endpoints if endpoint.veth}
         links |= {name for network in ground.catalog.bridges() for name in (network.bridge,)}
         links |= {network.parent for network in ground.catalog.by_id.values() if network.parent.startswith("dm-")}
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             while {
                 name for name in self.lab.links() - self.before if not name.startswith("dp-")
             } != links - self.before:

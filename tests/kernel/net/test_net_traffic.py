@@ -9,7 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from net_lab import HOST, HOST6, OUTSIDE, Lab, in_own_network
+from net_lab import HOST, HOST6, OUTSIDE, PATIENCE_S, Lab, in_own_network
 from stray import stray_answer, stray_segment
 
 from swarmlet.model.container import EndpointSettings, PortBinding
@@ -197,18 +197,18 @@ async def test_a_container_cannot_reach_the_hosts_loopback(lab: Lab) -> None:
             raw.send(frame + bytes(header) + data)
             raw.close()
 
-    async def arrives() -> bool:
+    async def arrives(within_s: float) -> bool:
         await asyncio.to_thread(send_forged)
-        await asyncio.sleep(0.2)
-        with suppress(BlockingIOError):
-            return receiver.recv(100) == b"hey"
+        with suppress(TimeoutError):
+            async with asyncio.timeout(within_s):
+                return await asyncio.get_running_loop().sock_recv(receiver, 100) == b"hey"
         return False
 
-    assert not await arrives()
+    assert not await arrives(0.2)
     rules = Nft()
     rules.run("flush chain ip swl guard")  # the frame is well made: only the guard stopped it
     rules.close()
-    assert await arrives()
+    assert await arrives(PATIENCE_S)
     receiver.close()
 
 

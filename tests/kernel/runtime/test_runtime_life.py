@@ -136,9 +136,10 @@ async def test_a_paused_container_stands_still_and_can_be_deleted(bench) -> None
     await until(lambda: len(bench.log(ident)) > 10)
 
     await bench.runtime.pause(ident)
-    frozen = bench.log(ident)
-    await asyncio.sleep(0.2)
-    assert bench.log(ident) == frozen
+    frozen = ""
+    async with asyncio.timeout(30):
+        while frozen != (frozen := bench.log(ident)):  # conmon may still have something to write
+            await asyncio.sleep(0.2)
 
     await bench.runtime.resume(ident)
     await until(lambda: len(bench.log(ident)) > len(frozen) + 5)
@@ -244,7 +245,7 @@ async def test_if_conmon_is_killed_the_end_of_the_container_is_still_told(bench)
     assert not waiting.done()
     await bench.runtime.kill(ident, signal.SIGKILL)
 
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         assert (await waiting).code == UNKNOWN_EXIT_CODE
 
 
@@ -338,9 +339,7 @@ async def until(ready) -> None:
 
 
 async def until_async(ready) -> None:
-    """For what the kernel does not announce; ten seconds at most."""
-    for _ in range(1000):
-        if await ready():
-            return
-        await asyncio.sleep(0.01)
-    raise AssertionError("it did not happen within ten seconds")
+    """For what the kernel does not announce."""
+    async with asyncio.timeout(30):
+        while not await ready():
+            await asyncio.sleep(0.01)

@@ -44,13 +44,14 @@ async def test_no_more_processes_than_allowed(bench) -> None:
 
 async def test_cpu_time_is_limited(bench) -> None:
     ident = await bench.launch("sh", "-c", "while :; do :; done", host=HostConfig(nano_cpus=100_000_000))
-    first = await bench.runtime.usage(ident)
-    await asyncio.sleep(1.0)
-    second = await bench.runtime.usage(ident)
+    first = second = await bench.runtime.usage(ident)
+    async with asyncio.timeout(60):  # on a busy machine it may not get its tenth at first
+        while second.throttled_count < 5:
+            await asyncio.sleep(1.0)
+            second = await bench.runtime.usage(ident)
 
     share = (second.cpu_total_ns - first.cpu_total_ns) / (second.read_at - first.read_at)
-    assert 0.02 < share < 0.3
-    assert second.throttled_count > 0
+    assert 0 < share < 0.3
 
 
 async def test_usage_and_limits_are_told(bench) -> None:
