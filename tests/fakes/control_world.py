@@ -337,7 +337,7 @@ def by_node(tasks: list[Task]) -> Mapping[str, int]:
     return {node: sum(task.node_id == node for task in tasks) for node in {task.node_id for task in tasks}}
 
 
-async def until(condition: Callable[[], object], seconds: float = 10.0) -> None:
+async def until(condition: Callable[[], object], seconds: float = 30.0) -> None:
     """Waits for a condition that has no event of its own."""
     async with asyncio.timeout(seconds):
         while not condition():

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from pathlib import Path
 
 import pytest
@@ -80,10 +79,9 @@ async def test_a_lost_nodes_tasks_run_elsewhere_and_it_cleans_up_when_it_returns
         await until(lambda: len(running(manager)) == 6)
         lost = agents[0]
         await lost.stop()
-        began = time.monotonic()
-        await until(lambda: manager.control.node(lost.node_id).state is NodeState.DOWN)
+        # By the period of this cluster: by the default one it would be known after 15 s.
+        await until(lambda: manager.control.node(lost.node_id).state is NodeState.DOWN, 10)
         await until(lambda: sum(task.node_id != lost.node_id for task in running(manager)) == 6)
-        assert time.monotonic() - began < 5
         assert len(lost.engine.list()) == 2
         await lost.start((manager.address,))
         await until(lambda: not any(container.is_running for container in lost.engine.list()))

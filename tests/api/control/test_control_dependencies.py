@@ -162,7 +162,7 @@ async def test_a_second_manager_is_handed_the_key_by_the_first_and_no_worker_is(
             worker = client_context(agents[0].identity.tls)
             assert not await vault._ask(manager.address, worker) and not (own / FILE).exists()
             pair = manager.authority.own_certificate("m2", ["127.0.0.1"])
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(30):
                 await vault.fetch(client_context(TlsIdentity(pair, manager.authority.ca_pem())))
             assert vault.open(secret.sealed, secret.id) == VALUE
             assert Vault(store, own).open(secret.sealed, secret.id) == VALUE

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from pathlib import Path
 
 import pytest
@@ -14,6 +13,8 @@ from swarmlet.model.service import EndpointSpec, PortConfig
 from swarmlet.wire.networking import Networking
 from swarmlet_manager.dispatch import dispatcher
 
+#: A pause that is not to be waited for.
+TOO_LATE_S = 60.0
 PORT = PortConfig(protocol="tcp", target_port=80, published_port=8080, publish_mode="ingress")
 SPEC = replace(service_spec("web", 0), endpoint_spec=EndpointSpec(ports=(PORT,)))
 PROBLEM = "port 8080/tcp of service web is not published on this node: a process of this host has it"
@@ -35,14 +36,13 @@ def refuse(agent: Agent, *, after_s: float = 0.0) -> None:
 async def test_a_port_that_a_node_cannot_publish_is_told_with_the_answer(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(dispatcher, "PUBLISH_GRACE_S", 10.0)
-    monkeypatch.setattr(dispatcher, "LEAVE_GRACE_S", 10.0)
+    monkeypatch.setattr(dispatcher, "PUBLISH_GRACE_S", TOO_LATE_S)
+    monkeypatch.setattr(dispatcher, "LEAVE_GRACE_S", TOO_LATE_S)
     async with cluster(tmp_path, 3) as (_, manager, nodes):
         refuse(nodes[1])
-        began = time.monotonic()
         service = await manager.control.create_service(SPEC)
-        assert await manager.dispatcher.port_troubles(service) == [f"node node-1: {PROBLEM}"]
-        assert time.monotonic() - began < 5, "everybody has answered: nobody is waited for"
+        async with asyncio.timeout(TOO_LATE_S / 2):  # everybody has answered: nobody is waited for
+            assert await manager.dispatcher.port_troubles(service) == [f"node node-1: {PROBLEM}"]
         # What is known already is told again, without a question.
         assert await manager.dispatcher.port_troubles(service) == [f"node node-1: {PROBLEM}"]
 
@@ -50,8 +50,8 @@ async def test_a_port_that_a_node_cannot_publish_is_told_with_the_answer(
 async def test_a_node_is_waited_for_also_while_it_is_told_of_other_things(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(dispatcher, "PUBLISH_GRACE_S", 10.0)
-    monkeypatch.setattr(dispatcher, "LEAVE_GRACE_S", 10.0)
+    monkeypatch.setattr(dispatcher, "PUBLISH_GRACE_S", TOO_LATE_S)
+    monkeypatch.setattr(dispatcher, "LEAVE_GRACE_S", TOO_LATE_S)
     async with cluster(tmp_path, 2) as (_, manager, nodes):
         for agent in nodes:
             refuse(agent, after_s=0.5)
@@ -67,5 +67,5 @@ async def test_a_node_that_does_not_answer_is_not_waited_for_long(
     async with cluster(tmp_path, 1) as (_, manager, nodes):
         refuse(nodes[0], after_s=60)
         service = await manager.control.create_service(SPEC)
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             assert await manager.dispatcher.port_troubles(service) == []

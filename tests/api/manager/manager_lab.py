@@ -237,15 +237,15 @@ class Hijacked:
     writer: asyncio.StreamWriter
 
     async def head(self) -> str:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             return (await self.reader.readuntil(b"\r\n\r\n")).decode()
 
     async def read(self, count: int) -> bytes:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             return await self.reader.readexactly(count)
 
     async def rest(self) -> bytes:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             return await self.reader.read()
 
     async def close(self) -> None:

@@ -66,7 +66,7 @@ async def test_progress_adds_a_nodes_layers_up(lab: Lab) -> None:
         node.on("POST", "/images/create", slow)
         await lab.join(node)
     async with lab.client.post(f"{API}/images/create?fromImage=busybox") as answer:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             seen: set[tuple[str, int, int]] = set()
             while len({name for name, current, _ in seen if current == 10}) < 2:
                 line = json.loads(await answer.content.readline())

@@ -215,7 +215,7 @@ async def test_bodies_are_streamed_not_collected(lab: Lab) -> None:
 
     async def body() -> Any:
         yield b"first"
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             await seen.wait()
         yield b"second"
 

@@ -84,7 +84,7 @@ async def test_followed_logs_take_in_tasks_that_come_later(talkers: Lab) -> None
     async with talkers.client.get(f"{API}/services/web/logs?stdout=1&stderr=1&follow=1") as answer:
         first = await answer.content.readexactly(4 * 14)
         await talkers.task("t3", "web", slot=3, node="node-2-id", container="c3")
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             later = await answer.content.readexactly(2 * 14)
     assert len(frames(first)) == 4 and sorted(frames(later)) == [(1, b"out 2\n"), (2, b"err 2\n")]
 
@@ -122,7 +122,7 @@ async def test_events_of_nodes_and_of_the_cluster_are_one_stream(lab: Lab) -> No
         first = json.loads(await answer.content.readline())
         assert first["Actor"] == {"ID": "c1", "Attributes": {"name": "web", "node.name": "node-1"}}
         ident = await lab.service("web")
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             second = json.loads(await answer.content.readline())
     assert (second["Type"], second["Action"], second["scope"]) == ("service", "create", "swarm")
     assert second["Actor"] == {"ID": ident, "Attributes": {"name": "web"}}
@@ -183,7 +183,7 @@ async def test_the_past_of_several_nodes_comes_in_the_order_of_time_then_what_ha
     filters = json.dumps({"type": ["container"]})
     since = f"{began // 10**9}.{began % 10**9:09d}"
     async with lab.client.get(f"{API}/events", params={"since": since, "filters": filters}) as answer:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             told = [json.loads(await answer.content.readline())["Actor"]["ID"] for _ in range(8)]
     assert told[:6] == ["c1", "c2", "c3", "c4", "c5", "c6"] and set(told[6:]) == {"late-1", "late-2"}
     for number, last in ((1, 5), (2, 6)):

@@ -376,7 +376,7 @@ class Node:
             f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
         )
         writer.write(head.encode() + body)
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             return await reader.readuntil(b"\r\n\r\n"), reader, writer
 
 

@@ -30,7 +30,7 @@ def joined(data: bytes, stream: int = 1) -> bytes:
 
 
 async def rest(reader: asyncio.StreamReader) -> bytes:
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         return await reader.read()
 
 
@@ -43,7 +43,7 @@ async def test_run_in_the_foreground_loses_nothing_and_tells_the_exit_code(node:
     async with node.session.post(f"http://d/v1.50/containers/{ident}/wait?condition=next-exit") as waiting:
         assert (await node.call("POST", f"/containers/{ident}/start"))[0] == 204
         output = await rest(reader)
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             answer = json.loads(await waiting.content.read())
     writer.close()
 
@@ -72,7 +72,7 @@ async def test_without_stdin_once_a_clients_end_detaches_it_and_the_container_go
     _, reader, writer = await node.hijack(f"/containers/{ident}/attach?{STREAM}")
     _, other_reader, other = await node.hijack(f"/containers/{ident}/attach?stream=1&stdout=1")
     writer.write(b"hello\n")
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         assert joined(await reader.readexactly(14)) == b"hello\n"
         assert joined(await other_reader.readexactly(14)) == b"hello\n"
     writer.write_eof()
@@ -124,7 +124,7 @@ async def test_a_client_that_reads_the_head_late_gets_it_alone(node: Node) -> No
         await loop.sock_connect(client, str(node.socket))
         await loop.sock_sendall(client, f"{request}Connection: Upgrade\r\n\r\n".encode())
         await asyncio.sleep(0.2)
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             first = await loop.sock_recv(client, 1 << 16)
             assert first.startswith(b"HTTP/1.1 101") and first.endswith(b"\r\n\r\n")
             assert joined(await loop.sock_recv(client, 1 << 16)) == b"before\n"
@@ -153,7 +153,7 @@ async def test_a_client_that_vanishes_is_detached(node: Node) -> None:
     assert len(node.runtime.processes[ident].clients) == 1
     writer.transport.abort()
 
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         while node.runtime.processes[ident].clients:
             await asyncio.sleep(0.01)
 
@@ -163,7 +163,7 @@ async def test_a_client_that_vanishes_before_the_start_leaves_nothing_waiting(no
     _, _, writer = await node.hijack(f"/containers/{ident}/attach?{STREAM}")
     writer.write(b"typed too early")
     writer.transport.abort()
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         while node.server.connections() > 1:
             await asyncio.sleep(0.01)
 
@@ -177,10 +177,10 @@ async def test_a_websocket_carries_raw_output_and_input(node: Node) -> None:
         await socket.send_str("text ")
         await socket.send_bytes(b"bytes")
         received = b""
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             while len(received) < 10:
                 received += (await socket.receive()).data
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         while node.runtime.processes[ident].clients:
             await asyncio.sleep(0.01)
 
@@ -192,7 +192,7 @@ async def test_a_websocket_carries_raw_output_and_input(node: Node) -> None:
 
 async def test_waiting_answers_its_head_at_once(node: Node) -> None:
     ident = await node.make("exit", "3", start=False)
-    async with asyncio.timeout(5), node.session.post(f"http://d/containers/{ident}/wait?condition=removed") as waiting:
+    async with asyncio.timeout(30), node.session.post(f"http://d/containers/{ident}/wait?condition=removed") as waiting:
         assert waiting.status == 200
         await node.call("POST", f"/containers/{ident}/start")
         await node.call("POST", f"/containers/{ident}/wait")
@@ -305,7 +305,7 @@ async def test_output_flows_fast_and_a_slow_client_stops_the_program(node: Node)
 
 
 async def logs(node: Node, ident: str, query: str) -> bytes:
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         status, data = await node.call("GET", f"/containers/{ident}/logs?{query}")
     assert status == 200
     assert isinstance(data, bytes)
@@ -347,10 +347,10 @@ async def test_followed_logs_end_with_the_container(node: Node) -> None:
     async with node.session.get(f"http://d/containers/{ident}/logs?stdout=1&follow=1") as answer:
         for text in (b"one\n", b"two\n"):
             await node.runtime.processes[ident].feed(text)
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(30):
                 assert joined(await answer.content.readexactly(8 + len(text))) == text
         await node.runtime.processes[ident].feed(b"")
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             assert await answer.content.read() == b""
 
 
@@ -394,7 +394,7 @@ async def test_one_sample_has_what_dockers_formula_needs(node: Node) -> None:
 async def test_stats_stream_until_the_container_is_removed(node: Node) -> None:
     ident = await node.make("sleep")
     async with node.session.get(f"http://d/containers/{ident}/stats") as answer:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             first = json.loads(await answer.content.readline())
             second = json.loads(await answer.content.readline())
             await node.call("DELETE", f"/containers/{ident}?force=1")
@@ -414,7 +414,7 @@ async def test_a_closing_server_ends_every_stream(node: Node) -> None:
     ident = await node.make("sleep")
     _, reader, writer = await node.hijack(f"/containers/{ident}/attach?stream=1&stdout=1")
     follower = await node.session.get(f"http://d/containers/{ident}/logs?stdout=1&follow=1")
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         await node.server.close()
         assert await reader.read() == b""
         with pytest.raises(aiohttp.ClientError):

@@ -67,7 +67,7 @@ def check(*test: str, **over: int) -> HealthConfig:
 
 
 async def status_of(node, ident: str, wanted: str) -> None:
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         while node.engine.get(ident).state.health.status != wanted:
             await asyncio.sleep(0.005)
 

@@ -141,6 +141,7 @@ async def test_a_pause_that_was_cut_is_undone_or_whole(node, calls):
     assert node.world.processes[ident].state == node.engine.get(ident).state.status
 
 
+@pytest.mark.looptime
 async def test_closing_during_a_start_does_not_wait_for_the_container(node):
     record, _ = await node.engine.create("", ContainerCreate(image="busybox", cmd=LONG))
     starting = asyncio.create_task(node.engine.start_container(record.id))
@@ -153,6 +154,7 @@ async def test_closing_during_a_start_does_not_wait_for_the_container(node):
     assert (await node.again()).get(record.id).state.status == "running"
 
 
+@pytest.mark.looptime
 async def test_closing_does_not_wait_for_what_runs_on(node):
     ident = await node.run(*LONG)
     await node.engine.exec_start(node.engine.exec_create(ident, ExecRequest(cmd=("sleep",))), detach=True)

@@ -62,7 +62,7 @@ async def test_the_list_is_right_after_any_burst_of_changes(burst: int) -> None:
     assert node.told == node.names
     assert (node.whole > 1) == (burst + 1 > 3)
     node.events.close()
-    await asyncio.wait_for(following, 1)
+    await asyncio.wait_for(following, 30)
 
 
 async def test_a_container_that_was_gone_at_once_is_not_told_of() -> None:
@@ -76,4 +76,4 @@ async def test_a_container_that_was_gone_at_once_is_not_told_of() -> None:
 
     assert node.told == {}
     node.events.close()
-    await asyncio.wait_for(following, 1)
+    await asyncio.wait_for(following, 30)

@@ -54,7 +54,7 @@ class Line:
         self.socket = socket
 
     async def hear(self) -> messages.AgentMessage:
-        return messages.decode_from_agent(await self.socket.receive_bytes(timeout=5))
+        return messages.decode_from_agent(await self.socket.receive_bytes(timeout=30))
 
     async def hear_kind(self, kind: type) -> messages.AgentMessage:
         while not isinstance(message := await self.hear(), kind):
@@ -202,7 +202,7 @@ async def test_another_heartbeat_period_holds_at_once_and_the_manager_is_told(wo
 
     world.scripts = [script]
     async with world.manager(), world.agent():
-        await asyncio.wait_for(done.wait(), 10)
+        await asyncio.wait_for(done.wait(), 30)
 
 
 async def test_orders_that_cannot_be_kept_cost_the_session_and_come_again_with_the_next(world: World) -> None:
@@ -233,7 +233,7 @@ async def test_orders_out_of_order_end_the_session_unobeyed(world: World, bad: A
 
     world.scripts = [script, stay]
     async with world.manager(), world.agent():
-        await asyncio.wait_for(ended.wait(), 5)
+        await asyncio.wait_for(ended.wait(), 30)
         assert world.orders.given == [(True, ["a"], [])]
 
 
@@ -256,7 +256,7 @@ async def test_a_deposed_leader_is_refused_even_by_a_new_process(world: World) -
         async with world.agent():
             await until(lambda: world.orders.given)
         async with world.agent():
-            await asyncio.wait_for(refused.wait(), 5)
+            await asyncio.wait_for(refused.wait(), 30)
     assert world.orders.given == [(True, [], [])]
 
 
@@ -270,7 +270,7 @@ async def test_another_clusters_manager_is_not_obeyed(world: World) -> None:
 
     world.scripts = [script]
     async with world.manager(), world.agent():
-        await asyncio.wait_for(refused.wait(), 5)
+        await asyncio.wait_for(refused.wait(), 30)
         assert not world.orders.given
 
 
@@ -316,7 +316,7 @@ async def test_a_removed_node_gives_its_tasks_up_and_stops_dialling(world: World
     world.scripts = [script]
     async with world.manager(), world.agent() as (_, task):
         with pytest.raises(NodeRemoved):
-            await asyncio.wait_for(task, 5)
+            await asyncio.wait_for(task, 30)
         assert world.orders.given == [(True, [], [])]
 
 
