@@ -223,11 +223,11 @@ class Runner(Generic[K]):
         for timer in self._timers.values():
             timer.cancel()
         self._timers.clear()
-        while self._active:
-            tasks = list(self._active.values())
-            for task in tasks:
-                task.cancel()
+        for task in (tasks := list(self._active.values())):
+            task.cancel()
+        if tasks:
             await asyncio.wait(tasks)
+        self._active.clear()  # one that was cancelled before its first step has not taken itself out
 
     def _due(self, key: K) -> None:
         del self._timers[key]

@@ -183,6 +183,20 @@ async def test_a_runners_failure_is_tried_again_and_closing_ends_what_runs() -> 
     assert len(tries) == 4
 
 
+@pytest.mark.looptime(False)  # its failure would be to go round for ever
+async def test_a_runner_closes_although_something_was_poked_just_now() -> None:
+    began: list[str] = []
+
+    async def handle(key: str) -> None:
+        began.append(key)
+
+    runner: Runner[str] = Runner(handle, name="test")
+    runner.poke("a")
+    async with asyncio.timeout(5):
+        await runner.close()  # cancels it before its first step
+    assert not began
+
+
 async def test_locks_of_one_key_exclude_each_other_and_are_forgotten() -> None:
     locks: KeyedLocks[str] = KeyedLocks()
     order: list[str] = []
