@@ -54,18 +54,19 @@ def new_request() -> tuple[str, str]:
     return csr.public_bytes(serialization.Encoding.PEM).decode(), _key_pem(key)
 
 
+def requested_key(csr_pem: str) -> bytes:
+    """The public key that a request is for, DER; its sender has the private one. InvalidArgument for a bad CSR."""
+    return _request(csr_pem).public_key().public_bytes(
+        serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo
+    )
+
+
 def sign_request(
     ca: KeyPair, csr_pem: str, identity: Identity, addresses: Sequence[str], life: timedelta, *,
     now: datetime | None = None,
 ) -> str:
     """A node's certificate, PEM. addresses: IPs or names the host is dialled by. InvalidArgument for a bad CSR."""
-    try:
-        csr = x509.load_pem_x509_csr(csr_pem.encode())
-        sound = csr.is_signature_valid and isinstance(csr.public_key(), ec.EllipticCurvePublicKey)
-    except (ValueError, TypeError) as err:
-        raise InvalidArgument(f"invalid certificate signing request: {err}") from err
-    if not sound:
-        raise InvalidArgument("invalid certificate signing request: expected an ECDSA key that signed it")
+    csr = _request(csr_pem)
     ca_cert = x509.load_pem_x509_certificate(ca.cert_pem.encode())
     ca_key = serialization.load_pem_private_key(ca.key_pem.encode(), password=None)
     assert isinstance(ca_key, ec.EllipticCurvePrivateKey)
@@ -107,6 +108,17 @@ def issue(ca: KeyPair, identity: Identity, addresses: Sequence[str], life: timed
     """A key and its certificate in one go, where the CA's key is at hand (a manager's own)."""
     csr, key = new_request()
     return KeyPair(sign_request(ca, csr, identity, addresses, life), key)
+
+
+def _request(csr_pem: str) -> x509.CertificateSigningRequest:
+    try:
+        csr = x509.load_pem_x509_csr(csr_pem.encode())
+        sound = csr.is_signature_valid and isinstance(csr.public_key(), ec.EllipticCurvePublicKey)
+    except (ValueError, TypeError) as err:
+        raise InvalidArgument(f"invalid certificate signing request: {err}") from err
+    if not sound:
+        raise InvalidArgument("invalid certificate signing request: expected an ECDSA key that signed it")
+    return csr
 
 
 def _alternative(address: str) -> x509.GeneralName:

@@ -276,6 +276,8 @@ class Member:
 
     async def _begin(self, identity: NodeIdentity, dial: Sequence[str]) -> None:
         self._identity = identity
+        # Not before the membership is on disk: an agent that ends between the two is told to join again.
+        await asyncio.to_thread(identities.forget_request, self._data_dir)
         await self._line.start(identity, dial, is_manager=self.is_manager)
         log.info("member of a cluster", node_id=identity.node_id, role=identity.role)
 

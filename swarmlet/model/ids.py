@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import secrets
 from typing import NewType
 
@@ -17,7 +18,15 @@ _CLUSTER_ID_LENGTH = 25
 
 def new_cluster_id() -> str:
     """An id for a cluster object: 25 characters of [0-9a-z], 128 random bits, as Swarm's ids look."""
-    number = secrets.randbits(128)
+    return _cluster_id(secrets.randbits(128))
+
+
+def cluster_id_of(content: bytes) -> str:
+    """The id that always belongs to this content."""
+    return _cluster_id(int.from_bytes(hashlib.sha256(content).digest()[:16], "big"))
+
+
+def _cluster_id(number: int) -> str:
     digits = []
     for _ in range(_CLUSTER_ID_LENGTH):
         number, digit = divmod(number, 36)

@@ -1,7 +1,8 @@
 """Who this node is in the cluster: its certificate, how it gets one, and how it is renewed.
 
 Under <data>/tls: `node.pem` (certificate and key together, so that a renewal is one atomic replacement),
-`ca.pem` (the CA it trusts). Both 0600 in a 0700 folder.
+`ca.pem` (the CA it trusts), and while a join is under way `joining.pem` (its request and key). All 0600 in a 0700
+folder.
 """
 
 from __future__ import annotations
@@ -39,7 +40,8 @@ log = get_logger(__name__)
 REQUEST_S = 10.0
 MAX_ANSWER = 1 << 20
 MANAGER_NAME = OU[Role.MANAGER]
-_END = "-----END CERTIFICATE-----\n"
+_END, _END_OF_REQUEST = "-----END CERTIFICATE-----\n", "-----END CERTIFICATE REQUEST-----\n"
+_JOINING = "joining.pem"
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,8 +69,13 @@ def load_identity(data_dir: Path) -> NodeIdentity | None:
 
 def forget_identity(data_dir: Path) -> None:
     """Leave the cluster, as far as this host's files are concerned."""
-    for name in ("node.pem", "ca.pem"):
+    for name in ("node.pem", "ca.pem", _JOINING):
         (data_dir / "tls" / name).unlink(missing_ok=True)
+
+
+def forget_request(data_dir: Path) -> None:
+    """The join is done, and remembered elsewhere."""
+    (data_dir / "tls" / _JOINING).unlink(missing_ok=True)
 
 
 async def join(
@@ -78,19 +85,19 @@ async def join(
     """Join with a token through the first manager ("host:port") that answers.
 
     The CA is trusted because its digest stands in the token. InvalidArgument for what is no token, Forbidden
-    for one that is not valid or a CA that is not the token's, Unavailable if no manager answers.
+    for one that is not valid or a CA that is not the token's, Unavailable if no manager answers. The request is kept
+    until `forget_request`: where its answer was lost, the same again is the same node.
     """
     parsed = parse_join_token(token)
-    csr, key = await new_request()
     failure: SwarmletError = InvalidArgument("at least one manager's address is needed to join")
     for manager in managers:
         try:
             ca = (await _call("GET", f"https://{manager}{joining.CA_PATH}", unverified_context())).decode()
             if not _trusts(parsed, ca):
                 raise Forbidden(f"remote CA does not match fingerprint. Expected: {parsed.ca_digest}")
+            csr, key = await _request(data_dir)
             request = JoinRequest(token=token, csr=csr, hostname=hostname, addr=addr, availability=availability)
-            url = f"https://{manager}{joining.JOIN_PATH}"
-            answer = await _call("POST", url, joining_context(ca), msgspec.json.encode(request))
+            answer = await _ask(data_dir, f"https://{manager}{joining.JOIN_PATH}", request, joining_context(ca))
         except Unavailable as err:
             failure = err
             continue
@@ -105,14 +112,13 @@ async def join_locally(
     """Become a node of the manager on this very host, through its unix socket.
 
     manager_addr: its "host:port". founding: what the cluster is to be like. Conflict if it is there already and
-    otherwise.
+    otherwise. The request is kept as `join` keeps it.
     """
-    csr, key = await new_request()
+    csr, key = await _request(data_dir)
     request = JoinRequest(
         csr=csr, hostname=hostname, addr=addr, manager_addr=manager_addr, founding=founding, availability=availability
     )
-    url = f"http://manager{joining.LOCAL_JOIN_PATH}"
-    answer = await _call("POST", url, None, msgspec.json.encode(request), socket=manager_socket)
+    answer = await _ask(data_dir, f"http://manager{joining.LOCAL_JOIN_PATH}", request, socket=manager_socket)
     return await _keep(data_dir, answer, key)
 
 
@@ -139,6 +145,30 @@ def _trusts(token: JoinToken, ca: str) -> bool:
         return token.trusts(ca)
     except InvalidArgument:
         return False
+
+
+async def _request(data_dir: Path) -> tuple[str, str]:
+    """(CSR, key) of the join that is under way, PEM; on disk before a manager sees it."""
+    file = data_dir / "tls" / _JOINING
+    try:
+        csr, end, key = (await asyncio.to_thread(file.read_text)).partition(_END_OF_REQUEST)
+    except FileNotFoundError:
+        made = await new_request()
+        await asyncio.to_thread(write_private, file, "".join(made))
+        return made
+    return csr + end, key
+
+
+async def _ask(
+    data_dir: Path, url: str, request: JoinRequest, tls: ssl.SSLContext | None = None, *, socket: Path | None = None
+) -> bytes:
+    try:
+        return await _call("POST", url, tls, msgspec.json.encode(request), socket=socket)
+    except Unavailable:
+        raise
+    except SwarmletError:  # refused: there is no node of this request
+        forget_request(data_dir)
+        raise
 
 
 async def _keep(data_dir: Path, answer: bytes, key: str) -> NodeIdentity:

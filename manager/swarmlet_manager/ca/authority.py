@@ -13,10 +13,10 @@ from datetime import timedelta
 from msgspec.structs import replace
 
 from swarmlet.errors import Conflict, Forbidden, NotAManager, StaleView
-from swarmlet.issuing import issue, new_ca, sign_request
+from swarmlet.issuing import issue, new_ca, requested_key, sign_request
 from swarmlet.log import get_logger
 from swarmlet.model.cluster import Cluster, SwarmSpec
-from swarmlet.model.ids import new_cluster_id
+from swarmlet.model.ids import cluster_id_of, new_cluster_id
 from swarmlet.model.node import Node, NodeDescription, NodeSpec
 from swarmlet.model.states import Availability, Role
 from swarmlet.model.times import NS
@@ -89,29 +89,40 @@ class Authority:
     ) -> Certificate:
         """A new node without a token: for the manager's own host, whose manager is at manager_addr.
 
-        founding: what the cluster is to be like, while it has no node yet. Conflict if it is otherwise;
-        InvalidArgument, NotSupported for settings that no cluster can have.
+        Who asks again with the same key, since the answer was lost, is told of the same node. founding: what the
+        cluster is to be like, while it has no node yet. Conflict if it is otherwise; InvalidArgument, NotSupported for
+        settings that no cluster can have.
         """
         if founding.spec is not None:
             check_swarm_spec(founding.spec)
-        cluster, node_id, now = self._cluster(), self._new_id(), self._now()
-        founded = _founded(cluster, founding)
-        cert = self._sign(founded, csr, Identity(node_id, role, cluster.id), addresses)
-        node = Node(
-            id=node_id, spec=NodeSpec(role=role, availability=availability),
-            description=NodeDescription(hostname=hostname),
-            addr=addresses[0] if addresses else "", manager_addr=manager_addr,
-            created_at=now, updated_at=now, state_changed_at=now,
-        )
-        if founded != cluster and self._store.state.nodes:
-            raise Conflict(
-                f"cluster {cluster.id} is there already, with DefaultAddrPool {', '.join(cluster.address_pools)}, "
-                f"SubnetSize {cluster.subnet_size} and DataPathPort {cluster.data_path_port}: these cannot be changed; "
-                "other settings can, by docker swarm update"
+        key = requested_key(csr)
+        while True:
+            cluster, now = self._cluster(), self._now()
+            founded = _founded(cluster, founding)
+            if founded != cluster and self._store.state.nodes:
+                raise Conflict(
+                    f"cluster {cluster.id} is there already, with DefaultAddrPool {', '.join(cluster.address_pools)}, "
+                    f"SubnetSize {cluster.subnet_size} and DataPathPort {cluster.data_path_port}: these cannot be "
+                    "changed; other settings can, by docker swarm update"
+                )
+            node_id = _node_id(cluster, role, key)
+            if (node := self._store.state.nodes.get(node_id)) is not None:
+                log.info("node admitted again", node_id=node_id, role=node.spec.role, hostname=hostname)
+                break
+            node = Node(
+                id=node_id, spec=NodeSpec(role=role, availability=availability),
+                description=NodeDescription(hostname=hostname),
+                addr=addresses[0] if addresses else "", manager_addr=manager_addr,
+                created_at=now, updated_at=now, state_changed_at=now,
             )
-        await self._store.commit([Put(node)] if founded == cluster else [Put(founded), Put(node)])
-        log.info("node admitted", node_id=node_id, role=role, hostname=hostname)
-        return Certificate(node_id=node_id, role=role, cert=cert, ca=cluster.ca_cert_pem)
+            try:
+                await self._store.commit([Put(node)] if founded == cluster else [Put(founded), Put(node)])
+            except StaleView:  # it asks twice at once, or the cluster's record has changed: look again
+                continue
+            log.info("node admitted", node_id=node_id, role=role, hostname=hostname)
+            break
+        cert = self._sign(founded, csr, Identity(node_id, node.spec.role, cluster.id), addresses)
+        return Certificate(node_id=node_id, role=node.spec.role, cert=cert, ca=cluster.ca_cert_pem)
 
     def renew(self, identity: Identity, csr: str, addresses: Sequence[str]) -> Certificate:
         """A fresh certificate for a node that is still a member, with the role it now has."""
@@ -135,6 +146,11 @@ class Authority:
         if cluster is None:
             raise NotAManager
         return cluster
+
+
+def _node_id(cluster: Cluster, role: Role, key: bytes) -> str:
+    """Of who has this key. Who asks for another role is another node: the user has changed his mind."""
+    return cluster_id_of(b"\0".join((b"swarmlet node", cluster.id.encode(), role.value.encode(), key)))
 
 
 def _founded(cluster: Cluster, founding: Founding) -> Cluster:
