@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import ssl
 from datetime import UTC, datetime, timedelta
 from ipaddress import ip_address
 from pathlib import Path
+from typing import Any
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
+from pytest import MonkeyPatch
 
 
 def make_pki(folder: Path, *addresses: str) -> None:
@@ -48,3 +51,15 @@ def make_pki(folder: Path, *addresses: str) -> None:
         ca_key = ec.generate_private_key(ec.SECP256R1())
         for name in names:
             issue(ca, ca_key, name)
+
+
+def be_strict(monkeypatch: MonkeyPatch) -> None:
+    """Python's own contexts want of certificates what RFC 5280 wants, as they do from 3.13 on: ours here have less."""
+    made = ssl.create_default_context
+
+    def of_3_13(*args: Any, **more: Any) -> ssl.SSLContext:
+        context = made(*args, **more)
+        context.verify_flags |= ssl.VERIFY_X509_STRICT
+        return context
+
+    monkeypatch.setattr(ssl, "create_default_context", of_3_13)

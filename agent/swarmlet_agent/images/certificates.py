@@ -12,6 +12,18 @@ from pathlib import Path
 from swarmlet.errors import Internal
 
 
+def system_context() -> ssl.SSLContext:
+    """What is held to the system's CAs alone. Blocks for some ms.
+
+    As dockerd, not as Python 3.13 has it: a certificate made by `openssl x509 -req`, which has not all extensions that
+    RFC 5280 wants, is good.
+    """
+    context = ssl.create_default_context()
+    context.verify_flags &= ~ssl.VERIFY_X509_STRICT
+    context.set_alpn_protocols(["http/1.1"])
+    return context
+
+
 async def tls_of(folder: Path, host: str, *, insecure: bool) -> ssl.SSLContext | bool:
     """What aiohttp takes as `ssl`. True where nothing is out of the ordinary. Internal names the file that is wrong."""
     return await asyncio.to_thread(_tls_of, folder / host, insecure)
@@ -21,7 +33,7 @@ def _tls_of(folder: Path, insecure: bool) -> ssl.SSLContext | bool:
     files = sorted(folder.iterdir()) if folder.is_dir() else []
     if not files and not insecure:
         return True
-    context = ssl.create_default_context()
+    context = system_context()
     if insecure:
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE

@@ -18,6 +18,7 @@ import msgspec
 
 from swarmlet.errors import InvalidArgument, SwarmletError
 from swarmlet_agent.images.auth import Challenge
+from swarmlet_agent.images.certificates import system_context
 from swarmlet_agent.images.door import Door, read_some
 from swarmlet_agent.images.endpoints import endpoints_of
 from swarmlet_agent.images.manifests import MANIFEST_TYPES, MAX_MANIFEST_BYTES, digest_of
@@ -73,7 +74,7 @@ class Registries:
             )
             self._http = aiohttp.ClientSession(
                 timeout=timeout, auto_decompress=False, read_bufsize=1 << 20,
-                connector=aiohttp.TCPConnector(limit=0, limit_per_host=16),
+                connector=aiohttp.TCPConnector(limit=0, limit_per_host=16, ssl=system_context()),
                 headers={"User-Agent": "swarmlet", "Accept-Encoding": "identity"},
             )
         return self._http

@@ -7,6 +7,7 @@ import importlib.util
 import ipaddress
 import json
 import os
+import ssl
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +17,7 @@ from typing import Any
 import pytest
 from cryptography import x509
 from cryptography.x509.verification import PolicyBuilder, Store
+from fakes.pki_made import be_strict, make_pki
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -124,3 +126,12 @@ def test_an_address_of_another_kind_is_refused() -> None:
         engine_api.EngineApi("ssh://host")
     with pytest.raises(engine_api.ApiError, match="does not answer"):
         engine_api.EngineApi("unix:///nowhere/manager.sock").get("/nodes")
+
+
+def test_a_managers_certificates_are_those_that_dockers_clients_take(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    be_strict(monkeypatch)
+    make_pki(tmp_path)
+    api = engine_api.EngineApi("tcp://127.0.0.1:2376", ca_path=str(tmp_path / "ca.pem"))
+    assert not api._tls.verify_flags & ssl.VERIFY_X509_STRICT
