@@ -16,9 +16,11 @@ import os
 import shutil
 import signal
 import subprocess
+import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 
 #: What a freshly installed server has, and the packages that the playbooks install: there is no mirror inside.
@@ -27,12 +29,31 @@ PACKAGES = (
     "kmod", "netbase", "sudo", "ca-certificates", "conmon", "crun", "runc", "golang-github-containers-common",
     "nftables", "tini", "etcd-server", "etcd-client",
 )
-#: The release that the hosts have (Debian 12 or 13, Ubuntu 24.04), its Python, and the parts of its archive.
-#: Ubuntu's archive is only believed with its keys in /usr/share/keyrings/ubuntu-archive-keyring.gpg.
+
+
+@dataclass(frozen=True)
+class Release:
+    """One that hosts may have. python: with which Swarmlet runs on it."""
+
+    python: str
+    packages: tuple[str, ...] = PACKAGES
+    ubuntu: bool = False
+    #: Whether managers believe its etcd (swarmlet_manager.store.etcd.binary).
+    etcd_serves: bool = True
+
+
+RELEASES = {
+    "bookworm": Release("3.11"),
+    "trixie": Release("3.13"),
+    "noble": Release("3.12", ubuntu=True),
+    "jammy": Release(
+        "3.11", (*PACKAGES, "python3.11", "python3.11-venv"), ubuntu=True, etcd_serves=False
+    ),
+}
+#: The release that hosts have, unless they are told otherwise.
 SUITE = os.environ.get("SWARMLET_VM_RELEASE", "bookworm")
-PYTHON, COMPONENTS = {
-    "bookworm": ("3.11", "main"), "trixie": ("3.13", "main"), "noble": ("3.12", "main,universe")
-}[SUITE]
+UBUNTU = "http://archive.ubuntu.com/ubuntu"
+UBUNTU_KEYS = Path("/usr/share/keyrings/ubuntu-archive-keyring.gpg")
 CACHE = Path("/var/cache/swarmlet-tests")
 #: Hosts have 10.77.0.11 and on; the bridge, where Ansible runs, has .1.
 NETWORK, BRIDGE = "10.77.0", "vmbr0"
@@ -54,20 +75,42 @@ def eventually(check: Callable[[], bool], timeout_s: float, what: str) -> None:
         time.sleep(0.5)  # what is asked is seldom cheap
 
 
-def base_image(*further: str) -> Path:
-    """The file system of a fresh host, as a tar archive; made once of Debian's packages."""
-    packages = (*PACKAGES, *further)
-    name = hashlib.sha256(f"{SUITE} {' '.join(packages)}".encode()).hexdigest()[:12]
-    return made_once(CACHE / f"{SUITE}-{name}.tar", lambda partial: run(
-        "mmdebstrap", "--variant=minbase", f"--components={COMPONENTS}", f"--include={','.join(packages)}", SUITE,
-        str(partial), timeout_s=900,
-    ))
+def base_image(suite: str = SUITE, *further: str) -> Path:
+    """The file system of a fresh host, as a tar archive; made once of its release's packages."""
+    packages = (*RELEASES[suite].packages, *further)
+    name = hashlib.sha256(f"{suite} {' '.join(packages)}".encode()).hexdigest()[:12]
+
+    def make(partial: Path) -> None:
+        wishes = ["--variant=minbase", "--include=" + ",".join(packages)]
+        if RELEASES[suite].ubuntu:
+            with ubuntu_keys() as keys:
+                # As a server has it whose updates are installed: with what it was released with alone, some of its
+                # packages have faults that no host has any more.
+                pockets = [suite, f"{suite}-updates", f"{suite}-security"]
+                lines = [f"deb {UBUNTU} {pocket} main universe" for pocket in pockets]
+                run("mmdebstrap", *wishes, f"--keyring={keys}", suite, str(partial), *lines, timeout_s=900)
+        else:
+            run("mmdebstrap", *wishes, "--components=main", suite, str(partial), timeout_s=900)
+
+    return made_once(CACHE / f"{suite}-{name}.tar", make)
 
 
-def base_folder() -> Path:
+@contextlib.contextmanager
+def ubuntu_keys() -> Iterator[Path]:
+    """The keys of Ubuntu's archive: this machine's, or those that Debian 13 has in a package, believed by Debian's."""
+    if UBUNTU_KEYS.exists():
+        yield UBUNTU_KEYS
+        return
+    with tempfile.TemporaryDirectory(dir=CACHE) as scratch:
+        os.chmod(scratch, 0o755)  # apt reads them as a user of its own
+        run("mmdebstrap", "--variant=extract", "--include=ubuntu-keyring", "trixie", f"{scratch}/root", timeout_s=300)
+        yield Path(f"{scratch}/root{UBUNTU_KEYS}")
+
+
+def base_folder(suite: str = SUITE) -> Path:
     """The same, unpacked: what hosts that share this machine's kernel lay their own files over. That kernel may have no
     WireGuard, so they have a program for it."""
-    archive = base_image("wireguard-go")
+    archive = base_image(suite, "wireguard-go")
 
     def unpack(partial: Path) -> None:
         partial.mkdir()
@@ -93,8 +136,9 @@ def made_once(path: Path, make: Callable[[Path], object]) -> Path:
 
 def leave_etcd_off(root: Path) -> None:
     """The packages' own service; the playbooks keep it off where they install it."""
-    for wants in (root / "etc/systemd/system").glob("*.wants/etcd*.service"):
-        wants.unlink()
+    units = root / "etc/systemd/system"
+    for enabled in (*units.glob("*.wants/etcd*.service"), *units.glob("etcd*.service")):  # wants, and its aliases
+        enabled.unlink()
 
 
 class BootedHost(abc.ABC):
@@ -103,6 +147,7 @@ class BootedHost(abc.ABC):
     def __init__(self, lab: HostLab, number: int) -> None:
         self.lab = lab
         self.number = number
+        self.suite = lab.suites.get(number, SUITE)
         self.name = f"host-{number}"
         self.address = f"{NETWORK}.{10 + number}"
         self.port = f"port-{self.name}"
@@ -165,8 +210,12 @@ class BootedHost(abc.ABC):
 class HostLab:
     """The hosts, their network and the key to them; `close` leaves nothing."""
 
-    def __init__(self, count: int, kind: Callable[[HostLab, int], BootedHost], owner: int | None = None) -> None:
-        """owner: the process whose lab it is, this one by default."""
+    def __init__(
+        self, count: int, kind: Callable[[HostLab, int], BootedHost], owner: int | None = None,
+        suites: Mapping[int, str] | None = None,
+    ) -> None:
+        """owner: the process whose lab it is, this one by default; suites: of hosts that have another than `SUITE`."""
+        self.suites = suites or {}
         self.name = f"{LAB}{owner or os.getpid()}"
         self.folder = Path("/var/tmp", self.name)
         self.key = self.folder / "id"
@@ -183,7 +232,8 @@ class HostLab:
             ("address", "add", f"{NETWORK}.1/24", "dev", BRIDGE), ("link", "set", BRIDGE, "up"),
         ):
             run("ip", "-n", self.name, *argv)
-        self.hosts[0].prepare()
+        for host in self.hosts:
+            host.prepare()
         with ThreadPoolExecutor(len(self.hosts)) as pool:
             list(pool.map(lambda host: (host.make(), host.power_on()), self.hosts))
 

@@ -9,10 +9,10 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from booted_hosts import CACHE, PYTHON, BootedHost, HostLab, eventually, remove_what_killed_runs_left, run
+from booted_hosts import CACHE, RELEASES, BootedHost, HostLab, eventually, remove_what_killed_runs_left, run
 
 from swarmlet.demo_image import busybox_archive
 from swarmlet.local.images import find_busybox
@@ -82,8 +82,16 @@ class Site:
     def _fill_wheelhouse(self, source: Path) -> None:
         """Beforehand, since no index of packages is reached from beside the hosts."""
         script = ANSIBLE / "roles/wheelhouse/files/wheelhouse.py"
-        run(sys.executable, str(script), f"--source={source}", f"--folder={self.wheelhouse}", f"--python={PYTHON}",
-            f"--machine={os.uname().machine}", timeout_s=300)
+        for python in {RELEASES[host.suite].python for host in self.hosts}:
+            run(sys.executable, str(script), f"--source={source}", f"--folder={self.wheelhouse}", f"--python={python}",
+                f"--machine={os.uname().machine}", timeout_s=300)
+
+    def with_groups(self, groups: Mapping[str, Sequence[int]]) -> Site:
+        """The same hosts by another inventory."""
+        inventory = self.lab.folder / "another" / "hosts.json"
+        inventory.parent.mkdir(exist_ok=True)
+        inventory.write_text(json.dumps(_inventory(self.lab, groups, {})))
+        return replace(self, inventory=inventory)
 
     def docker(self, *args: str, on: int = 1, socket: str = "manager.sock") -> str:
         with self.lab.socket_of(self.hosts[on - 1], socket) as url:
@@ -162,12 +170,12 @@ def _recap(output: str) -> dict[str, dict[str, int]]:
 @contextlib.contextmanager
 def open_site(
     kind: Callable[[HostLab, int], BootedHost], groups: Mapping[str, Sequence[int]], count: int = 3,
-    settings: Mapping[str, object] | None = None,
+    settings: Mapping[str, object] | None = None, suites: Mapping[int, str] | None = None,
 ) -> Iterator[Site]:
     """Hosts that have booted and have nothing of Swarmlet; the inventory's groups name them by number. settings: of
-    every agent."""
+    every agent; suites: of hosts that have another release than the rest."""
     remove_what_killed_runs_left(count, kind)
-    lab = HostLab(count, kind)
+    lab = HostLab(count, kind, suites=suites)
     try:
         lab.open()
         inventory = lab.folder / "inventory" / "hosts.json"

@@ -16,7 +16,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from booted_hosts import PYTHON, BootedHost, HostLab, eventually, remove_what_killed_runs_left, run
+from booted_hosts import RELEASES, SUITE, BootedHost, HostLab, eventually, remove_what_killed_runs_left, run
 from booted_site import IMAGE, ROOT, wheelhouse
 from virtual_hosts import VirtualHost
 
@@ -62,8 +62,8 @@ class KernelHost(VirtualHost):
 def wheels_of_this_source() -> dict[str, object]:
     """What the playbooks install: name and archive."""
     told: dict[str, object] = json.loads(run(
-        sys.executable, str(WHEELHOUSE), f"--source={ROOT}", f"--folder={wheelhouse()}", f"--python={PYTHON}",
-        f"--machine={os.uname().machine}", timeout_s=300,
+        sys.executable, str(WHEELHOUSE), f"--source={ROOT}", f"--folder={wheelhouse()}",
+        f"--python={RELEASES[SUITE].python}", f"--machine={os.uname().machine}", timeout_s=300,
     ))
     return told
 

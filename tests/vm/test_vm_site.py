@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from booted_hosts import eventually, run
+from booted_hosts import RELEASES, SUITE, eventually, run
 from booted_kinds import CHOSEN, chosen_kind
 from booted_site import ANSIBLE, ANSIBLE_PROGRAMS, IMAGE, ROOT, Site, open_site
 
@@ -23,13 +23,20 @@ from swarmlet.release import RELEASE
 REPLICAS = 6
 #: This machine's kernel may have no WireGuard, which encrypted networks need; that of virtual machines has.
 SETTINGS = {} if CHOSEN == "virtual" else {"wireguard_program": "wireguard-go"}
+#: Who keeps the state, as what, where the release of the others has no etcd that a manager starts.
+OTHER_HOST, OTHER_SUITE = 2, "noble"
 #: Of the secret that services of these tests get.
 SECRET = "told to nobody but tasks"
 
 
 @pytest.fixture(scope="module")
 def site() -> Iterator[Site]:
-    with open_site(chosen_kind(), {"managers": [1], "workers": [2, 3]}, settings=SETTINGS) as site:
+    groups = {"managers": [1], "workers": [2, 3]}
+    suites: dict[int, str] = {}
+    if not RELEASES[SUITE].etcd_serves:
+        groups["etcd"] = [OTHER_HOST]
+        suites[OTHER_HOST] = OTHER_SUITE
+    with open_site(chosen_kind(), groups, settings=SETTINGS, suites=suites) as site:
         yield site
 
 
@@ -60,6 +67,14 @@ def settle(site: Site, names: int = 3) -> None:
         return len(running) == REPLICAS and len(set(running)) == names
 
     eventually(settled, 180, f"{REPLICAS} replicas run on {names} hosts")
+
+
+@pytest.mark.skipif(RELEASES[SUITE].etcd_serves, reason="is of releases whose etcd is too old")
+def test_an_etcd_that_is_too_old_is_refused_before_anything_is_done(site: Site) -> None:
+    refused = site.with_groups({"managers": [1], "workers": [2, 3]}).try_play("site.yml")
+    assert refused.status != 0 and "cannot keep a cluster's state" in refused.output
+    assert refused.changed() == 0
+    assert [site.traces(number) for number in (1, 2, 3)] == [[], [], []]
 
 
 def test_a_fresh_install_is_a_cluster_and_the_second_run_changes_nothing(fresh: Site) -> None:
