@@ -29,7 +29,7 @@ from swarmlet_agent.decide.names import check_name, random_name
 from swarmlet_agent.decide.normalise import network_wishes, normalise
 from swarmlet_agent.decide.points import MountPoint
 from swarmlet_agent.decide.remap import check_remapped
-from swarmlet_agent.decide.selinux import Labels, choose_labels, free_level, level_of
+from swarmlet_agent.decide.selinux import Labels, choose_labels, free_level, level_of, read_wishes
 from swarmlet_agent.decide.validate import check_image_part, check_request
 from swarmlet_agent.engine.container import Container, SuppliedFile
 from swarmlet_agent.engine.core import TABLE, Core, Unit, encode
@@ -213,7 +213,7 @@ class Creator:
         taken = {level_of(labels.mount) for labels in known if labels is not None} | {*self._levels.values()}
         host = request.host_config
         labels = choose_labels(
-            core.traits.selinux, security.read_options(host.security_opt).labels,
+            core.traits.selinux, read_wishes(security.read_options(host.security_opt).labels),
             free_level(taken, self._random.randrange), privileged=host.privileged,
         )
         self._levels[ident] = level_of(labels.mount)

@@ -10,7 +10,7 @@ from msgspec.structs import replace
 
 from swarmlet.errors import InvalidArgument, NotSupported
 from swarmlet.model.container import HostConfig
-from swarmlet_agent.decide.selinux import NO_WISHES, LabelWishes, options_for, read_wishes
+from swarmlet_agent.decide.selinux import options_for
 from swarmlet_agent.runtime import seccomp
 from swarmlet_agent.runtime.cdi import check_requests
 from swarmlet_agent.runtime.facts import HostFacts
@@ -39,14 +39,14 @@ _UNCONFINED = "unconfined"
 class SecurityOptions:
     """`--security-opt` words, read. seccomp: None the default profile, "unconfined", or a profile's JSON.
 
-    labels: those of SELinux, on a host without it as well.
+    labels: what stands behind `label=`, unread: a host without SELinux takes any, as dockerd does.
     """
 
     no_new_privileges: bool = False
     seccomp: str | None = None
     apparmor: str | None = None
     writable_cgroups: bool = False
-    labels: LabelWishes = NO_WISHES
+    labels: tuple[str, ...] = ()
 
 
 def read_options(words: Sequence[str]) -> SecurityOptions:
@@ -71,7 +71,7 @@ def read_options(words: Sequence[str]) -> SecurityOptions:
             # dockerd tells by number where it gave up: 1 is a word without a value.
             number = 2 if "=" in word or ":" in word else 1
             raise InvalidArgument(f'invalid --security-opt {number}: "{word}"')
-    return SecurityOptions(no_new_privileges, profile, apparmor, writable_cgroups, read_wishes(labels))
+    return SecurityOptions(no_new_privileges, profile, apparmor, writable_cgroups, tuple(labels))
 
 
 def with_labels(host: HostConfig, joined: Sequence[str] = ()) -> HostConfig:

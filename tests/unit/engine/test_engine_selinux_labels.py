@@ -173,3 +173,12 @@ async def test_where_selinux_was_switched_off_or_on_since_there_are_no_labels(no
         await node.engine.start_container(ident)
     assert node.world.processes[unlabelled].plan.labels == NO_LABELS
     assert node.world.processes[before].plan.labels == labels(node, before)
+
+
+async def test_a_host_without_selinux_takes_any_option_and_says_that_it_has_no_effect(tmp_path: Path) -> None:
+    """As dockerd does where SELinux is off: it reads none of them."""
+    node = Node(World(tmp_path))
+    await node.engine.start(HostTraits())
+    record, warnings = await node.engine.create("", request(security_opt=("label=typ:x",)))
+    assert record.selinux is None and "label=typ:x" in warnings[0]
+    await node.engine.close()
