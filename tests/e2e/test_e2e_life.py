@@ -208,7 +208,7 @@ def test_a_running_container_can_be_renamed(view: View) -> None:
         "that name.\n"
     )
     assert "Renaming a container with the same name as its current name" in refused(view, "rename", "after", "after")
-    assert "Invalid container name (a/b)" in refused(view, "rename", "after", "a/b")
+    assert "Error when allocating new name: Invalid container name (/a/b)" in refused(view, "rename", "after", "a/b")
 
 
 def test_removal_takes_anonymous_volumes_only_when_asked(cluster: Cluster) -> None:
@@ -301,7 +301,7 @@ def test_a_reboot_starts_what_its_policy_wants_started(cluster: Cluster) -> None
 def test_top_takes_the_options_of_ps(view: View, options: list[str]) -> None:
     view("run", "-d", "--name", "box", "busybox", "sleep", "600")
     assert "PID" in (shown := view("top", "box", *options)) and "sleep" in shown
-    assert "Error running ps" in refused(view, "top", "box", "--no-such-option")
+    assert "ps: error: " in refused(view, "top", "box", "--no-such-option")
     assert "Couldn't find PID field in ps output" in refused(view, "top", "box", "-o", "user")
 
 

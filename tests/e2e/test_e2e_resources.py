@@ -198,7 +198,7 @@ def test_update_changes_each_limit_of_a_running_container(node: View) -> None:
     node("update", "--pids-limit", "-1", "--memory-swap", "-1", "grown")
     assert node("exec", "grown", "cat", f"/sys/fs/cgroup/{'' if CGROUP_V2 else 'pids/'}pids.max") == "max"
     for args, text in (
-        (("--cpu-quota", "20000"), "CPU Period/Quota cannot be updated as NanoCPUs has already been set"),
+        (("--cpu-quota", "20000"), "CPU Quota cannot be updated as NanoCPUs has already been set"),
         (("-m", "2m"), "Minimum memory limit allowed is 6MB"),
         (("--cpuset-cpus", "7000"), "Requested CPUs are not available"),
         (("--cpuset-mems", "63"), "Requested memory nodes are not available"),

@@ -127,6 +127,10 @@ class ImageLookup(Protocol):
 
     def get(self, ref: str) -> Image: ...
 
+    def size_below(self, container_id: str, image_id: str) -> int:
+        """Bytes in the layers that a container stands on. NotFound."""
+        ...
+
     def root_folders(self, container_id: str, image_id: str = "") -> tuple[Path, tuple[Path, ...]]:
         """The folder of a container's own changes, and those of the layers below, highest first. NotFound.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from msgspec.structs import replace
 
-from swarmlet.errors import Conflict, InvalidArgument, NotSupported
+from swarmlet.errors import Conflict, NotSupported
 from swarmlet.model.container import HostConfig, RestartPolicy
 from swarmlet_agent.decide.validate import check_policy, check_resources
 
@@ -34,9 +34,10 @@ def apply_update(host: HostConfig, changes: HostConfig, *, cpus: int) -> HostCon
         if getattr(changes, name) not in (getattr(untouched, name), None, False, -1):
             raise NotSupported(f"update: {name.replace('_', '-')} cannot be changed once a container is made")
     given = {name: getattr(changes, name) for name in _LIMITS if getattr(changes, name) != getattr(untouched, name)}
-    if host.nano_cpus and ("cpu_period" in given or "cpu_quota" in given):
-        raise Conflict("Conflicting options: CPU Period/Quota cannot be updated as NanoCPUs has already been set")
-    if (host.cpu_period or host.cpu_quota) and "nano_cpus" in given:
+    for name, word in (("cpu_period", "Period"), ("cpu_quota", "Quota")):
+        if host.nano_cpus and given.get(name, 0) > 0:
+            raise Conflict(f"Conflicting options: CPU {word} cannot be updated as NanoCPUs has already been set")
+    if (host.cpu_period > 0 or host.cpu_quota > 0) and "nano_cpus" in given:  # a quota of -1 is none
         raise Conflict("Conflicting options: Nano CPUs cannot be updated as CPU Period/Quota has already been set")
     memory = given.get("memory")
     if memory and 0 < host.memory_swap < memory and "memory_swap" not in given:
@@ -49,7 +50,7 @@ def apply_update(host: HostConfig, changes: HostConfig, *, cpus: int) -> HostCon
     if policy != RestartPolicy():
         check_policy(policy)
         if host.auto_remove and policy.name not in ("", "no"):
-            raise InvalidArgument("Restart policy cannot be updated because AutoRemove is enabled for the container")
+            raise Conflict("Restart policy cannot be updated because AutoRemove is enabled for the container")
         given["restart_policy"] = policy
     after = replace(host, **given)
     check_resources(after, cpus=cpus)

@@ -97,9 +97,9 @@ def _check_memory(host: HostConfig) -> None:
 
 
 def _check_cpu(host: HostConfig, cpus: int) -> None:
-    if host.nano_cpus and host.cpu_period:
+    if host.nano_cpus and host.cpu_period > 0:
         raise InvalidArgument("Conflicting options: Nano CPUs and CPU Period cannot both be set")
-    if host.nano_cpus and host.cpu_quota:
+    if host.nano_cpus and host.cpu_quota > 0:
         raise InvalidArgument("Conflicting options: Nano CPUs and CPU Quota cannot both be set")
     if host.nano_cpus and not 10_000_000 <= host.nano_cpus <= cpus * 1_000_000_000:
         raise InvalidArgument(

@@ -26,7 +26,7 @@ from swarmlet_agent.engine.container import Container
 from swarmlet_agent.engine.core import Core, Unit
 from swarmlet_agent.engine.inside import ensure_folder, read_accounts
 from swarmlet_agent.engine.plan import container_plan, mode_of, network_wish
-from swarmlet_agent.engine.propagation import fit_propagation
+from swarmlet_agent.engine.propagation import asks_propagation, fit_propagation
 from swarmlet_agent.engine.subpaths import Subpaths
 from swarmlet_agent.engine.supplies import mounts_of
 from swarmlet_agent.net.types import Attachment
@@ -133,7 +133,9 @@ class Bringup:
             groups=identity.groups,
             linked_env=self._linked_env(record),
         )
-        fitted = replace(record, mounts=await asyncio.to_thread(fit_propagation, mounts))
+        fitted = record
+        if asks_propagation(mounts):
+            fitted = replace(record, mounts=await asyncio.to_thread(fit_propagation, mounts))
         plan = container_plan(
             fitted, rootfs=rootfs, identity=identity, attachment=attachment, joined=joined,
             cgroup_parent=core.settings.cgroup_parent, subpaths=inner, ids=ids,

@@ -317,9 +317,9 @@ class Engine:
         async with unit.lock:
             state = unit.record.state.status
             if state == "paused":
-                raise Conflict(f"container {unit.id} is paused, unpause the container before attach")
+                raise Conflict(f"container {ref} is paused, unpause the container before attach")
             if state == "restarting":
-                raise Conflict(f"container {unit.id} is restarting, wait until the container is running before attach")
+                raise Conflict(f"container {ref} is restarting, wait until the container is running before attach")
             self._core.emit(unit.record, "attach")
             if state == "running":
                 return await self._core.runtime.attach(unit.id, tty=unit.record.request.tty)
@@ -412,7 +412,10 @@ class Engine:
         core = self._core
         if not name:
             raise InvalidArgument("Neither old nor new names may be empty")
-        name = check_name(name)
+        try:
+            name = check_name(f"/{name.removeprefix('/')}")
+        except InvalidArgument as err:
+            raise InvalidArgument(f"Error when allocating new name: {err}") from err
         async with unit.lock:
             old = unit.record.name
             if name == old:
@@ -448,12 +451,17 @@ class Engine:
         async with unit.lock:
             before = unit.record
             if unit.removing:
-                raise Conflict("container is marked for removal and cannot be updated")
+                raise Conflict(
+                    f"Cannot update container {unit.id}: container is marked for removal and cannot be updated"
+                )
             changes, warnings = drop_foreign(changes)
             if asks_much(changes):
                 changes, lacking = fit_limits(changes, await asyncio.to_thread(kernel_limits))
                 warnings += lacking
-            host = apply_update(before.host, changes, cpus=core.settings.cpus)
+            try:
+                host = apply_update(before.host, changes, cpus=core.settings.cpus)
+            except Conflict as err:
+                raise Conflict(f"Cannot update container {unit.id}: {err}") from err
             after = replace(before, request=replace(before.request, host_config=host))
             if after.has_process:
                 await core.runtime.update(await self._bringup.plan(after))

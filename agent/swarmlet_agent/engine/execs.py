@@ -52,7 +52,7 @@ class Execs:
     def create(self, ref: str, request: ExecRequest) -> str:
         """Its id. Conflict if the container does not run, InvalidArgument without a command."""
         container = self._core.find(ref).record
-        _check_runs(container)
+        _check_runs(container, ref)
         if not request.cmd:
             raise InvalidArgument("No exec command specified")
         if request.working_dir and not request.working_dir.startswith("/"):
@@ -90,7 +90,7 @@ class Execs:
             state = "is already running" if record.running else "has already run"
             raise Conflict(f"Error: Exec command {ident} {state}")
         container = self._core.find(record.container_id).record
-        _check_runs(container)
+        _check_runs(container, container.id)
         item.started = True
         request = record.request if console_size is None else replace(record.request, console_size=console_size)
         if detach:
@@ -121,7 +121,7 @@ class Execs:
         except TimeoutError as err:
             raise Internal("timeout waiting for exec session ready") from err
         if item.process is None or not item.record.running:
-            raise Conflict(f"exec {ident} is not running")
+            raise NotFound("exec", ident, "no such exec")
         await item.process.resize(rows, columns)
 
     async def _watch(self, item: _Exec, process: ExecProcess, *, drain: bool) -> None:
@@ -172,12 +172,13 @@ def emit_exec(
     core.emit(container, action + command, execID=ident, **attributes)
 
 
-def _check_runs(container: Container) -> None:
+def _check_runs(container: Container, ref: str) -> None:
+    """Conflict. ref: what the client calls it."""
     status = container.state.status
     if status == "paused":
-        raise Conflict(f"Container {container.id} is paused, unpause the container before exec")
+        raise Conflict(f"Container {ref} is paused, unpause the container before exec")
     if status == "restarting":
-        raise Conflict(f"Container {container.id} is restarting, wait until the container is running")
+        raise Conflict(f"Container {ref} is restarting, wait until the container is running")
     if status != "running":
         raise Conflict(f"container {container.id} is not running")
 

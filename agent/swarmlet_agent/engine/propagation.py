@@ -16,13 +16,16 @@ _MOUNTINFO = Path("/proc/self/mountinfo")
 _ESCAPE = re.compile(r"\\([0-7]{3})")
 
 
+def asks_propagation(points: Sequence[MountPoint]) -> bool:
+    """Whether the host's mounts have to be looked at."""
+    return any(_wish(point) for point in points)
+
+
 def fit_propagation(points: Sequence[MountPoint]) -> tuple[MountPoint, ...]:
     """The points as they can be had: rslave that nobody asked for becomes rprivate where the source cannot do it.
 
     Internal, as dockerd, for shared on a mount that is not shared, slave on one that is neither shared nor a slave.
     """
-    if not any(_wish(point) for point in points):
-        return tuple(points)
     mounts = parse_mountinfo(_MOUNTINFO.read_text())
     return tuple([_fitted(point, mounts) for point in points])
 

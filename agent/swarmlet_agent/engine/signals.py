@@ -149,10 +149,10 @@ class Signals:
             self._core.emit(unit.record, "pause")
 
     async def unpause(self, unit: Unit) -> None:
-        """Conflict unless it is paused."""
+        """Internal unless it is paused."""
         async with unit.lock:
             if unit.record.state.status != "paused":
-                raise Conflict(f"Container {unit.id} is not paused")
+                raise Internal(f"Container {unit.id} is not paused")  # dockerd has no other status for it
             await self._core.runtime.resume(unit.id)
             await self._core.save(unit, replace(unit.record, state=replace(unit.record.state, status="running")))
             self._core.emit(unit.record, "unpause")

@@ -23,7 +23,7 @@ _DAY_S = 86400
 
 
 async def processes(pids: Collection[int], ps_args: str) -> tuple[Sequence[str], Sequence[Sequence[str]]]:
-    """Titles and rows. InvalidArgument for arguments that ps refuses or that leave out the PID column."""
+    """Titles and rows. Internal for arguments that ps refuses or that leave out the PID column, as dockerd."""
     if ps_args.split() in ([], ["-ef"]):
         return TITLES, await asyncio.to_thread(_from_proc, sorted(pids))
     return await _from_ps(pids, ps_args)
@@ -95,7 +95,7 @@ async def _from_ps(pids: Collection[int], ps_args: str) -> tuple[list[str], list
     if code:
         code, output, errors = await _run(program, *words)
     if code:
-        raise InvalidArgument(f"Error running ps: {errors.strip()}")
+        raise Internal(f"ps: {errors.partition(chr(10))[0] or f'exit status {code}'}")  # as dockerd: its first line
     return parse_ps(output, pids)
 
 
@@ -115,11 +115,11 @@ async def _run(program: str, *words: str) -> tuple[int, str, str]:
 
 
 def parse_ps(output: str, pids: Collection[int]) -> tuple[list[str], list[list[str]]]:
-    """Titles and the rows of these processes, the last column with its spaces. InvalidArgument without a PID column."""
+    """Titles and the rows of these processes, the last column with its spaces. Internal without a PID column."""
     lines = output.splitlines()
     titles = lines[0].split() if lines else []
     if "PID" not in titles:
-        raise InvalidArgument("Couldn't find PID field in ps output")
+        raise Internal("Couldn't find PID field in ps output")
     column = titles.index("PID")
     rows = []
     for line in lines[1:]:

@@ -374,6 +374,12 @@ class ImageStore:
             chains = self._roots.lower(container_id)
         return self._roots.upper(container_id), tuple(self._layers.diff(chain) for chain in chains)
 
+    def size_below(self, container_id: str, image_id: str) -> int:
+        """Bytes in the layers that a container stands on, also when its image was removed by force. NotFound."""
+        known = self._roots.knows(container_id)
+        chains = self._roots.lower(container_id) if known else self.get(image_id).layers
+        return sum(layer.size_bytes for chain in chains if (layer := self._layers.get(chain)) is not None)
+
     def spool_layer(self, pieces: Iterator[bytes]) -> AbstractAsyncContextManager[Spooled]:
         """The tar of a new layer, for `commit`: on disk while the block runs."""
         return spooled_layer(self._layers, pieces)

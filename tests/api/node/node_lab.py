@@ -54,6 +54,9 @@ class FakeImages:
     def size(self, image_id: str) -> int:
         return 1000
 
+    def size_below(self, container_id: str, image_id: str) -> int:
+        return self.get(image_id).size_bytes
+
     def root_folders(self, container_id: str, image_id: str = "") -> tuple[Path, tuple[Path, ...]]:
         return self._root / container_id / "upper", (self._root / "two", self._root / "one")
 

@@ -275,3 +275,45 @@ async def test_what_is_not_supported_says_so(node: Node) -> None:
         assert answer["message"].startswith(f"{thing} not supported by this engine")
     assert await node.call("POST", "/plugins/a/b/enable") == (404, {"message": 'plugin "a/b" not found'})
     assert await node.call("GET", "/plugins") == (200, [])
+
+
+async def test_refusals_have_dockerds_status_and_say_what_was_tried(node: Node) -> None:
+    ident = await node.make("sleep", name="box", HostConfig={"NanoCpus": 10**8})
+
+    async def refused(call: str, body: Any = None) -> tuple[int, str]:
+        status, answer = await node.call("POST", f"/containers/box/{call}", body)
+        return status, answer["message"]
+
+    assert await refused("unpause") == (500, f"Container {ident} is not paused")
+    status, message = await refused("rename?name=!")
+    assert (status, message[:62]) == (400, "Error when allocating new name: Invalid container name (/!), o")
+    assert await refused("update", {"CpuQuota": 2000}) == (
+        409,
+        f"Cannot update container {ident}: Conflicting options: CPU Quota cannot be updated as NanoCPUs has already "
+        "been set",
+    )
+    await node.call("POST", "/containers/box/pause")
+    assert await refused("exec", {"Cmd": ["a"]}) == (
+        409, "Container box is paused, unpause the container before exec"
+    )  # fmt: skip
+
+
+async def test_what_is_wrong_with_a_request_is_told_before_what_is_wrong_with_its_name(node: Node) -> None:
+    async def refused(body: Any) -> tuple[int, str]:
+        status, answer = await node.call("POST", "/containers/create?name=x", {"Image": "busybox", **body})
+        return status, answer["message"]
+
+    assert await refused({"WorkingDir": "rel"}) == (
+        400, "the working directory 'rel' is invalid, it needs to be an absolute path"
+    )  # fmt: skip
+    assert await refused({"Image": "nosuch"}) == (404, "No such image: nosuch")
+    assert (await refused({}))[1].startswith("Invalid container name (x)")
+    for mounts, words in (
+        ([{"Target": "/x"}], 'invalid mount config for type "": mount type unknown'),
+        (
+            [{"type": "volume", "target": "/x", "bindoptions": {}}],
+            'BindOptions must not be specified on mount type "volume"',
+        ),
+    ):
+        assert await refused({"HostConfig": {"Mounts": mounts}}) == (400, words)
+    assert await refused({"HostConfig": {"ExtraHosts": ["a:b"]}}) == (400, 'invalid IP address in add-host: "b"')

@@ -24,6 +24,8 @@ async def test_a_linked_container_is_listed_with_what_others_call_it(node: Node)
     ident = await linked(node)
     assert (await listed(node))[ident] == ["/db", "/web/store"]
     assert (await listed(node, "size=1"))[ident] == ["/db", "/web/store"]
+    used = (await node.call("GET", "/system/df?type=container"))[1]["Containers"]
+    assert {each["Id"]: each["Names"] for each in used}[ident] == ["/db", "/web/store"]
     by_alias = 'filters={"name":["store"]}'
     assert await listed(node, by_alias) == {}  # as dockerd
 

@@ -118,8 +118,11 @@ async def test_a_container_keeps_its_layers_when_its_image_is_removed_by_force(n
 async def test_a_container_that_never_ran_keeps_its_layers_too(node: Node) -> None:
     image = await load(node, MadeImage([files({"a": b"1"})]), "made:1")
     node.users[image] = [("c1" * 32, False)]
+    whole = node.store.get("made:1").size_bytes
+    assert node.store.size_below("c1" * 32, image) == whole > 0
     await node.store.remove("made:1", force=True)
     assert node.store.all() == [] and len(node.layer_folders()) == 1
+    assert node.store.size_below("c1" * 32, image) == whole
 
     await node.restart()
     try:

@@ -225,7 +225,7 @@ async def test_a_paused_container_can_be_stopped_but_not_entered(node):
         await node.engine.remove(ident)
     await node.engine.stop(ident)
     assert node.engine.get(ident).state.status == "exited"
-    with pytest.raises(Conflict, match="is not paused"):
+    with pytest.raises(Internal, match="is not paused"):
         await node.engine.unpause(ident)
 
 
@@ -291,7 +291,7 @@ async def test_waiting_for_what_does_not_run_answers_at_once(node):
 
 async def test_an_unknown_user_fails_the_start(node):
     record, _ = await node.engine.create("", replace(request(), user="ghost"))
-    with pytest.raises(InvalidArgument, match="unable to find user ghost: no matching entries in passwd file"):
+    with pytest.raises(Internal, match="unable to find user ghost: no matching entries in passwd file"):
         await node.engine.start_container(record.id)
     assert node.world.networks == {}
 

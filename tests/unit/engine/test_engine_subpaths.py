@@ -58,6 +58,7 @@ def test_propagation_needs_a_source_that_can_do_it(
     (tmp_path / "mountinfo").write_text(MOUNTINFO)
     monkeypatch.setattr(propagation, "_MOUNTINFO", tmp_path / "mountinfo")
     points = [MountPoint(type="bind", destination="/x", source=source, propagation=mode)]
+    assert propagation.asks_propagation(points) == (mode != "rprivate")
     own = [replace(point, own_propagation=True) for point in points]
     if not words:
         assert propagation.fit_propagation(points) == tuple(points)

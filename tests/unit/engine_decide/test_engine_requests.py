@@ -251,9 +251,12 @@ def test_updates_change_limits_only():
     assert after == replace(host, memory=100 << 20, cpu_shares=5)
     with pytest.raises(Conflict, match="memoryswap"):
         apply_update(host, HostConfig(memory=200 << 20), cpus=4)
-    with pytest.raises(Conflict, match="NanoCPUs"):
+    with pytest.raises(Conflict, match="CPU Quota cannot be updated as NanoCPUs has already been set"):
         apply_update(HostConfig(nano_cpus=10**9), HostConfig(cpu_quota=5000), cpus=4)
-    with pytest.raises(InvalidArgument, match="AutoRemove"):
+    with pytest.raises(Conflict, match="CPU Period/Quota has already been set"):
+        apply_update(HostConfig(cpu_quota=5000), HostConfig(nano_cpus=10**9), cpus=4)
+    assert apply_update(HostConfig(cpu_quota=-1), HostConfig(nano_cpus=10**9), cpus=4).nano_cpus == 10**9
+    with pytest.raises(Conflict, match="AutoRemove"):
         apply_update(HostConfig(auto_remove=True), HostConfig(restart_policy=RestartPolicy(name="always")), cpus=4)
 
 

@@ -189,8 +189,8 @@ class ContainerRoutes:
             async with gate:
                 own = await self._backend.size(container.id)
             try:
-                return own, self._images.get(container.image_id).size_bytes
-            except NotFound:  # an image removed by force
+                return own, self._images.size_below(container.id, container.image_id)
+            except NotFound:  # a record of before such images' layers were kept
                 return own, 0
 
         sizes = await asyncio.gather(*(measure(each) for each in containers))

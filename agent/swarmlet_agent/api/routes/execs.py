@@ -131,6 +131,6 @@ def _shown(record: ExecRecord) -> dict[str, Any]:
         "OpenStdin": request.attach_stdin,
         "OpenStdout": request.attach_stdout,
         "OpenStderr": request.attach_stderr,
-        "CanRemove": record.exit_code is not None,
+        "CanRemove": False,  # of dockerd's own tidying, minutes later
         "DetachKeys": request.detach_keys,
     }

@@ -20,7 +20,7 @@ from swarmlet.model.times import parse_rfc3339
 from swarmlet.wire.imports import CREATED_AT
 from swarmlet_agent.api.routes.credentials import credentials
 from swarmlet_agent.images.auth import decode_body
-from swarmlet_agent.images.platforms import Platform
+from swarmlet_agent.images.platforms import Platform, parse_platform
 from swarmlet_agent.images.progress import Listener
 from swarmlet_agent.images.reference import parse_reference
 from swarmlet_agent.images.types import Image, RegistryAuth
@@ -94,7 +94,8 @@ class ImageRoutes:
         if call.version < (1, 41) and call.text("filter"):
             filters = filters.having("reference", *filters.get("reference"), call.text("filter"))
         shown = self._images.list_images(
-            filters, call.version, everything=call.flag("all"), shared_size=call.flag("shared-size"),
+            filters, call.version, everything=call.flag("all"),
+            shared_size=call.flag("shared-size") and call.version >= (1, 42),
             manifests=call.flag("manifests") and call.version >= (1, 47),
         )
         return json_answer(shown)
@@ -271,6 +272,7 @@ def _platform(call: Call) -> str:
 def _platform_text(text: str) -> str:
     """A platform as text; it is a JSON object since API 1.48."""
     if not text.startswith("{"):
+        parse_platform(text)  # what is wrong with it is told before a registry is asked
         return text
     try:
         return str(msgspec.json.decode(text, type=Platform))

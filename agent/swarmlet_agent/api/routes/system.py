@@ -19,6 +19,7 @@ from swarmlet.model.times import ZERO_TIME, rfc3339
 from swarmlet_agent.api.backends import EventSource
 from swarmlet_agent.api.shapes.info import HostFacts, NodeFacts, RuntimeFacts, system_info, system_version
 from swarmlet_agent.api.shapes.summary import container_summary
+from swarmlet_agent.api.summaries import names_by_links
 from swarmlet_agent.engine.container import Container
 
 DISK_USAGE_TYPES = ("container", "image", "volume", "build-cache")
@@ -179,11 +180,13 @@ class SystemRoutes:
         return json_answer(answer)
 
     async def _containers(self) -> list[dict[str, Any]]:
-        now, gate = time.time_ns(), asyncio.Semaphore(4)
+        now, gate, every = time.time_ns(), asyncio.Semaphore(4), self._backend.list()
+        linked = names_by_links(every)
 
         async def summary(container: Container) -> dict[str, Any]:
             async with gate:
                 own = await self._backend.size(container.id)
-            return container_summary(container, container.image_ref, now, (own, self._images.size(container.image_id)))
+            sizes = (own, self._images.size(container.image_id))
+            return container_summary(container, container.image_ref, now, sizes, linked.get(container.name, ()))
 
-        return list(await asyncio.gather(*(summary(each) for each in self._backend.list())))
+        return list(await asyncio.gather(*(summary(each) for each in every)))
