@@ -55,7 +55,7 @@ def cluster(whole_cluster: Cluster) -> Iterator[Cluster]:
                 view.run("rm", "-f", "-v", *left)
             return not left
 
-        eventually(gone, 30)
+        eventually(gone)
 
 
 @pytest.fixture(scope="module")
@@ -113,7 +113,7 @@ def overlay(cluster: Cluster) -> Iterator[Callable[..., str]]:
     if services:
         cluster.view("service", "rm", *services)
     for name in set(made) & set(cluster.view("network", "ls", "--format", "{{.Name}}").split()):
-        eventually(lambda name=name: cluster.view.run("network", "rm", name).returncode == 0, 30)
+        eventually(lambda name=name: cluster.view.run("network", "rm", name).returncode == 0)
     settled(cluster)
 
 
@@ -164,9 +164,9 @@ def registry(whole_cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -
     log = (folder / "log").open("wb")
     process = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
     try:
-        eventually(lambda: urlopen(f"http://{address}/v2/", timeout=2).close() is None, 20)
+        eventually(lambda: urlopen(f"http://{address}/v2/", timeout=2).close() is None)
         yield address
     finally:
         process.terminate()
-        process.wait(10)
+        process.wait(30)
         log.close()

@@ -31,7 +31,7 @@ def swarmlet(*args: str, check: bool = True, timeout: float = 120) -> subprocess
     return done
 
 
-def eventually(check: Callable[[], T], timeout_s: float = 20.0, period_s: float = 0.1) -> T:
+def eventually(check: Callable[[], T], timeout_s: float = 60.0, period_s: float = 0.1) -> T:
     """The first true value of check; its last error or value otherwise."""
     deadline = time.monotonic() + timeout_s
     while True:
@@ -143,7 +143,7 @@ class Cluster:
     def running(self, service: str) -> list[dict[str, str]]:
         return [task for task in self.tasks(service) if task["CurrentState"].startswith("Running")]
 
-    def wait_running(self, service: str, count: int, timeout_s: float = 30) -> list[dict[str, str]]:
+    def wait_running(self, service: str, count: int, timeout_s: float = 60) -> list[dict[str, str]]:
         def settled() -> list[dict[str, str]] | None:
             found = self.running(service)
             return found if len(found) == count and len(self.tasks(service)) == count else None

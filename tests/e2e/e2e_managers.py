@@ -71,7 +71,7 @@ class Managed(Cluster):
             said = {self._leader_by(number) for number in (1, 2, 3)} - {0}
             return said.pop() if len(said) == 1 else 0
 
-        return eventually(agreed, 30)
+        return eventually(agreed)
 
     def follower(self) -> int:
         """The lowest number of one."""

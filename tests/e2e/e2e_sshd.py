@@ -40,12 +40,12 @@ class Sshd:
             ["/usr/sbin/sshd", "-D", "-e", "-f", str(config)], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL, start_new_session=True,
         )  # fmt: skip
-        eventually(lambda: socket.create_connection((self._address, self.port), 1).close() is None, 20)
+        eventually(lambda: socket.create_connection((self._address, self.port), 1).close() is None)
         return self
 
     def __exit__(self, *_: object) -> None:
         self._process.terminate()
-        self._process.wait(10)
+        self._process.wait(30)
 
     @property
     def alias(self) -> str:

@@ -55,7 +55,7 @@ class Terminal:
                     self.shown += os.read(self.master, 65536).decode(errors="replace")
                 except OSError:
                     break
-        return self.process.wait(5)
+        return self.process.wait(30)
 
 
 @contextmanager
@@ -66,5 +66,5 @@ def terminal(view: View, *args: str, rows: int = 24, columns: int = 80) -> Itera
     finally:
         if found.process.poll() is None:
             found.process.kill()
-            found.process.wait(5)
+            found.process.wait(30)
         os.close(found.master)

@@ -124,8 +124,8 @@ def test_a_project_joins_the_attachable_network_of_a_stack(cluster: Cluster, whe
     finally:
         compose("down", "-t", "0")
         cluster.node(3).run("rm", "-f", "asker")
-        eventually(lambda: cluster.view.run("stack", "rm", "shop").returncode == 0, 30)
-        eventually(lambda: "shop_back" not in cluster.view("network", "ls", "--format", "{{.Name}}").split(), 30)
+        eventually(lambda: cluster.view.run("stack", "rm", "shop").returncode == 0)
+        eventually(lambda: "shop_back" not in cluster.view("network", "ls", "--format", "{{.Name}}").split())
 
 
 def test_what_cannot_be_attached_is_refused_and_leaves_nothing(cluster: Cluster, network: str) -> None:

@@ -68,7 +68,7 @@ def test_an_agent_killed_again_and_again_leaks_nothing(cluster: Cluster, network
         return {name: address(node, name, network) for name in node("ps", "--format", "{{.Names}}").split()}
 
     eventually(lambda: "node-2" in cluster.ready())
-    eventually(lambda: shown(cluster) == held() and len(set(held().values())) == len(held()), 30)
+    eventually(lambda: shown(cluster) == held() and len(set(held().values())) == len(held()))
 
 
 def test_a_killed_manager_finds_all_again_and_answers_who_has_asked_meanwhile(cluster: Cluster, network: str) -> None:
@@ -105,7 +105,7 @@ def test_without_a_manager_nothing_is_attached_and_nothing_stays_behind(cluster:
         assert "eth1" not in node("exec", "plain", "ip", "link")
     finally:
         cluster.command("heal", 3)
-    eventually(lambda: set(shown(cluster)) == {"running"}, 30)
+    eventually(lambda: set(shown(cluster)) == {"running"})
     node("network", "connect", network, "plain")
     assert set(shown(cluster)) == {"running", "plain"}
 
@@ -124,7 +124,7 @@ def test_a_host_that_lost_its_power_has_its_containers_back_on_the_network(clust
         assert taken.returncode and b"Address already in use" in taken.stderr
     finally:
         cluster.command("start", 3)
-    eventually(lambda: shown(cluster) == {"always": place}, 30)
+    eventually(lambda: shown(cluster) == {"always": place})
     sleeper(cluster.node(2), "asker", "--network", network)
     eventually(lambda: reaches(cluster.node(2), "asker", "always"))
 

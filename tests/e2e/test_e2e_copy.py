@@ -316,7 +316,7 @@ def test_an_upload_that_is_broken_off_leaves_the_container_usable(cluster: Clust
             os.kill(agent, signal.SIGKILL)
             eventually(lambda: cluster.pid(2, "swarmlet-agent") != agent and view.run("ps").returncode == 0)  # noqa: B023
         process.kill()
-        process.wait(10)
+        process.wait(30)
         with contextlib.suppress(BrokenPipeError):
             process.stdin.close()
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import tarfile
-import threading
 import time
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
@@ -216,19 +215,13 @@ def test_waiting_answers_at_once_and_ends_when_the_condition_is_met(api: docker.
     assert api.wait(made)["StatusCode"] == 0  # not running
     removing = api.create_host_config(auto_remove=True)
     ident = api.create_container("busybox", "sh -c 'exit 3'", host_config=removing)["Id"]
-    codes: list[int] = []
-
-    def wait(condition: str) -> None:
-        codes.append(api.wait(ident, condition=condition, timeout=20)["StatusCode"])
-
-    waiting = [threading.Thread(target=wait, args=(condition,)) for condition in ("next-exit", "removed")]
-    for each in waiting:
-        each.start()
-    time.sleep(0.3)  # both are asking by now; if not, "next-exit" would find nobody
+    # As api.wait asks, but for the body: with the head of the answer the wait has begun.
+    waiting = [
+        api._post(api._url("/containers/{0}/wait", ident), params={"condition": condition}, stream=True, timeout=60)
+        for condition in ("next-exit", "removed")
+    ]
     api.start(ident)
-    for each in waiting:
-        each.join(20)
-    assert codes == [3, 3]
+    assert [each.json()["StatusCode"] for each in waiting] == [3, 3]
     with pytest.raises(docker.errors.APIError, match=r"(?i)invalid condition"):
         api.wait(made, condition="sometime")
 

@@ -215,7 +215,7 @@ def test_services_by_every_option(manager_api: docker.APIClient, cluster: Cluste
         for service in api.services(filters={"name": "low"}):
             api.remove_service(service["ID"])
         for network in networks:
-            eventually(lambda network=network: api.remove_network(network) is None, 30)
+            eventually(lambda network=network: api.remove_network(network) is None)
         for number in (1, 2, 3):
             cluster.node(number).run("volume", "rm", "low-service-volume")
 

@@ -66,7 +66,7 @@ def with_program(cluster: Cluster, *numbers: int) -> None:
         cluster.exec(number, "kill", "-9", str(before))
         eventually(lambda number=number, before=before: cluster.pid(number, "swarmlet-agent") != before)
         eventually(lambda number=number: cluster.node(number).run("ps").returncode == 0)
-    eventually(lambda: len(cluster.ready()) == 2, 30)
+    eventually(lambda: len(cluster.ready()) == 2)
 
 
 def inside(cluster: Cluster, number: int, service: str) -> tuple[View, str, str]:
@@ -133,7 +133,7 @@ def test_a_network_in_clear_hears_what_is_sent_into_it(two_hosts: Cluster) -> No
         assert hears(two_hosts, inside(two_hosts, 2, "all"), 4789, vni(view, "sealed"))
     finally:
         view("service", "rm", "all")
-        eventually(lambda: view.run("network", "rm", "sealed").returncode == 0, 30)
+        eventually(lambda: view.run("network", "rm", "sealed").returncode == 0)
 
 
 def test_what_a_host_cannot_encrypt_is_refused_by_its_name(two_hosts: Cluster) -> None:
@@ -193,7 +193,7 @@ def test_nothing_of_an_encrypted_network_is_on_the_wire_in_clear(two_hosts: Clus
         assert view("run", "--rm", "--network", "sealed", "busybox", "ping", "-c", "1", "-w", "5", "tasks.all")
     finally:
         view("service", "rm", "all")
-        eventually(lambda: view.run("network", "rm", "sealed").returncode == 0, 30)
+        eventually(lambda: view.run("network", "rm", "sealed").returncode == 0)
     # Who is in no encrypted network has no ways, and no keys.
     for number in (1, 2):
         eventually(lambda number=number: "swlwg" not in two_hosts.exec(number, "ip", "link"))
@@ -210,9 +210,9 @@ def test_a_host_that_comes_up_again_has_its_ways_again(two_hosts: Cluster) -> No
              "busybox", "sleep", "600")  # fmt: skip
         two_hosts.wait_running("all", 2)
         two_hosts.command("kill", 2)
-        eventually(lambda: two_hosts.ready() == {"node-1"}, 30)
+        eventually(lambda: two_hosts.ready() == {"node-1"})
         two_hosts.command("start", 2)
-        eventually(lambda: two_hosts.ready() == {"node-1", "node-2"}, 30)
+        eventually(lambda: two_hosts.ready() == {"node-1", "node-2"})
         two_hosts.wait_running("all", 2)
         one, two = inside(two_hosts, 1, "all"), inside(two_hosts, 2, "all")
         pings = [
@@ -224,10 +224,10 @@ def test_a_host_that_comes_up_again_has_its_ways_again(two_hosts: Cluster) -> No
         # A program that ends is started again.
         two_hosts.exec(2, "kill", "-9", str(two_hosts.pid(2, PROGRAM)))
         for node, ping in pings:
-            eventually(lambda node=node, ping=ping: node.run(*ping).returncode == 0, 30)
+            eventually(lambda node=node, ping=ping: node.run(*ping).returncode == 0)
     finally:
         view("service", "rm", "all")
-        eventually(lambda: view.run("network", "rm", "sealed").returncode == 0, 30)
+        eventually(lambda: view.run("network", "rm", "sealed").returncode == 0)
 
 
 def test_a_task_of_an_encrypted_network_waits_for_a_host_that_can(two_hosts: Cluster) -> None:
@@ -248,4 +248,4 @@ def test_a_task_of_an_encrypted_network_waits_for_a_host_that_can(two_hosts: Clu
         two_hosts.wait_running("there", 1)
     finally:
         view("service", "rm", *view("service", "ls", "-q").split())
-        eventually(lambda: view.run("network", "rm", "sealed").returncode == 0, 30)
+        eventually(lambda: view.run("network", "rm", "sealed").returncode == 0)

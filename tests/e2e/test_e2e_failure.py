@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 import signal
 import time
+from pathlib import Path
 
 from e2e_cluster import Cluster, eventually
 
-#: Three silent heartbeats of a second, and what it takes to start containers on a busy machine.
-GRACE_S = 10
+#: Three silent heartbeats of a second are 3 s, of the default period 15.
+GRACE_S = 12
 
 
 def test_a_killed_hosts_tasks_run_elsewhere_and_its_stale_ones_are_gone_when_it_returns(cluster: Cluster) -> None:
@@ -18,16 +19,9 @@ def test_a_killed_hosts_tasks_run_elsewhere_and_its_stale_ones_are_gone_when_it_
     assert any(task["Node"] == "node-3" for task in before)
 
     cluster.command("kill", 3)
-    began = time.monotonic()
     try:
-
-        def moved() -> bool:
-            running = [task for task in cluster.running("web") if task["Node"] != "node-3"]
-            return len(running) == 6
-
-        eventually(moved, GRACE_S)
-        assert time.monotonic() - began < GRACE_S
-        assert "node-3" not in cluster.ready()
+        eventually(lambda: "node-3" not in cluster.ready(), GRACE_S)
+        eventually(lambda: len([task for task in cluster.running("web") if task["Node"] != "node-3"]) == 6)
     finally:
         cluster.command("start", 3)
     eventually(lambda: "node-3" in cluster.ready())
@@ -47,7 +41,7 @@ def test_a_host_that_was_cut_off_gives_its_tasks_up_when_it_is_back(cluster: Clu
     finally:
         cluster.command("heal", 3)
     eventually(lambda: "node-3" in cluster.ready())
-    eventually(lambda: cluster.node(3)("ps", "-q") == "", 30)
+    eventually(lambda: cluster.node(3)("ps", "-q") == "")
     cluster.wait_running("web", 3)
 
 
@@ -67,21 +61,21 @@ def test_containers_outlive_their_agent_and_the_next_one_adopts_them(cluster: Cl
     assert node("inspect", "--format", "{{.State.Status}} {{.State.ExitCode}}", "short") == "exited 42"
     lines = node("logs", "talker").splitlines()
     assert [line.split()[1] for line in lines] == [str(number) for number in range(1, len(lines) + 1)]
-    time.sleep(0.5)
-    assert len(node("logs", "talker").splitlines()) > len(lines)
+    eventually(lambda: len(node("logs", "talker").splitlines()) > len(lines))
     eventually(lambda: "node-2" in cluster.ready())
     node("rm", "-f", "talker", "short")
 
 
 def test_a_container_that_ends_while_no_agent_runs_keeps_its_exit_code(cluster: Cluster) -> None:
     node = cluster.node(2)
-    node("run", "-d", "--name", "brief", "busybox", "sh", "-c", "sleep 0.3; exit 7")
+    node("run", "-d", "--name", "brief", "busybox", "sh", "-c", "sleep 1; exit 7")
+    pid = node("inspect", "--format", "{{.State.Pid}}", "brief")
     supervisor = int((cluster.host(2).run_dir / "supervisor.pid").read_text().split()[0])
     agent = cluster.pid(2, "swarmlet-agent")
     os.kill(supervisor, signal.SIGSTOP)
     try:
         os.kill(agent, signal.SIGKILL)
-        time.sleep(1)
+        eventually(lambda: pid == "0" or not Path("/proc", pid).exists())
     finally:
         os.kill(supervisor, signal.SIGCONT)
     eventually(lambda: node.run("version").returncode == 0)
@@ -145,8 +139,8 @@ def test_manager_and_etcd_killed_at_once_come_back(cluster: Cluster) -> None:
 
     for program in ("swarmlet-manager", "etcd"):
         os.kill(cluster.pid(1, program), signal.SIGKILL)
-    eventually(lambda: cluster.view.run("node", "ls").returncode == 0, 30)
-    eventually(lambda: cluster.ready() == {"node-1", "node-2", "node-3"}, 30)
+    eventually(lambda: cluster.view.run("node", "ls").returncode == 0)
+    eventually(lambda: cluster.ready() == {"node-1", "node-2", "node-3"})
 
     assert {task["ID"] for task in cluster.wait_running("web", 2)} == before
 
@@ -161,7 +155,7 @@ def test_the_managers_own_host_may_lose_its_power(cluster: Cluster) -> None:
         assert cluster.node(2)("ps", "-q") == ident  # workers go on without a manager
     finally:
         cluster.command("start", 1)
-    eventually(lambda: cluster.view.run("node", "ls").returncode == 0, 40)
-    eventually(lambda: cluster.ready() == {"node-1", "node-2", "node-3"}, 40)
-    cluster.wait_running("web", 3, 40)
+    eventually(lambda: cluster.view.run("node", "ls").returncode == 0)
+    eventually(lambda: cluster.ready() == {"node-1", "node-2", "node-3"})
+    cluster.wait_running("web", 3)
     assert cluster.node(2)("ps", "-q") == ident

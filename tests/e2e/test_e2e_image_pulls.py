@@ -181,10 +181,10 @@ def test_a_service_is_pinned_to_the_digest_and_runs_on_every_node(
     # The tag moves: nothing changes until the service is told to look again.
     second = push(registry, "app", "stable", base.on({"version": b"2"}, Cmd=command))
     cluster.view("service", "update", "-d", "--env-add", "A=1", "--update-monitor", "0s", "--no-resolve-image", "app")
-    eventually(lambda: _versions(cluster, "app") == ["1"] * 3, 40)
+    eventually(lambda: _versions(cluster, "app") == ["1"] * 3)
     cluster.view("service", "update", "-d", "--image", name, "--update-monitor", "0s", "app")
     assert pinned() == f"{name}@{second.digest}"
-    eventually(lambda: _versions(cluster, "app") == ["2"] * 3, 40)
+    eventually(lambda: _versions(cluster, "app") == ["2"] * 3)
 
 
 def _versions(cluster: Cluster, service: str) -> list[str]:

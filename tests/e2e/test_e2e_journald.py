@@ -54,7 +54,7 @@ def journal(tmp_path: Path) -> Iterator[Journal]:
     argv = ["unshare", "-m", "sh", "-ec", _START, "sh", str(sockets), str(logs), str(DAEMON)]
     process = subprocess.Popen(argv, stdin=subprocess.DEVNULL)
     try:
-        eventually(lambda: _answers(sockets / "socket"), 20)
+        eventually(lambda: _answers(sockets / "socket"))
         os.symlink(sockets / "socket", place)
         yield lambda ident: _read(ident, "-D", str(logs))
     finally:

@@ -95,7 +95,7 @@ def test_a_log_is_kept_within_its_limits_however_fast_it_grows(cluster: Cluster,
     assert len(sizes := log_sizes(node, "brief")) == 3 and max(sizes) <= 125 << 10
 
     node("run", "-d", "--name", "fast", *options, "busybox", "sh", "-c", "seq 1 400000; sleep 600")
-    eventually(lambda: node("logs", "-n", "1", "fast") == "400000", 30)
+    eventually(lambda: node("logs", "-n", "1", "fast") == "400000")
     eventually(lambda: _within(node, "fast", 125 << 10))
     kept = node("logs", "fast").splitlines()
     assert kept == [str(number) for number in range(400001 - len(kept), 400001)] and len(kept) > 1000
@@ -118,7 +118,7 @@ def test_nothing_is_lost_or_repeated_over_the_agents_death(cluster: Cluster) -> 
     assert following.stdout and following.stdout.readline() == b"1\n"
     os.kill(cluster.pid(2, "swarmlet-agent"), signal.SIGKILL)
     following.communicate(timeout=20)
-    eventually(lambda: node("inspect", "-f", "{{.State.Status}}", "writes") == "exited", 30)
+    eventually(lambda: node("inspect", "-f", "{{.State.Status}}", "writes") == "exited")
     assert node("logs", "writes").split() == [str(number) for number in range(1, 151)]
 
 

@@ -74,7 +74,7 @@ def test_several_subnets_each_with_its_gateway(cluster: Cluster) -> None:
     assert done.returncode == 125 and outside in done.stderr
     # The next agent knows what is leased.
     cluster.exec(3, "kill", "-9", str(cluster.pid(3, "swarmlet-agent")))
-    eventually(lambda: node.run("ps").returncode == 0, 30)
+    eventually(lambda: node.run("ps").returncode == 0)
     taken = node.run("run", "--rm", "--network", "two", "--ip", "10.70.2.9", "busybox", "true")
     assert taken.returncode == 125 and b"Address already in use" in taken.stderr
     node("rm", "-f", "one")

@@ -146,5 +146,5 @@ def test_a_leader_killed_among_writes_loses_nothing_that_was_told_as_done(manage
         "cat /run/secrets/handed-over; sleep 600",
     )  # fmt: skip
     assert VALUE.decode() in eventually(lambda: view("service", "logs", "--raw", "reads"))
-    eventually(lambda: len([row for row in view.rows("node", "ls") if row["Status"] == "Ready"]) == 3, 30)
+    eventually(lambda: len([row for row in view.rows("node", "ls") if row["Status"] == "Ready"]) == 3)
     view("service", "rm", "reads")

@@ -66,7 +66,7 @@ def test_a_service_on_a_network_of_its_own_is_published_too(cluster: Cluster) ->
         assert set(node.json("inspect", ident)[0]["NetworkSettings"]["Networks"]) == {"ingress", "own"}
     finally:
         view("service", "rm", "web")
-        eventually(lambda: view.run("network", "rm", "own").returncode == 0, 30)
+        eventually(lambda: view.run("network", "rm", "own").returncode == 0)
 
 
 def test_clients_do_not_notice_an_update(cluster: Cluster) -> None:
@@ -98,7 +98,7 @@ def test_a_killed_agent_publishes_on(cluster: Cluster) -> None:
     cluster.exec(3, "kill", "-9", str(cluster.pid(3, "swarmlet-agent")))
     assert all(get(cluster, 3, 18083) for _ in range(20))
     eventually(lambda: cluster.node(3).run("ps").returncode == 0)
-    eventually(lambda: len(cluster.ready()) == 3, 30)
+    eventually(lambda: len(cluster.ready()) == 3)
     assert get(cluster, 3, 18083)
     view("service", "rm", "web")
     eventually(lambda: not get(cluster, 3, 18083))

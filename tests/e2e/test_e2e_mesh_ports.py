@@ -76,7 +76,7 @@ def test_services_do_not_share_a_port_and_a_removed_ones_is_free_at_once(cluster
 def test_tasks_with_a_port_of_the_host_are_on_different_nodes_and_what_is_too_many_waits(cluster: Cluster) -> None:
     cluster.view("service", "create", "-d", "--name", "hosty", "--replicas", "4", *AT_ONCE,
                  "--publish", "published=18205,target=80,mode=host", *WEB)  # fmt: skip
-    eventually(lambda: len(cluster.running("hosty")) == 3, 30)
+    eventually(lambda: len(cluster.running("hosty")) == 3)
     assert len({task["Node"] for task in cluster.running("hosty")}) == 3
     waiting = eventually(lambda: [task for task in cluster.tasks("hosty") if task["Error"]])
     assert waiting and waiting[0]["CurrentState"].startswith("Pending")
@@ -196,7 +196,7 @@ def test_containers_of_a_network_made_later_reach_published_ports_of_their_node(
         said = node.run("run", "--rm", "--network", name, "busybox", "sh", "-c", loop).stdout.decode()
         return {line.split()[0] for line in said.splitlines() if line}
 
-    assert eventually(lambda: heard() == everyone, 40)
+    assert eventually(lambda: heard() == everyone)
 
 
 def test_another_firewall_that_drops_what_is_forwarded_is_told_of(cluster: Cluster) -> None:
@@ -223,11 +223,11 @@ def test_a_host_that_comes_up_without_a_manager_publishes_what_it_published(clus
     cluster.exec(1, "kill", "-STOP", str(manager))
     try:
         cluster.command("start", 3)
-        assert eventually(lambda: ask(host, 18213), 30)
+        assert eventually(lambda: ask(host, 18213))
     finally:
         cluster.exec(1, "kill", "-CONT", str(manager))
     # It has slept longer than a leader may: it leads again once it can write.
     removal = ("service", "rm", "peer")
-    assert eventually(lambda: cluster.view.run(*removal).returncode == 0, 40)
-    assert eventually(lambda: len(cluster.ready()) == 3, 40)
-    assert eventually(lambda: refused(host, 18213), 30)
+    assert eventually(lambda: cluster.view.run(*removal).returncode == 0)
+    assert eventually(lambda: len(cluster.ready()) == 3)
+    assert eventually(lambda: refused(host, 18213))

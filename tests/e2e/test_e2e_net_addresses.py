@@ -55,7 +55,7 @@ def test_no_connection_to_the_virtual_address_fails_in_a_thousand_while_all_task
                  *SLEEP)  # fmt: skip
     cluster.view("service", "create", "-d", "--name", "web", "--replicas", "4", "--network", network, *AT_ONCE,
                  "--update-order", "start-first", "--update-monitor", "1s", *HEALTHY, *WEB)  # fmt: skip
-    cluster.wait_running("web", 4, 60)
+    cluster.wait_running("web", 4)
     cluster.wait_running("client", 3)
     settled(cluster)
     before, address = {place.container[:12] for place in places(cluster, "web")}, vip(cluster, "web", network)

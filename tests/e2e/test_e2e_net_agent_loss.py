@@ -177,7 +177,7 @@ def test_a_rebooted_host_is_rebuilt(cluster: Cluster, overlay: Callable[..., str
         cluster.command("start", number)
         eventually(lambda: cluster.view.run("node", "ls").returncode == 0 and len(cluster.ready()) == 3, 60)
         eventually(lambda number=number: any(place.node == number for place in places(cluster, "back")), 60)
-        cluster.wait_running("back", 3, 60)
+        cluster.wait_running("back", 3)
         settled(cluster, 60)
         backs, address = places(cluster, "back"), vip(cluster, "back", network)
         with Servers() as servers:

@@ -78,7 +78,7 @@ def test_clients_get_over_a_node_that_dies(
         cluster.command("kill", 3)
         eventually(lambda: cluster.ready() == {"node-1", "node-2"}, 60, 0.05)
         known = time.monotonic()
-        cluster.wait_running("web", 6, 60)
+        cluster.wait_running("web", 6)
         eventually(lambda: all(one.answers[-1][0] + one.began > known + TOLD_WITHIN_S + 1 for one in (inside, outside)))
         counts = [stream.end()[0] for stream in streams]
     print(f"down {known - killed:.1f} s after the kill; streams {counts}")
@@ -134,8 +134,8 @@ def test_a_partition_leaves_the_rest_alone_and_nothing_behind(
         eventually(lambda: len(cluster.ready()) == 3, 60)
         no_address_twice(cluster)
         assert near.end()[0] > 100
-    cluster.wait_running("web", 5, 60)
-    eventually(lambda: len(on(cluster, "web", 1, 2, 3)) == 5, 30)
+    cluster.wait_running("web", 5)
+    eventually(lambda: len(on(cluster, "web", 1, 2, 3)) == 5)
     settled(cluster, 60)
     no_address_twice(cluster)
     here = places(cluster, "all")

@@ -23,9 +23,9 @@ def network(cluster: Cluster) -> Iterator[str]:
     services = cluster.view("service", "ls", "-q").split()
     if services:
         cluster.view("service", "rm", *services)
-    eventually(lambda: cluster.view.run("network", "rm", NETWORK).returncode == 0, 30)
+    eventually(lambda: cluster.view.run("network", "rm", NETWORK).returncode == 0)
     for number in range(1, 4):
-        eventually(lambda number=number: links(cluster, number) == [], 20)
+        eventually(lambda number=number: links(cluster, number) == [])
 
 
 def links(cluster: Cluster, number: int) -> list[str]:
@@ -203,12 +203,12 @@ def test_a_healed_partition_leaves_no_stale_name(cluster: Cluster, network: str)
         return len(web) == 3 and "" not in web and told == [web] * len(numbers)
 
     try:
-        eventually(lambda: cluster.ready() == {"node-1", "node-2"}, 30)
-        eventually(lambda: agreed(1, 2), 30)
+        eventually(lambda: cluster.ready() == {"node-1", "node-2"})
+        eventually(lambda: agreed(1, 2))
     finally:
         cluster.command("heal", 3)
-    eventually(lambda: len(cluster.ready()) == 3, 30)
-    eventually(lambda: agreed(1, 2, 3), 30)
+    eventually(lambda: len(cluster.ready()) == 3)
+    eventually(lambda: agreed(1, 2, 3))
     web = resolved(*inside(cluster, "asker")[3], "web")
     assert all(reaches(*place, target) for place in inside(cluster, "asker").values() for target in web)
 
@@ -226,4 +226,4 @@ def test_a_full_network_is_shown_and_cured(cluster: Cluster) -> None:
         cluster.wait_running("many", 5)
     finally:
         view("service", "rm", "many")
-        eventually(lambda: view.run("network", "rm", "small").returncode == 0, 30)
+        eventually(lambda: view.run("network", "rm", "small").returncode == 0)

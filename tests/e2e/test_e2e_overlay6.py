@@ -26,7 +26,7 @@ def network(cluster: Cluster) -> Iterator[str]:
     yield NETWORK
     if services := cluster.view("service", "ls", "-q").split():
         cluster.view("service", "rm", *services)
-    eventually(lambda: cluster.view.run("network", "rm", NETWORK).returncode == 0, 30)
+    eventually(lambda: cluster.view.run("network", "rm", NETWORK).returncode == 0)
 
 
 Places = dict[int, tuple[View, str]]

@@ -162,7 +162,7 @@ def test_hosts_that_know_each_other_by_ipv6_carry_networks_over_it(hosts: Cluste
         view("swarm", "update", "--dispatcher-heartbeat", "10s")  # one that comes back late does not lose its tasks
         hosts.exec(2, "kill", "-9", str(hosts.pid(2, "swarmlet-agent")))
         eventually(lambda: hosts.node(2).run("ps").returncode == 0)
-        eventually(lambda: hosts.ready() == {"node-1", "node-2"}, 30)
+        eventually(lambda: hosts.ready() == {"node-1", "node-2"})
         assert reaches(*one[:2], two[2], size=1402)
         assert view("run", "--rm", "--network", "net", "busybox", "cat", "/sys/class/net/eth0/mtu") == "1430"
     finally:
@@ -269,7 +269,7 @@ def test_the_network_of_the_mesh_can_be_ones_own(hosts: Cluster) -> None:
     assert in_use.returncode and b"ingress network cannot be removed because service" in in_use.stderr
     assert "mine" not in view("network", "prune", "-f")
     view("service", "rm", "web")
-    eventually(lambda: view.run("network", "rm", "mine", input=b"y\n").returncode == 0, 30)
+    eventually(lambda: view.run("network", "rm", "mine", input=b"y\n").returncode == 0)
 
     view("network", "create", "-d", "overlay", "--ingress", "ingress")
     view("service", "create", "-d", "--name", "web", *web)

@@ -54,11 +54,11 @@ def guarded(whole_cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) ->
     with (folder / "log").open("wb") as log:
         process = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
         try:
-            eventually(lambda: _is_up(address), 20)
+            eventually(lambda: _is_up(address))
             yield address
         finally:
             process.terminate()
-            process.wait(10)
+            process.wait(30)
 
 
 @pytest.fixture

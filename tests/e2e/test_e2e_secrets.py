@@ -142,12 +142,12 @@ def test_a_killed_agent_leaves_the_secrets_and_the_tasks_end_takes_them(secrets:
     secrets.view("swarm", "update", "--dispatcher-heartbeat", "20s")
     try:
         os.kill(secrets.pid(number, "swarmlet-agent"), signal.SIGKILL)
-        eventually(lambda: node("exec", ident, "cat", "/run/secrets/one").encode() == VALUE, 30)
+        eventually(lambda: node("exec", ident, "cat", "/run/secrets/one").encode() == VALUE)
         assert place_of(secrets, "web")[2] == ident
     finally:
         secrets.view("swarm", "update", "--dispatcher-heartbeat", "1s")
     secrets.view("service", "rm", "web")
-    eventually(lambda: [supplies(secrets, other) for other in (1, 2, 3)] == [[], [], []], 30)
+    eventually(lambda: [supplies(secrets, other) for other in (1, 2, 3)] == [[], [], []])
     eventually(lambda: node("ps", "-aq") == "")
 
 

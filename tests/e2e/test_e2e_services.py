@@ -190,11 +190,11 @@ def test_a_failing_update_pauses_and_rollback_brings_the_old_spec_back(cluster: 
     cluster.view("service", "create", "-d", "--name", "web", "--replicas", "2", "busybox", "sleep", "600")
     cluster.wait_running("web", 2)
     cluster.view("service", "update", "-d", "--args", "false", "--update-delay", "3s", "--restart-delay", "1s", "web")
-    eventually(lambda: cluster.view.json("service", "inspect", "web")[0]["UpdateStatus"]["State"] == "paused", 30)
+    eventually(lambda: cluster.view.json("service", "inspect", "web")[0]["UpdateStatus"]["State"] == "paused")
     assert len(cluster.running("web")) == 1
 
     cluster.view("service", "rollback", "-d", "web")
-    cluster.wait_running("web", 2, 40)
+    cluster.wait_running("web", 2)
     assert cluster.view.json("service", "inspect", "web")[0]["Spec"]["TaskTemplate"]["ContainerSpec"]["Args"] == [
         "sleep",
         "600",

@@ -56,7 +56,7 @@ def pki(whole_cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Ite
                 return whole_cluster.pid(1, program) != old and view.run(*ready).returncode == 0
 
             eventually(back, 30)
-        eventually(lambda: len(whole_cluster.ready()) == 3, 30)
+        eventually(lambda: len(whole_cluster.ready()) == 3)
 
     tls = f'[hosts_tls]\nca = "{folder}/ca.pem"\ncert = "{folder}/server.pem"\nkey = "{folder}/server.key"\n'
     tcp = f"tcp://{host.address}"

@@ -29,7 +29,7 @@ def asker(cluster: Cluster) -> Iterator[dict[int, tuple[View, str]]]:
         for node in [cluster.node(number)]
     }
     cluster.view("service", "rm", *cluster.view("service", "ls", "-q").split())
-    eventually(lambda: cluster.view.run("network", "rm", NETWORK).returncode == 0, 30)
+    eventually(lambda: cluster.view.run("network", "rm", NETWORK).returncode == 0)
 
 
 def ask(node: View, ident: str, target: str, times: int = 1) -> list[str]:
@@ -125,4 +125,4 @@ services:
         eventually(lambda: len(set(ask(node, ident, "web", 12))) == 2)
     finally:
         cluster.view("stack", "rm", "shop")
-        eventually(lambda: not cluster.view("network", "ls", "-q", "--filter", "name=shop_default"), 30)
+        eventually(lambda: not cluster.view("network", "ls", "-q", "--filter", "name=shop_default"))

@@ -21,7 +21,7 @@ def attachable(cluster: Cluster) -> Iterator[str]:
     cluster.view("network", "create", "-d", "overlay", "--attachable", "--subnet", "10.66.0.0/24", NETWORK)
     yield NETWORK
     clear(cluster)
-    eventually(lambda: cluster.view.run("network", "rm", NETWORK).returncode == 0, 30)
+    eventually(lambda: cluster.view.run("network", "rm", NETWORK).returncode == 0)
     for number in (1, 2, 3):
         eventually(lambda number=number: not re.search(r"^(ov|vx)-", cluster.exec(number, "ip", "-br", "link"), re.M))
 
