@@ -36,7 +36,8 @@ def told(view: View, *filters: str) -> list[tuple[str, str, dict[str, str]]]:
 
 def kills(view: View, name: str) -> list[float]:
     """When the container was sent a signal, in seconds."""
-    shown = view("events", "--since", "5m", "--until", f"{time.time():.6f}", "--filter", f"container={name}",
+    ident = view("inspect", "-f", "{{.Id}}", name)
+    shown = view("events", "--since", "5m", "--until", f"{time.time():.6f}", "--filter", f"container={ident}",
                  "--filter", "event=kill", "--format", "{{json .}}")  # fmt: skip
     return [json.loads(line)["timeNano"] / 1e9 for line in shown.splitlines()]
 

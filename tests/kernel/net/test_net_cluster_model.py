@@ -26,6 +26,8 @@ from swarmlet.wire.networking import EndpointInfo, Networking, ServiceInfo
 from swarmlet_agent.net.types import NetworkWish
 
 pytestmark = pytest.mark.kernel
+#: A machine that has needed so long takes no more steps.
+ENOUGH_S = 45.0
 T = TypeVar("T")
 Place = tuple[str, str]
 #: What happens, in which network, to which of its addresses, on which node, and whether it serves.
@@ -400,7 +402,11 @@ async def test_a_network_that_is_left_goes_with_its_last_container(lab: Lab) -> 
 async def test_the_kernel_has_what_was_told_last_and_nothing_else_after_any_steps(lab: Lab) -> None:
     Machine.lab, Machine.loop = lab, asyncio.get_running_loop()
     quick = settings(
-        max_examples=12, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck),
+        max_examples=2, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck),
         database=None, phases=(Phase.generate,),  # each failing check waits: there is no time to find a shorter way
     )
-    await asyncio.to_thread(run_state_machine_as_test, Machine, settings=quick)
+    ends = time.monotonic() + ENOUGH_S
+    for _ in range(6):
+        await asyncio.to_thread(run_state_machine_as_test, Machine, settings=quick)
+        if time.monotonic() > ends:
+            break

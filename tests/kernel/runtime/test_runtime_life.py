@@ -42,7 +42,7 @@ async def test_nothing_of_a_deleted_container_is_left(bench) -> None:
     assert not Path(f"/proc/{pid}").exists()
     for folder in ("containers", "exits", "oci", "execs"):
         assert os.listdir(bench.folder / "run" / folder) == []
-    assert list(Path("/sys/fs/cgroup").glob(f"**/{ident}")) == []
+    assert not any(folder.endswith(f"/{ident}") for folder, _, _ in os.walk("/sys/fs/cgroup"))
     await bench.runtime.delete(ident)
     assert await bench.runtime.alive(ident) is None
     with pytest.raises(NotFound):
