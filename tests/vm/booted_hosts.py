@@ -38,8 +38,8 @@ class Release:
     python: str
     packages: tuple[str, ...] = PACKAGES
     ubuntu: bool = False
-    #: Whether managers believe its etcd (swarmlet_manager.store.etcd.binary).
-    etcd_serves: bool = True
+    #: Whether the playbooks take hosts of it: not where its etcd and its nftables are too old.
+    fit: bool = True
 
 
 RELEASES = {
@@ -47,7 +47,7 @@ RELEASES = {
     "trixie": Release("3.13"),
     "noble": Release("3.12", ubuntu=True),
     "jammy": Release(
-        "3.11", (*PACKAGES, "python3.11", "python3.11-venv"), ubuntu=True, etcd_serves=False
+        "3.11", (*PACKAGES, "python3.11", "python3.11-venv"), ubuntu=True, fit=False
     ),
 }
 #: The release that hosts have, unless they are told otherwise.
@@ -103,7 +103,7 @@ def ubuntu_keys() -> Iterator[Path]:
         return
     with tempfile.TemporaryDirectory(dir=CACHE) as scratch:
         os.chmod(scratch, 0o755)  # apt reads them as a user of its own
-        run("mmdebstrap", "--variant=extract", "--include=ubuntu-keyring", "trixie", f"{scratch}/root", timeout_s=300)
+        run("mmdebstrap", "--variant=extract", "--include=ubuntu-keyring", "trixie", f"{scratch}/root", timeout_s=900)
         yield Path(f"{scratch}/root{UBUNTU_KEYS}")
 
 
@@ -121,6 +121,8 @@ def base_folder(suite: str = SUITE) -> Path:
 
 def made_once(path: Path, make: Callable[[Path], object]) -> Path:
     """Of several runs at once, one makes it, the others wait for it; it has another name until it is whole."""
+    if path.exists():  # whoever makes another one meanwhile is not waited for
+        return path
     partial = path.with_name(f"partial-{path.name}")
     CACHE.mkdir(parents=True, exist_ok=True)
     with (CACHE / "lock").open("w") as lock:

@@ -23,7 +23,7 @@ from swarmlet.release import RELEASE
 REPLICAS = 6
 #: This machine's kernel may have no WireGuard, which encrypted networks need; that of virtual machines has.
 SETTINGS = {} if CHOSEN == "virtual" else {"wireguard_program": "wireguard-go"}
-#: Who keeps the state, as what, where the release of the others has no etcd that a manager starts.
+#: Who keeps the state, as what, where the release of the others is not fit for it.
 OTHER_HOST, OTHER_SUITE = 2, "noble"
 #: Of the secret that services of these tests get.
 SECRET = "told to nobody but tasks"
@@ -33,7 +33,7 @@ SECRET = "told to nobody but tasks"
 def site() -> Iterator[Site]:
     groups = {"managers": [1], "workers": [2, 3]}
     suites: dict[int, str] = {}
-    if not RELEASES[SUITE].etcd_serves:
+    if not RELEASES[SUITE].fit:
         groups["etcd"] = [OTHER_HOST]
         suites[OTHER_HOST] = OTHER_SUITE
     with open_site(chosen_kind(), groups, settings=SETTINGS, suites=suites) as site:
@@ -43,6 +43,8 @@ def site() -> Iterator[Site]:
 @pytest.fixture(scope="module")
 def fresh(site: Site) -> Site:
     """A check of what is to be done, on hosts that have nothing; then it is done."""
+    if not RELEASES[SUITE].fit:
+        pytest.skip("the playbooks refuse hosts of this release")
     checked = site.play("site.yml", "--check", "--diff")
     assert checked.changed() > 0
     assert site.hosts[0].ssh("ls /opt /etc/swarmlet 2>/dev/null || true").strip() in ("", "/opt:")
@@ -69,12 +71,22 @@ def settle(site: Site, names: int = 3) -> None:
     eventually(settled, 180, f"{REPLICAS} replicas run on {names} hosts")
 
 
-@pytest.mark.skipif(RELEASES[SUITE].etcd_serves, reason="is of releases whose etcd is too old")
+of_unfit_releases = pytest.mark.skipif(RELEASES[SUITE].fit, reason="is of a release that the playbooks refuse")
+
+
+@of_unfit_releases
 def test_an_etcd_that_is_too_old_is_refused_before_anything_is_done(site: Site) -> None:
     refused = site.with_groups({"managers": [1], "workers": [2, 3]}).try_play("site.yml")
     assert refused.status != 0 and "cannot keep a cluster's state" in refused.output
     assert refused.changed() == 0
     assert [site.traces(number) for number in (1, 2, 3)] == [[], [], []]
+
+
+@of_unfit_releases
+def test_an_nftables_that_is_too_old_is_refused_before_a_cluster_is_made(site: Site) -> None:
+    refused = site.try_play("site.yml")
+    assert refused.status != 0 and "is not fit to be a node: services:" in refused.output
+    assert site.hosts[0].try_ssh("systemctl is-active swarmlet-agent").stdout.strip() == "inactive"
 
 
 def test_a_fresh_install_is_a_cluster_and_the_second_run_changes_nothing(fresh: Site) -> None:

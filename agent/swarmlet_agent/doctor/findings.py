@@ -61,6 +61,7 @@ class Host:
     selinux: bool  # wanted by the settings
     selinux_error: str
     nftables_error: str
+    services_error: str  # why nft does not take the rules of services, "" if it does
     dropping_chains: tuple[str, ...]
     links: frozenset[str]  # kinds of network interfaces that could be made
     programs: frozenset[str]
@@ -159,6 +160,11 @@ def _network(host: Host) -> Iterable[Finding]:
         not host.nftables_error, "nftables", host.nftables_error or "works",
         "load nf_tables and install nftables: modprobe nf_tables; apt install nftables",
     )
+    if host.services_error and not host.nftables_error:
+        yield _problem(
+            "services", host.services_error,
+            "virtual addresses and published ports of services need nftables 1.0.6 or newer (1.0.2 is too old)",
+        )
     for kind, purpose in NEEDED_LINKS.items():
         if kind not in host.links:
             yield _problem(f"network: {kind}", "not in this kernel", f"{purpose} need it: modprobe {kind}")

@@ -22,7 +22,9 @@ from swarmlet.config import AgentSettings
 from swarmlet.errors import InvalidArgument
 from swarmlet_agent.doctor.findings import NEEDED_LINKS, PACKAGES, WANTED_LINKS, Host
 from swarmlet_agent.line import default_address
+from swarmlet_agent.net.balance import plan as balance
 from swarmlet_agent.net.firewall_check import find_dropping
+from swarmlet_agent.net.mesh import rules as mesh
 from swarmlet_agent.runtime.facts import CGROUP_ROOT, find_init
 from swarmlet_agent.runtime.host import PATH, RUNTIMES
 from swarmlet_agent.runtime.selinux import read_policy
@@ -41,6 +43,7 @@ def look(settings: AgentSettings) -> Host:
     address = default_address(settings)
     etcd, etcd_error = _run([sys.executable, "-m", "swarmlet_manager.store.etcd.binary"])
     _, nftables_error = _run(["unshare", "-n", "nft", "add table inet swarmlet_doctor"])
+    _, services_error = _run(["unshare", "-n", "nft", balance.ruleset(4) + mesh.ruleset(4)])
     return Host(
         is_root=os.geteuid() == 0,
         kernel=platform.release(),
@@ -51,7 +54,7 @@ def look(settings: AgentSettings) -> Host:
         seccomp="\nSeccomp:" in Path("/proc/self/status").read_text(),
         seccomp_profile=_missing(settings.seccomp_profile),
         selinux=settings.selinux_enabled, selinux_error=_try_selinux(settings.selinux_enabled),
-        nftables_error=nftables_error,
+        nftables_error=nftables_error, services_error=services_error,
         dropping_chains=tuple(asyncio.run(find_dropping())),
         links=frozenset(kind for kind in (*NEEDED_LINKS, *WANTED_LINKS) if _can_make(kind)),
         programs=frozenset(name for name in PACKAGES if shutil.which(name, path=PATH)),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -53,3 +54,15 @@ def test_settings_that_are_wrong_are_a_finding_too(tmp_path: Path) -> None:
     status, found = doctor(tmp_path, SWARMLET_NODE_PORT="many")
     assert status == 1 and list(found) == ["settings"]
     assert "node_port" in found["settings"]["found"]
+
+
+def test_an_nft_that_takes_no_rules_of_services_is_a_problem(tmp_path: Path) -> None:
+    """As nft 1.0.2 has it (Ubuntu 22.04), where all else works."""
+    nft = tmp_path / "nft"
+    real = shutil.which("nft")
+    refuse = 'case "$*" in *numgen*) echo "Error: integer in concat" >&2; exit 1;; esac'
+    nft.write_text(f'#!/bin/sh\n{refuse}\nexec {real} "$@"\n')
+    nft.chmod(0o755)
+    status, found = doctor(tmp_path / "data", PATH=f"{tmp_path}:{os.environ['PATH']}")
+    assert status == 1 and found["nftables"]["verdict"] == "ok"
+    assert found["services"]["found"] == "Error: integer in concat" and "1.0.6" in found["services"]["remedy"]
