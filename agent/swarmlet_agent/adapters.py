@@ -43,6 +43,8 @@ class DiskUsage:
     async def volumes(self) -> Sequence[Mapping[str, Any]]:
         answer = []
         for volume in self._volumes.select(Filters()):
+            if volume.options:  # not this host's disk: dockerd does not count them either
+                continue
             size = await self._volumes.size(volume.name)
             usage = {"UsageData": {"Size": size, "RefCount": len(volume.users)}}
             answer.append(volume_json(volume, self._volumes.path(volume.name)) | usage)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import posixpath
 import secrets
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -78,6 +79,8 @@ def _unpack(upload: Path, context: Path, stopped: Callable[[], bool]) -> None:
 def read_dockerfile(context: Path, name: str) -> str:
     """Its text; afterwards what .dockerignore names is no longer in the context. Blocking. BadDockerfile."""
     name = name or DEFAULT_NAME
+    if posixpath.normpath(name).split("/")[0] == "..":
+        raise BadDockerfile(f"forbidden path outside the build context: {name} ()")  # dockerd's words
     with Root(context) as root:
         given = name
         if name == DEFAULT_NAME and root.stat(name) is None and root.stat(name.lower()) is not None:

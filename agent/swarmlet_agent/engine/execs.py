@@ -168,7 +168,8 @@ def emit_exec(
     core: Core, container: Container, ident: str, cmd: Sequence[str], action: str, **attributes: str
 ) -> None:
     """exec_create, exec_start or exec_die of a client's exec, or of a health probe's."""
-    command = "" if action == "exec_die" else f": {' '.join(cmd)}"
+    # dockerd joins the program and its arguments: alone it has a blank behind it.
+    command = "" if action == "exec_die" else f": {cmd[0]} {' '.join(cmd[1:])}"
     core.emit(container, action + command, execID=ident, **attributes)
 
 

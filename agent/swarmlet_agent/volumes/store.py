@@ -186,13 +186,13 @@ class VolumeStore:
     async def prune(self, filters: Filters, *, everything: bool = False) -> tuple[list[str], int]:
         """Remove volumes without users: (names, bytes freed). Only anonymous ones unless `everything` or all=true.
 
-        Filters: all, label, label!.
+        Those with options stay, as with dockerd: what they mount is somewhere else. Filters: all, label, label!.
         """
         filters.check("all", "label", "label!")
         every = everything or bool(filters.flag("all"))
         removed, freed = [], 0
         for volume in sorted(self._volumes.values(), key=lambda known: known.name):
-            if volume.users or not (every or volume.is_anonymous):
+            if volume.users or volume.options or not (every or volume.is_anonymous):
                 continue
             if not filters.matches_labels(volume.labels) or _has_any(volume.labels, filters.get("label!")):
                 continue
@@ -200,7 +200,7 @@ class VolumeStore:
                 now = self._volumes.get(volume.name)
                 if now is None or now.users:  # taken while we deleted others
                     continue
-                size = 0 if now.options else await self.size(volume.name)
+                size = await self.size(volume.name)
                 await self._delete(volume.name)
             removed.append(volume.name)
             freed += size

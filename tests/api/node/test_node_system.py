@@ -46,6 +46,8 @@ async def test_disk_usage_is_told_by_kind(node: Node) -> None:
 
     _, everything = await node.call("GET", "/system/df")
     _, containers = await node.call("GET", "/system/df?type=container")
+    _, older = await node.call("GET", "/v1.41/system/df?type=container")
+    assert {"Images", "Containers", "Volumes", "BuildCache"} <= older.keys()
     status, _ = await node.call("GET", "/system/df?type=cats")
 
     assert everything["LayersSize"] == 1000

@@ -96,6 +96,9 @@ async def test_prune_spares_named_volumes_from_api_1_42_on(api: Api) -> None:
     await api("POST", "/volumes/create", {"Name": "named"})
     anonymous = (await api("POST", "/volumes/create", {}))[1]["Name"]
 
+    options = {"type": "tmpfs", "device": "tmpfs"}
+    assert (await api("POST", "/volumes/create", {"Name": "elsewhere", "DriverOpts": options}))[0] == 201
+
     assert (await api("POST", "/v1.42/volumes/prune"))[1]["VolumesDeleted"] == [anonymous]
     assert (await api("POST", "/v1.41/volumes/prune"))[1]["VolumesDeleted"] == ["named"]
 

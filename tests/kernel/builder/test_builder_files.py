@@ -274,6 +274,10 @@ def test_the_dockerfile_is_read_before_what_is_ignored_goes(tmp_path: Path) -> N
     assert list(tree(tmp_path)) == ["keep/x"]
     with pytest.raises(InvalidArgument, match="Cannot locate specified Dockerfile: gone"):
         read_dockerfile(tmp_path, "gone")
+    (tmp_path / "Dockerfile").write_text("FROM x")
+    for name in ("../Dockerfile", "a/../../Dockerfile"):
+        with pytest.raises(InvalidArgument, match="forbidden path outside the build context"):
+            read_dockerfile(tmp_path, name)
 
 
 def test_a_dockerfile_that_is_a_link_is_read_inside_the_context(tmp_path: Path) -> None:

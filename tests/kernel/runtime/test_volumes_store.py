@@ -98,7 +98,9 @@ async def test_prune_removes_unused_anonymous_volumes_only(store: VolumeStore) -
 
     assert removed == [anonymous]
     assert freed >= 100_000
+    await store.create("elsewhere", "", {"type": "tmpfs", "device": "tmpfs"})
     assert (await store.prune(Filters({"all": ("true",)})))[0] == ["named"]
+    assert {volume.name for volume in store.select(NO_FILTER)} == {"elsewhere", used}
 
 
 async def test_filters_choose_by_label_name_and_use(store: VolumeStore) -> None:

@@ -126,7 +126,7 @@ async def test_a_probe_that_cannot_run_has_no_end(node):
     ident = await node.run(*LONG, healthcheck=check("CMD", "nosuch"))
     await status_of(node, ident, "unhealthy")
     actions = {event.action for event in node.engine.events._ring if event.action.startswith("exec_")}
-    assert actions == {"exec_create: nosuch", "exec_start: nosuch"}
+    assert actions == {"exec_create: nosuch ", "exec_start: nosuch "}
 
 
 @pytest.mark.looptime

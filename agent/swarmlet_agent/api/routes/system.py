@@ -163,7 +163,8 @@ class SystemRoutes:
 
     async def disk_usage(self, call: Call) -> web.StreamResponse:
         """SystemDataUsage; `type`, which may repeat, leaves out what is not asked for."""
-        kinds = call.texts("type") or list(DISK_USAGE_TYPES)
+        asked = call.texts("type") if call.version >= (1, 42) else ()  # older clients always got everything
+        kinds = asked or list(DISK_USAGE_TYPES)
         for kind in kinds:
             if kind not in DISK_USAGE_TYPES:
                 raise InvalidArgument(f"unknown object type: {kind}")
