@@ -4,6 +4,7 @@ what the policy would forbid is only written down.
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 from pathlib import Path
 
@@ -24,7 +25,7 @@ class SelinuxHost(KernelHost):
     settings = "selinux_enabled = true\n"
 
     def release(self) -> str:
-        return f"{super().release()}-selinux"
+        return f"{super().release()}-{hashlib.sha256(MODULE.read_bytes()).hexdigest()[:6]}"
 
     def install(self, root: Path) -> None:
         super().install(root)
