@@ -12,7 +12,7 @@ from booted_hosts import run
 from kernel_hosts import KernelHost
 from virtual_hosts import VirtualHost
 
-#: Debian 12's policy names `container_t` in lxc_contexts, and knows no such type.
+#: Debian 12's policy names `container_t` and `container_file_t` in lxc_contexts, and knows no such types.
 MODULE = Path(__file__).with_name("container.cil")
 CONFIGURATION = "SELINUX=permissive\nSELINUXTYPE=default\n"
 CONTEXTS = "/etc/selinux/default/contexts/files/file_contexts"
@@ -31,6 +31,7 @@ class SelinuxHost(KernelHost):
         super().install(root)
         (root / "etc/selinux/config").write_text(CONFIGURATION)
         shutil.copy(MODULE, root / "tmp")
-        run("chroot", str(root), "semodule", "-n", "-s", "default", "-i", f"/tmp/{MODULE.name}", timeout_s=300)
-        # Without a look at what is mounted, which is this machine's.
-        run("chroot", str(root), "setfiles", "-m", "-F", CONTEXTS, "/", timeout_s=300)
+        inside = ("chroot", str(root))
+        run(*inside, "semodule", "-n", "-s", "default", "-i", f"/tmp/{MODULE.name}", timeout_s=900)
+        # It sets labels by way of /proc, and (-m) need not look there what is mounted, which is this machine's.
+        run("unshare", f"--mount-proc={root}/proc", *inside, "setfiles", "-m", "-F", CONTEXTS, "/", timeout_s=900)
