@@ -41,7 +41,7 @@ class RealNode:
                 ["nsenter", f"--net=/run/netns/{self.name}", str(program), "--config", str(config)],
                 stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
             )
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 90
         while True:
             with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX) as probe:
                 probe.connect(f"/run/{self.name}/agent.sock")
@@ -53,7 +53,7 @@ class RealNode:
     def end(self, number: int) -> None:
         if self.process is not None:
             self.process.send_signal(number)
-            self.process.wait(20)
+            self.process.wait(60)
             self.process = None
 
     @contextlib.contextmanager
