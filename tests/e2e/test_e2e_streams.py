@@ -191,7 +191,7 @@ def test_an_execs_terminal_gets_the_size_that_is_sent_while_it_starts(view: View
         shown += data
     hang_up(connection)
     assert b"33 99" in shown
-    with pytest.raises(docker.errors.APIError, match="is not running"):
+    with pytest.raises(docker.errors.APIError, match="no such exec"):
         client.api.exec_resize(made, height=10, width=10)
 
 
