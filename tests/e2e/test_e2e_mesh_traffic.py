@@ -6,6 +6,7 @@ import os
 import signal
 import socket
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -225,6 +226,15 @@ def logs(cluster: Cluster, service: str) -> list[str]:
     return cluster.view("service", "logs", "--raw", service).splitlines()
 
 
+def deaths(cluster: Cluster, number: int, since: int) -> list[str]:
+    """When tasks of a node were told to stop, and how they ended."""
+    attributes = (f"{{{{.Actor.Attributes.{name}}}}}" for name in ("name", "signal", "exitCode"))
+    form = " ".join(("{{.TimeNano}} {{.Action}}", *attributes))
+    chosen = ("--filter", "event=kill", "--filter", "event=die")
+    span = ("--since", str(since), "--until", str(int(time.time()) + 1))
+    return cluster.node(number)("events", *span, *chosen, "--format", form).splitlines()
+
+
 def test_nobody_is_sent_to_a_task_once_it_has_got_its_stop_signal(cluster: Cluster, tmp_path: Path) -> None:
     cluster.view("service", "create", "-d", "--name", "peer", "--replicas", "3", "-p", "18092:80",
                  "--constraint", "node.hostname!=node-3", *LISTENS, *OPTIONS, *PEER)  # fmt: skip
@@ -232,7 +242,7 @@ def test_nobody_is_sent_to_a_task_once_it_has_got_its_stop_signal(cluster: Clust
     hosts = [cluster.host(number).address for number in NODES]
     for host in hosts:
         eventually(lambda host=host: len({ask(host, 18092) for _ in range(12)}) == 3)
-    slow, said = cluster.pid(3, "swarmlet-agent"), tmp_path / "logs"
+    slow, said, began = cluster.pid(3, "swarmlet-agent"), tmp_path / "logs", int(time.time())
     with said.open("wb") as file:
         follower = cluster.view.popen("service", "logs", "-f", "--raw", "peer", stdout=file)
     try:
@@ -248,10 +258,10 @@ def test_nobody_is_sent_to_a_task_once_it_has_got_its_stop_signal(cluster: Clust
 
             def ended() -> bool:
                 lines = said.read_text().splitlines()
-                assert lines.count("end") == 2, lines
+                assert lines.count("end") == 2, (lines, [deaths(cluster, number, began) for number in (1, 2)])
                 return True
 
-            eventually(ended)
+            eventually(ended, period_s=0.5)
         assert hammer.failed == []
         assert sorted(said.read_text().split("\n"))[1:] == ["end"] * 2 + ["ready"] * 3 + ["signal"] * 2
     finally:
