@@ -212,16 +212,6 @@ def _during(cluster: Cluster, service: str, *update: str) -> Callable[[], bool]:
     return done
 
 
-def _during(cluster: Cluster, service: str, *update: str) -> Callable[[], bool]:
-    cluster.view("service", "update", "-d", *update, service)
-
-    def done() -> bool:
-        status = cluster.view.json("service", "inspect", service)[0].get("UpdateStatus", {})
-        return bool(status.get("State") == "completed")
-
-    return done
-
-
 def logs(cluster: Cluster, service: str) -> list[str]:
     return cluster.view("service", "logs", "--raw", service).splitlines()
 
