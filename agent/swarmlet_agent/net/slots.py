@@ -68,13 +68,17 @@ def fill(before: Sequence[B], backends: Sequence[B]) -> tuple[B, ...]:
     return tuple(next(spare) if backend is None else backend for backend in slots)
 
 
+_Elements = defaultdict[tuple[int, str], list[Element]]
+
+
 @dataclass(slots=True)
 class Edits:
-    """Element changes of one table's sets and maps, collected for one transaction."""
+    """Element changes of one table's sets and maps."""
 
     table: str
-    _removed: defaultdict[tuple[int, str], list[Element]] = field(default_factory=lambda: defaultdict(list))
-    _added: defaultdict[tuple[int, str], list[Element]] = field(default_factory=lambda: defaultdict(list))
+    _removed: _Elements = field(default_factory=lambda: defaultdict(list))
+    _added: _Elements = field(default_factory=lambda: defaultdict(list))
+    _removed_last: _Elements = field(default_factory=lambda: defaultdict(list))
 
     def remove(self, family: int, name: str, *elements: Element) -> None:
         self._removed[family, name] += elements
@@ -85,23 +89,37 @@ class Edits:
     def move(
         self, family: int, prefix: str, key: bytes, old: Sequence[B], new: Sequence[B], value: Callable[[B], bytes]
     ) -> None:
-        """From one choice of slots to another, in the maps that are called prefix + size."""
+        """From one choice of slots to another, in the maps that are called prefix + size.
+
+        Rules look in the small maps first, and each look is at what holds in that moment: a packet that has missed a
+        small map, before it had the key, must still find it in the large one.
+        """
         moved = len(old) != len(new)
+        removed = self._removed_last if 0 < len(new) < len(old) else self._removed
         for place, backend in enumerate(old):
             if moved or new[place] != backend:
-                self.remove(family, f"{prefix}{len(old)}", Element(_slot_key(key, place, len(old))))
+                removed[family, f"{prefix}{len(old)}"].append(Element(_slot_key(key, place, len(old))))
         for place, backend in enumerate(new):
             if moved or old[place] != backend:
                 element = Element(_slot_key(key, place, len(new)), value(backend))
                 self.add(family, f"{prefix}{len(new)}", element)
 
     def changes(self) -> tuple[Change, ...]:
-        """What goes first, then what comes."""
+        """What goes first, then what comes, then what goes once that is there: `in_turn` makes transactions of them."""
         return tuple(
             Change(verb, NFPROTO[family], self.table, name, tuple(elements))
-            for verb, found in ((Verb.REMOVE, self._removed), (Verb.ADD, self._added))
+            for verb, found in (
+                (Verb.REMOVE, self._removed), (Verb.ADD, self._added), (Verb.REMOVE, self._removed_last)
+            )
             for (family, name), elements in sorted(found.items())
         )
+
+
+def in_turn(changes: Sequence[Change]) -> list[Sequence[Change]]:
+    """One transaction, or two: what is removed behind what is added holds until that does."""
+    added = [place for place, change in enumerate(changes) if change.verb is Verb.ADD]
+    end = added[-1] + 1 if added else len(changes)
+    return [turn for turn in (changes[:end], changes[end:]) if turn]
 
 
 def _slot_key(key: bytes, place: int, size: int) -> bytes:

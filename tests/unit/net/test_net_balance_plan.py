@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from swarmlet_agent.net.balance.plan import Programmed, advance, difference, plan, replacement, ruleset
 from swarmlet_agent.net.nftset import Change, Element, Verb, encode
-from swarmlet_agent.net.slots import MOST_BACKENDS, SIZES, fill, size_for
+from swarmlet_agent.net.slots import MOST_BACKENDS, SIZES, fill, in_turn, size_for
 
 _BACKENDS = st.lists(st.integers(1, 80).map(lambda n: f"10.1.0.{n}"), max_size=30).map(tuple)
 _BACKENDS6 = st.lists(st.integers(1, 80).map(lambda n: f"fd00::{n:x}"), max_size=30).map(tuple)
@@ -89,6 +89,24 @@ def test_slots_are_even_whatever_came_before(steps: list[tuple[str, ...]]) -> No
         if shares:
             assert max(shares.values()) - min(shares.values()) <= 1
             assert max(shares.values()) <= min(shares.values()) * 1.2
+
+
+@given(st.integers(1, 70), st.integers(1, 70))
+def test_a_packet_that_is_between_two_looks_while_a_transaction_takes_effect_finds_a_backend(
+    before: int, after: int
+) -> None:
+    """Rules look in one map after the other, from small to large, each at what holds then."""
+    vip = bytes([10, 0, 0, 1])
+    backends = [f"10.1.0.{number}" for number in range(70)]
+    known = plan(Programmed(), {"10.0.0.1": backends[:before]})
+    maps = apply({}, difference(Programmed(), known))
+    for changes in in_turn(difference(known, plan(known, {"10.0.0.1": backends[:after]}))):
+        then = apply(maps, tuple(changes))
+        for moment in SIZES:
+            looked = ((size, maps if size < moment else then) for size in SIZES)
+            assert any(key.startswith(vip) for size, seen in looked for key in seen.get((2, f"s{size}"), ()))
+        maps = then
+    assert maps == apply({}, difference(Programmed(), plan(known, {"10.0.0.1": backends[:after]})))
 
 
 def test_one_backend_in_the_place_of_another_changes_its_slots_only() -> None:

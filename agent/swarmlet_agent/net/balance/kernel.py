@@ -23,7 +23,7 @@ from swarmlet_agent.net.balance.plan import (
 )
 from swarmlet_agent.net.dns_sockets import change_rules_here
 from swarmlet_agent.net.nftset import ElementsError, ElementSocket
-from swarmlet_agent.net.slots import NFPROTO
+from swarmlet_agent.net.slots import NFPROTO, in_turn
 
 log = get_logger(__name__)
 
@@ -69,7 +69,8 @@ class Balancer:
             self._replace(after)
         else:
             try:
-                self._socket.apply(difference(before, after, vips))
+                for changes in in_turn(difference(before, after, vips)):
+                    self._socket.apply(changes)
             except ElementsError as err:
                 log.warning("VIP maps changed by someone else; loading them again", reason=str(err))
                 self._replace(after)

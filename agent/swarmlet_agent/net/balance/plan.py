@@ -43,7 +43,7 @@ def advance(before: Programmed, changed: Mapping[str, Sequence[str] | None]) -> 
 
 
 def difference(before: Programmed, after: Programmed, vips: Iterable[str] | None = None) -> tuple[Change, ...]:
-    """The element changes from one to the other, for one transaction. vips: those that may differ, if it is known."""
+    """The element changes from one to the other, `in_turn`. vips: those that may differ, if it is known."""
     edits = Edits(TABLE)
     for vip in sorted({*before.slots, *after.slots} if vips is None else vips):
         old, new = before.slots.get(vip), after.slots.get(vip)

@@ -29,7 +29,7 @@ from swarmlet_agent.net.mesh.rules import SETS, TABLE, no_ruleset, ruleset
 from swarmlet_agent.net.netlink import Link, Message, Netlink, NetlinkError
 from swarmlet_agent.net.nftset import Change, ElementsError, ElementSocket, Verb
 from swarmlet_agent.net.overlay.messages import RTM_GETNEIGH, neighbours_query
-from swarmlet_agent.net.slots import NFPROTO
+from swarmlet_agent.net.slots import NFPROTO, in_turn
 
 log = get_logger(__name__)
 
@@ -189,7 +189,8 @@ class Mesh:
     def _ensure_elements(self, before: Programmed | None, after: Programmed) -> None:
         if before is not None:
             try:
-                self._sets.apply(elements(TABLE, before, after))
+                for changes in in_turn(elements(TABLE, before, after)):
+                    self._sets.apply(changes)
                 return
             except ElementsError as err:
                 log.warning("mesh maps changed by someone else; loading them again", reason=str(err))

@@ -222,7 +222,7 @@ def split_ways(routes: Iterable[Route]) -> tuple[frozenset[Route], dict[str, int
 
 
 def elements(table: str, before: Programmed, after: Programmed) -> tuple[Change, ...]:
-    """The element changes from one to the other, for one transaction."""
+    """The element changes from one to the other, `in_turn`."""
     edits = Edits(table)
     # Intervals that change are made anew, all of their family: half of one is refused beside the other half.
     anew = {family for family, name, _ in before.members ^ after.members if name == "containers"}
