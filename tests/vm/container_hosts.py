@@ -90,7 +90,9 @@ class ContainerHost(BootedHost):
         inside = ("ip", "-n", self.namespace)
         run("ip", "netns", "add", self.namespace)
         switch = ("ip", "-n", self.lab.name, "link")
-        run(*switch, "add", self.port, "type", "veth", "peer", "name", "eth0", "netns", self.namespace)
+        # The same card at every boot: with another one the neighbours would look for the old one for half a minute.
+        card = ("name", "eth0", "address", f"02:53:77:4c:00:{self.number:02x}", "netns", self.namespace)
+        run(*switch, "add", self.port, "type", "veth", "peer", *card)
         run(*switch, "set", self.port, "master", BRIDGE, "up")
         run(*inside, "address", "add", f"{self.address}/24", "dev", "eth0")
         run(*inside, "link", "set", "eth0", "up")
