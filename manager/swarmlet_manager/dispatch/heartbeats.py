@@ -1,7 +1,7 @@
 """The leader's look for nodes that have fallen silent.
 
-A node is DOWN after HEARTBEAT_GRACE_PERIODS heartbeat periods without a sign of life; a new leader gives all nodes a
-full grace period more. The period is the cluster's, which may change at any time.
+A node is DOWN after HEARTBEAT_GRACE_PERIODS heartbeat periods without a sign of life; a new leader gives all nodes the
+time to find it more. The period is the cluster's, which may change at any time.
 """
 
 from __future__ import annotations
@@ -27,6 +27,8 @@ SWEEPS_PER_PERIOD = 4
 #: How long an agent that said that it would be back may be away: as long as Docker's nodes may be silent. It needs a
 #: second; an upgrade on a busy machine needs several. Its tasks run on meanwhile.
 RESTART_S = 15.0
+#: How long an agent may need to find a new leader: an attempt at one that is away, and the pause behind it.
+DIAL_S = 8.0
 
 
 class Heartbeats:
@@ -40,8 +42,8 @@ class Heartbeats:
 
     def begin(self) -> None:
         """This manager leads now. SwarmKit's rule: twice the usual grace, since agents have to notice first and then
-        dial."""
-        self._liveness.grant(self._records.state.nodes, _now_s() + self._grace_s())
+        dial; with short periods that would be too little for the dialling."""
+        self._liveness.grant(self._records.state.nodes, _now_s() + max(self._grace_s(), DIAL_S))
 
     def heard(self, node_id: str, known_period_ns: int = 0) -> None:
         """A sign of life, after which the node may be silent by the period it knows of."""

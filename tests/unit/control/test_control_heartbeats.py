@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fakes.control_world import Agent, Manager, cluster, service_spec, until
+from fakes.control_world import Agent, Manager, cluster, service_spec, start_manager, until
 from msgspec.structs import replace
 
 from swarmlet.model.cluster import DispatcherSpec
@@ -119,6 +119,24 @@ async def test_a_node_whose_agent_said_that_it_restarts_has_more_time_and_not_fo
                 await until(lambda: agent.node_id in manager.dispatcher.connected)
                 await kept([agent], SHORT_S)
         await until(lambda: state_of(manager, agent) is NodeState.DOWN)
+
+
+async def test_a_new_leader_gives_agents_the_time_to_dial_however_short_the_period_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(heartbeats, "DIAL_S", 2 * WATCH_S + 2)
+    async with cluster(tmp_path, 1) as (etcd, manager, (agent,)):
+        await beat_every(manager, SHORT_S)
+        await kept([agent], SHORT_S)
+        await agent.stop()
+        await manager.stop()
+        successor = await start_manager(etcd, name="m2")
+        try:
+            await asyncio.sleep(2 * WATCH_S)
+            assert state_of(successor, agent) is not NodeState.DOWN
+            await until(lambda: state_of(successor, agent) is NodeState.DOWN, 10.0)
+        finally:
+            await successor.stop()
 
 
 async def test_a_node_that_returns_is_not_taken_for_silent_again_while_its_return_is_written(tmp_path: Path) -> None:
