@@ -71,7 +71,7 @@ class Labels(Record, frozen=True, kw_only=True):
     mount: str = ""
 
 
-NO_WISHES, NO_LABELS = LabelWishes(), Labels()
+NO_LABELS = Labels()
 
 
 def parse_context(text: str) -> Context:

@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 from swarmlet.errors import Internal, InvalidArgument
 from swarmlet_agent.decide import selinux
 from swarmlet_agent.decide.selinux import (
-    NO_WISHES,
     UNCONFINED_LEVEL,
     Context,
     Labels,
@@ -70,7 +69,7 @@ def test_words_are_read_and_the_last_one_holds() -> None:
     assert read_wishes(words) == LabelWishes(
         disable=True, user="u", role="r", type="b_t", level="s0:c1,c2", filetype="f_t"
     )
-    assert read_wishes(()) == NO_WISHES
+    assert read_wishes(()) == LabelWishes()
 
 
 @pytest.mark.parametrize(
@@ -109,8 +108,8 @@ def test_a_level_that_is_taken_reserved_or_none_is_passed_over() -> None:
         free_level({"s0:c0,c1"}, lambda _: next(always))
 
 
-def label(wishes: LabelWishes = NO_WISHES, *, privileged: bool = False, policy: Policy = POLICY) -> Labels:
-    return choose_labels(policy, wishes, OWN, privileged=privileged)
+def label(wishes: LabelWishes | None = None, *, privileged: bool = False, policy: Policy = POLICY) -> Labels:
+    return choose_labels(policy, wishes or LabelWishes(), OWN, privileged=privileged)
 
 
 def test_a_plain_container_has_the_policys_types_and_its_own_level() -> None:
