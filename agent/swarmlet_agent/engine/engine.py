@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -36,7 +36,7 @@ from swarmlet_agent.engine.events import EventBus
 from swarmlet_agent.engine.execs import Execs
 from swarmlet_agent.engine.health import HealthChecks
 from swarmlet_agent.engine.lifecycle import Lifecycle
-from swarmlet_agent.engine.plan import wish_of
+from swarmlet_agent.engine.plan import wish_of, with_endpoint
 from swarmlet_agent.engine.ports import Images, Networks, Runtime, Streams, Volumes
 from swarmlet_agent.engine.removal import Removal
 from swarmlet_agent.engine.roots import LentRoot, Roots
@@ -489,19 +489,11 @@ class Engine:
                 unit,
                 replace(
                     record,
-                    wishes=_changed(record.wishes, network, settings and wish_of(settings)),
-                    endpoints=_changed(record.endpoints, network, settings),
+                    wishes=with_endpoint(record.wishes, network, settings and wish_of(settings)),
+                    endpoints=with_endpoint(record.endpoints, network, settings),
                 ),
             )
 
 
 def _with_links(record: Container, links: tuple[str, ...]) -> Container:
     return replace(record, request=replace(record.request, host_config=replace(record.host, links=links)))
-
-
-def _changed(
-    known: Mapping[str, EndpointSettings], network: str, settings: EndpointSettings | None
-) -> dict[str, EndpointSettings]:
-    """With the network's entry set, or (None) without it."""
-    rest = {name: item for name, item in known.items() if name != network}
-    return rest if settings is None else {**rest, network: settings}

@@ -49,6 +49,14 @@ def network_wish(record: Container, share_with: str, ids: MappedIds | None = Non
     )
 
 
+def with_endpoint(
+    known: Mapping[str, EndpointSettings], network: str, settings: EndpointSettings | None
+) -> dict[str, EndpointSettings]:
+    """With the network's entry set, or (None) without it."""
+    rest = {name: item for name, item in known.items() if name != network}
+    return rest if settings is None else {**rest, network: settings}
+
+
 def wish_of(endpoint: EndpointSettings) -> EndpointSettings:
     """What was asked for, without what was given. A MAC address counts as asked for only where nothing was given."""
     return EndpointSettings(
