@@ -37,7 +37,7 @@ from swarmlet_agent.engine.inside import open_in_root
 from swarmlet_agent.engine.plan import mode_of
 from swarmlet_agent.engine.removal import Removal
 from swarmlet_agent.images.machine import this_machine
-from swarmlet_agent.images.platforms import matches, mismatch, parse_platform
+from swarmlet_agent.images.platforms import check_platform, matches, parse_platform
 from swarmlet_agent.images.types import Image
 from swarmlet_agent.runtime import caps, security
 from swarmlet_agent.runtime.facts import kernel_limits
@@ -266,8 +266,7 @@ def _check_runtime_options(request: ContainerCreate) -> None:
 def _check_platform(image: Image, ref: str, platform: str) -> list[str]:
     """NotFound, so that clients pull, if the image is for another platform than asked for; else warnings."""
     host, wanted = this_machine(), parse_platform(platform)
-    if wanted is not None and not matches(image.platform, wanted):
-        raise mismatch(ref, image.platform, wanted)
+    check_platform(ref, image.platform, wanted)
     if wanted is None and not matches(image.platform, host):
         return [
             f"The requested image's platform ({image.platform}) does not match the detected host platform ({host}) "

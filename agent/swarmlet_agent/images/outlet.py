@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from swarmlet.errors import InvalidArgument, NotFound
 from swarmlet_agent.images.intake import Event
-from swarmlet_agent.images.platforms import Platform, matches, mismatch
+from swarmlet_agent.images.platforms import Platform, check_platform
 from swarmlet_agent.images.progress import Hub
 from swarmlet_agent.images.push import Outgoing, Pusher
 from swarmlet_agent.images.pushplan import came_as
@@ -29,8 +29,7 @@ class Outlet:
         for name in named:
             image_id = catalogue.find(name.full)
             image = catalogue.image(image_id)
-            if wanted is not None and not matches(image.platform, wanted):
-                raise mismatch(name.familiar, image.platform, wanted)
+            check_platform(name.familiar, image.platform, wanted)
             async with self._shelf.keeping(catalogue.record(image_id).layers):
                 digest = await self._pusher.push(name, auth, self._outgoing(image_id), hub)
             await self._shelf.note_digest(image_id, name.with_digest(digest))

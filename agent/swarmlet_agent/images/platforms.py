@@ -127,6 +127,12 @@ def mismatch(ref: str, have: Platform, want: Platform) -> NotFound:
     return NotFound("image", ref, f"image with reference {ref} was found but {differs}")
 
 
+def check_platform(ref: str, have: Platform, want: Platform | None) -> None:
+    """NotFound, as `mismatch`, if an image is for another platform than the wanted one; None: any will do."""
+    if want is not None and not matches(have, want):
+        raise mismatch(ref, have, want)
+
+
 def normal(architecture: str, variant: str) -> tuple[str, str]:
     """One spelling of (architecture, variant) out of many: Go's names, and no variant where there is but one."""
     variant = f"v{variant}" if variant[:1].isdigit() else variant or _IMPLIED_VARIANTS.get(architecture, "")

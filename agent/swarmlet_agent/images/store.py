@@ -30,7 +30,7 @@ from swarmlet_agent.images.layers import Layer, LayerStore
 from swarmlet_agent.images.login import login
 from swarmlet_agent.images.outlet import Outlet
 from swarmlet_agent.images.partial import PartialBlobs
-from swarmlet_agent.images.platforms import Platform, host_platform, matches, mismatch, parse_platform
+from swarmlet_agent.images.platforms import Platform, check_platform, host_platform, parse_platform
 from swarmlet_agent.images.progress import Hub, Listener, SingleFlight
 from swarmlet_agent.images.pull import Puller
 from swarmlet_agent.images.push import Pusher
@@ -461,16 +461,14 @@ class ImageStore:
 
     def _of_platform(self, ref: str, wanted: Platform | None) -> Image:
         image = self.get(ref)
-        if wanted is not None and not matches(image.platform, wanted):
-            raise mismatch(ref, image.platform, wanted)
+        check_platform(ref, image.platform, wanted)
         return image
 
     def _to_save(self, refs: Sequence[str], wanted: Platform | None) -> list[Saved]:
         names: dict[str, list[Reference]] = {}
         for ref in refs:
             for image_id, name in self._meant(ref):
-                if wanted is not None and not matches(have := self.get(image_id).platform, wanted):
-                    raise mismatch(ref, have, wanted)
+                check_platform(ref, self.get(image_id).platform, wanted)
                 known = names.setdefault(image_id, [])
                 if name is not None and name not in known:
                     known.append(name)
