@@ -23,7 +23,7 @@ from swarmlet.local.client import call
 TERMINAL = frozenset({"complete", "shutdown", "failed", "rejected", "remove", "orphaned"})
 UNPLACED = frozenset({"new", "pending"})
 FAMILIES = ("ip", "ip6")
-MESH, BALANCE = "swlmesh3", "swlbalance2"
+MESH, BALANCE = "swlmesh4", "swlbalance3"
 _NODES = (1, 2, 3)
 
 

@@ -38,7 +38,7 @@ class Release:
     python: str
     packages: tuple[str, ...] = PACKAGES
     ubuntu: bool = False
-    #: Whether the playbooks take hosts of it: not where its etcd and its nftables are too old.
+    #: Whether the playbooks take hosts of it: not where its etcd is too old.
     fit: bool = True
 
 

@@ -82,13 +82,6 @@ def test_an_etcd_that_is_too_old_is_refused_before_anything_is_done(site: Site) 
     assert [site.traces(number) for number in (1, 2, 3)] == [[], [], []]
 
 
-@of_unfit_releases
-def test_an_nftables_that_is_too_old_is_refused_before_a_cluster_is_made(site: Site) -> None:
-    refused = site.try_play("site.yml")
-    assert refused.status != 0 and "is not fit to be a node: services:" in refused.output
-    assert site.hosts[0].try_ssh("systemctl is-active swarmlet-agent").stdout.strip() == "inactive"
-
-
 def test_a_fresh_install_is_a_cluster_and_the_second_run_changes_nothing(fresh: Site) -> None:
     assert fresh.nodes() == {"host-1": "Ready", "host-2": "Ready", "host-3": "Ready"}
     token = fresh.docker("swarm", "join-token", "-q", "worker").strip()

@@ -163,7 +163,7 @@ def _network(host: Host) -> Iterable[Finding]:
     if host.services_error and not host.nftables_error:
         yield _problem(
             "services", host.services_error,
-            "virtual addresses and published ports of services need nftables 1.0.6 or newer (1.0.2 is too old)",
+            "virtual addresses and published ports of services need a newer nftables: 1.0.2 is known to do",
         )
     for kind, purpose in NEEDED_LINKS.items():
         if kind not in host.links:

@@ -1,8 +1,11 @@
 """Choosing among backends by a random slot of an nftables map, for VIPs and for published ports. Pure.
 
-There is a map for each number of slots: its key ends with the slot, its value is the backend of that slot, and the
-rule that looks there draws the slot at random. A service is in the one map whose number of slots divides evenly among
-its backends, or nearly so; where a map does not know it, the next rule looks in the next one.
+There is a map for each number of slots: its key ends with the slot, its value is the backend of that slot, and before
+a rule looks there, another draws the slot at random. A service is in the one map whose number of slots divides evenly
+among its backends, or nearly so; where a map does not know it, the next rule looks in the next one.
+
+What is drawn lies in the mark of the connection, for nft 1.0.2 takes no random number as a part of a key. Not in that
+of the packet: the kernel asks for its route again right after the translation, and marks may choose routes.
 """
 
 from __future__ import annotations
@@ -73,9 +76,10 @@ _Elements = defaultdict[tuple[int, str], list[Element]]
 
 @dataclass(slots=True)
 class Edits:
-    """Element changes of one table's sets and maps."""
+    """Element changes of one table's sets and maps. first: what its rules draw for the first slot."""
 
     table: str
+    first: int
     _removed: _Elements = field(default_factory=lambda: defaultdict(list))
     _added: _Elements = field(default_factory=lambda: defaultdict(list))
     _removed_last: _Elements = field(default_factory=lambda: defaultdict(list))
@@ -98,11 +102,15 @@ class Edits:
         removed = self._removed_last if 0 < len(new) < len(old) else self._removed
         for place, backend in enumerate(old):
             if moved or new[place] != backend:
-                removed[family, f"{prefix}{len(old)}"].append(Element(_slot_key(key, place, len(old))))
+                removed[family, f"{prefix}{len(old)}"].append(Element(self._slot_key(key, place, len(old))))
         for place, backend in enumerate(new):
             if moved or old[place] != backend:
-                element = Element(_slot_key(key, place, len(new)), value(backend))
+                element = Element(self._slot_key(key, place, len(new)), value(backend))
                 self.add(family, f"{prefix}{len(new)}", element)
+
+    def _slot_key(self, key: bytes, place: int, size: int) -> bytes:
+        # A mark is a number of the host, not of the network.
+        return key + struct.pack("=I", self.first + place) if size > 1 else key
 
     def changes(self) -> tuple[Change, ...]:
         """What goes first, then what comes, then what goes once that is there: `in_turn` makes transactions of them."""
@@ -122,11 +130,26 @@ def in_turn(changes: Sequence[Change]) -> list[Sequence[Change]]:
     return [turn for turn in (changes[:end], changes[end:]) if turn]
 
 
-def _slot_key(key: bytes, place: int, size: int) -> bytes:
-    # The slot is a number of the host, not of the network.
-    return key + struct.pack("=I", place) if size > 1 else key
+def maps_text(key: str, prefix: str, value: str) -> list[str]:
+    """The maps that are called prefix + size, in nft's language. key: without the slot.
+
+    No `size`, so the maps grow with their content: with one, each namespace would pay for its buckets at once.
+    """
+    return [f"map {prefix}{size} {{ typeof {_key_text(key, size)} : {value}; }}" for size in SIZES]
 
 
-def slot_text(size: int) -> str:
-    """The end of a key in the text of a rule or map."""
-    return f" . numgen random mod {size}" if size > 1 else ""
+def rules_text(dnat: str, key: str, prefix: str, first: int) -> list[str]:
+    """The rules that look in those maps, from small to large, each drawing its slot. first: as `Edits` has it.
+
+    dnat: the statement before the key. The connection's mark is overwritten.
+    """
+    rules: list[str] = []
+    for size in SIZES:
+        if size > 1:
+            rules.append(f"ct mark set numgen random mod {size} offset {first:#x}")
+        rules.append(f"{dnat} {_key_text(key, size)} map @{prefix}{size}")
+    return rules
+
+
+def _key_text(key: str, size: int) -> str:
+    return f"{key} . ct mark" if size > 1 else key

@@ -51,6 +51,14 @@ class Spaces:
         assert result.returncode == 0, f"{words} in {where}: {result.stderr}"
         return result.stdout
 
+    def as_of_an_earlier_release(self, where: str, table: str, former: str) -> None:
+        """Call a table of both families as an earlier release did, in one transaction."""
+        text = ""
+        for family in ("ip", "ip6"):
+            text += self.command(where, "nft", "list", "table", family, table).replace(table, former)
+            text += f"delete table {family} {table}\n"
+        self.command(where, "nft", "-f", "-", text=text)
+
     def syns_again(self, where: str) -> int:
         """How often a connection of this namespace was asked for again so far: the kernel does so a second after it got
         no answer of any kind, so that a refusal which it never needed was one at once."""

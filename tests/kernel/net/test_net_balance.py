@@ -12,11 +12,13 @@ from ipaddress import ip_address
 import pytest
 from net_lab import Lab, in_own_network
 from net_spaces import Spaces
+from net_talk import connect_line
 from stray import stray_answer
 
 from swarmlet.errors import Internal
 from swarmlet_agent.net import conntrack, netns
 from swarmlet_agent.net.balance.kernel import Balancers
+from swarmlet_agent.net.balance.plan import FORMER, TABLE
 
 pytestmark = pytest.mark.kernel
 VIP, VIP6, PORT = "10.9.0.200", "fd09::200", 80
@@ -94,11 +96,61 @@ async def test_tables_of_an_earlier_release_are_replaced(lab: Lab) -> None:
     async with AsyncExitStack() as stack:
         spaces, balancers = await world(lab, stack)
         for family in ("ip", "ip6"):
-            spaces.command("c", "nft", "add", "table", family, "swlbalance1")
+            for name in FORMER:
+                spaces.command("c", "nft", "add", "table", family, name)
         balancers.apply("c", {VIP: (BACKENDS["b1"][0],)})
 
-        assert "swlbalance1" not in spaces.command("c", "nft", "list", "tables")
+        assert spaces.command("c", "nft", "list", "tables").split() == ["table", "ip", TABLE]
         assert (await spaces.ask("c", VIP, PORT)).startswith("b1 ")
+
+
+@in_own_network
+async def test_no_connection_fails_while_tables_of_an_earlier_release_are_replaced(lab: Lab) -> None:
+    async with AsyncExitStack() as stack:
+        spaces, balancers = await world(lab, stack)
+        balancers.apply("c", services("b1", "b2"))
+        ended = asyncio.Event()
+
+        async def traffic(vip: str) -> int:
+            count = 0
+            while not ended.is_set():
+                assert (await spaces.ask("c", vip, PORT)).split()[0] in BACKENDS
+                count += 1
+            return count
+
+        running = [asyncio.create_task(traffic(vip)) for vip in (VIP, VIP6)]
+        for _ in range(10):
+            balancers.close()
+            spaces.as_of_an_earlier_release("c", TABLE, FORMER[-1])
+            balancers = Balancers(spaces.folder)
+            stack.callback(balancers.close)
+            await asyncio.to_thread(balancers.apply, "c", services("b2", "b3"))
+        ended.set()
+        assert min(await asyncio.gather(*running)) > 10
+        assert FORMER[-1] not in spaces.command("c", "nft", "list", "tables")
+
+
+@in_own_network
+async def test_marks_of_a_containers_own_are_not_touched_and_none_of_ours_stays(lab: Lab) -> None:
+    """A packet's mark may choose its route; a connection's own mark goes only where a slot is drawn for it."""
+    async with AsyncExitStack() as stack:
+        spaces, balancers = await world(lab, stack)
+        balancers.apply("c", services("b1", "b2", "b3"))
+        spaces.command("c", "nft", "-f", "-", text=f"""
+            table inet own {{
+                chain before {{ type filter hook output priority -150; ct state new ct mark set 9; }}
+                chain after {{ type filter hook output priority 10; meta l4proto tcp meta mark != 7 reject; }}
+                chain last {{ type filter hook postrouting priority 300;
+                    ct original ip daddr {VIP} ct mark != {{ 0, 9 }} drop
+                    ct original ip6 daddr {VIP6} ct mark != {{ 0, 9 }} drop
+                    ct original ip daddr {BACKENDS["b1"][0]} ct mark != 9 drop; }}
+            }}""")
+        for host in (VIP, VIP6, BACKENDS["b1"][0]):
+            for _ in range(10):
+                channel = spaces.open("c", socket.AF_INET6 if ":" in host else socket.AF_INET, TCP)
+                channel.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, 7)
+                with await connect_line(channel, host, PORT, 5) as line:
+                    assert (await line.ask()).split()[0] in BACKENDS
 
 
 @in_own_network
@@ -219,7 +271,7 @@ async def test_rules_that_someone_removed_are_made_again_with_the_next_change(la
         balancers.apply("c", services("b2"))
         assert (await spaces.ask("c", VIP, PORT)).startswith("b2 ")
 
-        spaces.command("c", "nft", "flush", "map", "ip", "swlbalance2", "s1")
+        spaces.command("c", "nft", "flush", "map", "ip", TABLE, "s1")
         balancers.apply("c", services("b3"))
         assert (await spaces.ask("c", VIP, PORT)).startswith("b3 ")
         assert (await spaces.ask("c", VIP6, PORT)).startswith("b3 ")

@@ -14,7 +14,8 @@ from net_lab import Lab, in_own_network
 from stray import stray_segment
 
 from swarmlet.errors import Conflict
-from swarmlet_agent.net.mesh.plan import Backend, MeshNode, Published
+from swarmlet_agent.net.mesh.plan import ENTRY, Backend, MeshNode, Published
+from swarmlet_agent.net.mesh.rules import FORMER, TABLE
 
 pytestmark = pytest.mark.kernel
 TCP, UDP = socket.SOCK_STREAM, socket.SOCK_DGRAM
@@ -242,6 +243,52 @@ async def test_what_someone_else_removed_is_made_again(lab: Lab) -> None:
         mesh.spaces.command("n1", "nft", "flush", "ruleset")
         mesh.ensure(*published(2))
         assert await answers(mesh, "x", node_ip(1)) == {f"c2 {CLIENT}"}
+
+
+@in_own_network
+async def test_no_connection_fails_while_tables_of_an_earlier_release_are_replaced(lab: Lab) -> None:
+    async with AsyncExitStack() as stack:
+        mesh = MeshLab(lab, stack)
+        await mesh.build(*published(2, 3))
+        wanted = mesh.picture("n1")
+        ended = asyncio.Event()
+
+        async def traffic(host: str) -> int:
+            count = 0
+            while not ended.is_set():
+                assert (await mesh.spaces.ask("x", host, PORT)).split()[0] in ALL
+                count += 1
+            return count
+
+        running = [asyncio.create_task(traffic(node_ip(1, version))) for version in (4, 6)]
+        for _ in range(10):
+            mesh.spaces.as_of_an_earlier_release("n1", TABLE, FORMER[-1])
+            mesh.start_agent("n1")
+            await asyncio.to_thread(mesh.ensure, *published(2, 3), only=("n1",))
+        ended.set()
+        assert min(await asyncio.gather(*running)) > 10
+        assert mesh.picture("n1") == wanted
+
+
+@in_own_network
+async def test_marks_are_what_the_nodes_own_rules_can_rely_on(lab: Lab) -> None:
+    """Of a packet never a slot, which a rule for other marks might take for its own; of a connection not for long."""
+    async with AsyncExitStack() as stack:
+        mesh = MeshLab(lab, stack)
+        await mesh.build(*published(1, 2, 3))
+        mesh.spaces.command("n1", "nft", "-f", "-", text=f"""
+            table inet own {{
+                chain routed {{ type filter hook forward priority 0;
+                    ct direction original th dport {TARGET} meta mark != {ENTRY} drop; }}
+                chain own {{ type filter hook output priority 0;
+                    ct direction original th dport {TARGET} meta mark != {ENTRY} drop; }}
+                chain last {{ type filter hook postrouting priority 300;
+                    th dport {TARGET} ct mark != {ENTRY} drop; }}
+            }}""")
+        for kind in (TCP, UDP):
+            for version in (4, 6):
+                assert {line.split()[0] for line in await answers(mesh, "x", node_ip(1, version), kind)} == ALL
+                assert {line.split()[0] for line in await answers(mesh, "n1", node_ip(1, version), kind)} == ALL
 
 
 @in_own_network

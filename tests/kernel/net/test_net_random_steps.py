@@ -18,6 +18,7 @@ from net_spaces import Spaces
 
 from swarmlet_agent.net import netns
 from swarmlet_agent.net.balance.kernel import Balancers
+from swarmlet_agent.net.balance.plan import TABLE as BALANCE
 from swarmlet_agent.net.mesh.plan import Backend, MeshNode, MeshState, Published
 from swarmlet_agent.net.mesh.rules import TABLE
 
@@ -80,7 +81,7 @@ async def test_vips_are_what_they_should_be_after_any_steps(lab: Lab) -> None:
                 balancers = Balancers(spaces.folder)
                 balancers.apply("c", wanted)
             if step % LOOK_EVERY == 0:
-                found = elements(spaces, "c", "swlbalance2")
+                found = elements(spaces, "c", BALANCE)
                 assert {*found["ip", "vips"], *found["ip6", "vips"]} == set(wanted), step
                 shares = chosen(found, 1)
                 assert {key[1]: {json.loads(one) for one in values} for key, values in shares.items()} == {

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import struct
 from collections import Counter
+from collections.abc import Callable
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from swarmlet_agent.net.balance.plan import Programmed, advance, difference, plan, replacement, ruleset
+from swarmlet_agent.net.mesh.rules import ruleset as mesh_ruleset
 from swarmlet_agent.net.nftset import Change, Element, Verb, encode
 from swarmlet_agent.net.slots import MOST_BACKENDS, SIZES, fill, in_turn, size_for
 
@@ -136,6 +138,14 @@ def test_more_backends_than_slots_leave_some_out() -> None:
     slots = fill((), [f"10.{n >> 8}.{n & 255}.1" for n in range(2000)])
 
     assert len(slots) == len(set(slots)) == MOST_BACKENDS
+
+
+@pytest.mark.parametrize("family", [4, 6])
+@pytest.mark.parametrize("rules", [ruleset, mesh_ruleset])
+def test_no_key_has_a_random_number_which_nft_1_0_2_refuses(rules: Callable[[int], str], family: int) -> None:
+    text = rules(family)
+
+    assert " numgen " in text and ". numgen" not in text
 
 
 @pytest.mark.parametrize("family", [4, 6])

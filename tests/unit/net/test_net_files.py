@@ -230,7 +230,7 @@ def test_a_firewall_that_drops_forwarded_packets_is_noticed_but_ours_is_not() ->
             {"metainfo": {}},
             chain("filter", "forward", "drop"),
             chain("swl", "forward", "drop"),
-            chain("swlmesh3", "forward", "drop"),
+            chain("swlmesh4", "forward", "drop"),
             chain("filter", "input", "drop"),
             chain("other", "forward", "accept"),
         ]

@@ -16,6 +16,7 @@ from swarmlet_agent.net.balance.plan import (
     Services,
     advance,
     difference,
+    no_table,
     plan,
     replacement,
     ruleset,
@@ -31,7 +32,8 @@ log = get_logger(__name__)
 class Balancer:
     """The VIPs of one network namespace. Made by a thread that is inside it; usable from outside afterwards.
 
-    What an earlier agent left there is replaced by the first `apply`, whether it changes anything or not.
+    What an earlier agent left there is replaced by the first `apply`, whether it changes anything or not. Tables of
+    other names, of an earlier release, lead connections until ours do.
     """
 
     def __init__(self, path: Path) -> None:
@@ -39,7 +41,7 @@ class Balancer:
         self._socket = ElementSocket()
         self._programmed: Programmed | None = None
         self._families = _families_with(self._socket, TABLE)
-        self._former = {family for name in FORMER for family in _families_with(self._socket, name)}
+        self._former = [(family, name) for name in FORMER for family in _families_with(self._socket, name)]
 
     def close(self) -> None:
         self._socket.close()
@@ -60,11 +62,10 @@ class Balancer:
     def _move(self, after: Programmed, vips: Iterable[str] | None) -> None:
         before, self._programmed = self._programmed, None
         families = {6 if ":" in vip else 4 for vip in (after.slots if vips is None else vips)}
-        if missing := sorted((families | self._former) - self._families):
+        if missing := sorted(families - self._families):
             with netns.inside(self._path):
-                change_rules_here("".join((ruleset_anew if self._former else ruleset)(family) for family in missing))
+                change_rules_here("".join(ruleset(family) for family in missing))
             self._families.update(missing)
-            self._former.clear()
         if before is None:
             self._replace(after)
         else:
@@ -74,6 +75,10 @@ class Balancer:
             except ElementsError as err:
                 log.warning("VIP maps changed by someone else; loading them again", reason=str(err))
                 self._replace(after)
+        if self._former:
+            with netns.inside(self._path):
+                change_rules_here("".join(no_table(*table) for table in self._former))
+            self._former.clear()
         self._programmed = after
 
     def cut(self, addresses: Iterable[str]) -> None:

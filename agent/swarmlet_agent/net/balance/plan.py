@@ -7,12 +7,14 @@ from dataclasses import dataclass, field
 from ipaddress import ip_address
 
 from swarmlet_agent.net.nftset import Change, Element, Verb
-from swarmlet_agent.net.slots import NFPROTO, SIZES, Edits, fill, slot_text
+from swarmlet_agent.net.slots import NFPROTO, SIZES, Edits, fill, maps_text, rules_text
 
 #: A changed ruleset needs a new number: a living namespace's table of this name is taken to be as we made it.
-TABLE = "swlbalance2"
+TABLE = "swlbalance3"
 #: What they were called before, by agents that this one may follow.
-FORMER = ("swlbalance1",)
+FORMER = ("swlbalance1", "swlbalance2")
+#: A connection's mark while its slot is being drawn: this + slot. Others may be those of a container's own rules.
+DRAWN, DRAWN_MASK = 0x5357_0000, 0xFFFF_0000
 _MAPS = tuple(f"s{size}" for size in SIZES)
 
 #: VIP -> its backends; none: refuse. Addresses are text, of one family within a service.
@@ -44,7 +46,7 @@ def advance(before: Programmed, changed: Mapping[str, Sequence[str] | None]) -> 
 
 def difference(before: Programmed, after: Programmed, vips: Iterable[str] | None = None) -> tuple[Change, ...]:
     """The element changes from one to the other, `in_turn`. vips: those that may differ, if it is known."""
-    edits = Edits(TABLE)
+    edits = Edits(TABLE, DRAWN)
     for vip in sorted({*before.slots, *after.slots} if vips is None else vips):
         old, new = before.slots.get(vip), after.slots.get(vip)
         if old == new:
@@ -70,12 +72,15 @@ def replacement(after: Programmed, families: Iterable[int]) -> tuple[Change, ...
 def ruleset(family: int) -> str:
     """The rules of one namespace and family as text, loaded once. The table must not be there yet."""
     ip = "ip" if family == 4 else "ip6"
-    # No `size`, so the maps grow with their content: with one, each namespace would pay for its buckets at once.
-    maps = [f"map s{size} {{ typeof {ip} daddr{slot_text(size)} : {ip} daddr; }}" for size in SIZES]
-    rules = "\n".join(f"dnat to {ip} daddr{slot_text(size)} map @s{size}" for size in SIZES)
+    maps = "\n".join(maps_text(f"{ip} daddr", "s", f"{ip} daddr"))
+    rules = "\n".join(rules_text("dnat to", f"{ip} daddr", "s", DRAWN))
     return (
-        f"table {ip} {TABLE} {{\n" + "\n".join(maps) + f"\nset vips {{ type ipv{family}_addr; }}\n"
-        f"chain out {{ type nat hook output priority -100; policy accept;\n{rules}\n}}\n"
+        f"table {ip} {TABLE} {{\n{maps}\nset vips {{ type ipv{family}_addr; }}\n"
+        # What is for no VIP, and its mark, is left alone.
+        f"chain out {{ type nat hook output priority -100; policy accept;\n{ip} daddr != @vips accept\n{rules}\n}}\n"
+        # The slot has done its service. As the rules above, this sees the first packet of a connection only.
+        f"chain drawn {{ type nat hook postrouting priority 100; policy accept;\n"
+        f"ct mark & {DRAWN_MASK:#x} == {DRAWN:#x} ct mark set 0\n}}\n"
         # What still goes to a VIP here found no backend.
         f"chain none {{ type filter hook output priority 0; policy accept;\n"
         f"{ip} daddr @vips meta l4proto tcp reject with tcp reset\n{ip} daddr @vips reject\n}}\n"
@@ -87,9 +92,13 @@ def ruleset(family: int) -> str:
 
 def ruleset_anew(family: int) -> str:
     """As `ruleset`, in the place of whatever is there. Not for a new namespace: to remove even nothing takes 20 ms."""
+    return no_table(family, TABLE) + ruleset(family)
+
+
+def no_table(family: int, name: str) -> str:
+    """Not there is fine."""
     ip = "ip" if family == 4 else "ip6"
-    gone = "".join(f"table {ip} {name} {{}}\ndelete table {ip} {name}\n" for name in (*FORMER, TABLE))
-    return gone + ruleset(family)
+    return f"table {ip} {name} {{}}\ndelete table {ip} {name}\n"
 
 
 def _packed(address: str) -> bytes:

@@ -25,7 +25,7 @@ from swarmlet_agent.net.mesh.plan import (
     split_ways,
     way,
 )
-from swarmlet_agent.net.mesh.rules import SETS, TABLE, no_ruleset, ruleset
+from swarmlet_agent.net.mesh.rules import FORMER, SETS, TABLE, no_table, ruleset
 from swarmlet_agent.net.netlink import Link, Message, Netlink, NetlinkError
 from swarmlet_agent.net.nftset import Change, ElementsError, ElementSocket, Verb
 from swarmlet_agent.net.overlay.messages import RTM_GETNEIGH, neighbours_query
@@ -99,7 +99,7 @@ class Mesh:
     def remove(self) -> None:
         """Everything of the mesh goes. Not there, or not ours, is fine."""
         self._programmed = None
-        change_rules_here("".join(no_ruleset(family) for family in self._families()))
+        change_rules_here("".join(no_table(family, name) for family in self._families() for name in (*FORMER, TABLE)))
         link = self._host.link(DEVICE)
         there = self._read(link.index if link is not None else 0)
         self._send([messages.remove_rule(rule) for rule in there.rules], _GONE)
@@ -206,6 +206,12 @@ class Mesh:
         except ElementsError:
             change_rules_here("".join(ruleset(family) for family in self._families()))
             self._sets.apply(whole)
+        # Those of an earlier agent led connections until ours did.
+        if former := [
+            (family, name) for family in self._families() for name in FORMER
+            if self._sets.has_table(NFPROTO[family], name)
+        ]:
+            change_rules_here("".join(no_table(*table) for table in former))
 
     def _look_again(self, before: Programmed, after: Programmed) -> None:
         """UDP flows to ports that came or went meet the rules of now."""

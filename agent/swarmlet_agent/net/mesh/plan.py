@@ -25,7 +25,8 @@ DEVICE = "ing0"
 VNI = 4096
 #: Of our rules and routes (/etc/iproute2/rt_protos has no such number): how they are found again.
 PROTOCOL = 83
-#: Marks of connections and packets. ENTRY: came in here, translated. BACK + number: came from that node.
+#: Marks of connections and packets. ENTRY: came in here, translated; a connection's has its slot added while that is
+#: being drawn. BACK + number: came from that node.
 ENTRY, BACK, NUMBERS = 0x0100_0000, 0x0200_0000, 0xFFFF
 #: Routing tables: this one leads to remote backends, this one + number back to the node of that number.
 TABLES = 0x5357_0000
@@ -223,7 +224,7 @@ def split_ways(routes: Iterable[Route]) -> tuple[frozenset[Route], dict[str, int
 
 def elements(table: str, before: Programmed, after: Programmed) -> tuple[Change, ...]:
     """The element changes from one to the other, `in_turn`."""
-    edits = Edits(table)
+    edits = Edits(table, ENTRY)
     # Intervals that change are made anew, all of their family: half of one is refused beside the other half.
     anew = {family for family, name, _ in before.members ^ after.members if name == "containers"}
     whole = {member for member in before.members & after.members if member[0] in anew and member[1] == "containers"}

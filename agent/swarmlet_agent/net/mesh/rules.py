@@ -3,7 +3,7 @@
 What each chain is for:
 
 * lb: a connection to a published port gets a backend, and the mark that routes it to the backend's node. The client's
-  address stays.
+  address stays. The connection's mark has the slot in it too, from here until post: the packet's is ENTRY alone.
 * remember: on the backend's node, the connection remembers which node it came from; its answers go back there, for
   only that node can undo the translation. On the entry node, later packets get the mark of the first one again; again:
   those of the host's own clients.
@@ -19,12 +19,12 @@ What each chain is for:
 from __future__ import annotations
 
 from swarmlet_agent.net.mesh.plan import BACK, DEVICE, ENTRY
-from swarmlet_agent.net.slots import SIZES, slot_text
+from swarmlet_agent.net.slots import SIZES, maps_text, rules_text
 
 #: A changed ruleset needs a new number: a table of this name is taken to be as we made it.
-TABLE = "swlmesh3"
+TABLE = "swlmesh4"
 #: What they were called before, by agents that this one may follow.
-_FORMER = ("swlmesh1", "swlmesh2")
+FORMER = ("swlmesh1", "swlmesh2", "swlmesh3")
 
 # nft 1.0.6 refuses the word "dstnat" in the output hook: hence -100.
 _RULES = f"""
@@ -52,12 +52,13 @@ _RULES = f"""
   chain out {{ type nat hook output priority -100; policy accept; NOT_LOOP fib daddr type local jump lb; }}
   chain remember {{ type filter hook prerouting priority -150; policy accept;
     iifname "{DEVICE}" ct direction original ct mark set ether saddr map @peer
-    iifname != "{DEVICE}" ct direction original ct mark & {ENTRY:#x} != 0 meta mark set ct mark
+    iifname != "{DEVICE}" ct direction original ct mark & {ENTRY:#x} != 0 meta mark set {ENTRY:#x}
     iifname != "{DEVICE}" ct direction reply ct mark & {BACK:#x} != 0 meta mark set ct mark; }}
   chain again {{ type route hook output priority -150; policy accept;
-    ct direction original ct mark & {ENTRY:#x} != 0 meta mark set ct mark; }}
+    ct direction original ct mark & {ENTRY:#x} != 0 meta mark set {ENTRY:#x}; }}
   chain post {{ type nat hook postrouting priority 100; policy accept;
     ct mark & {ENTRY:#x} == 0 accept
+    ct mark set {ENTRY:#x}
     oifname "{DEVICE}" IP saddr @nodes masquerade
     LOOPBACK
     IP saddr @containers masquerade; }}
@@ -83,7 +84,7 @@ _ONLY_4 = f"""
 
 
 def ruleset(family: int) -> str:
-    """One family's table, without elements, in the place of what is there."""
+    """One family's table, without elements, in the place of the one of its name."""
     ip = "ip" if family == 4 else "ip6"
     rules = _RULES.replace("ipvV", f"ipv{family}").replace("IP ", f"{ip} ")
     # What goes to ::1 stays local: IPv6 knows no route_localnet.
@@ -92,20 +93,16 @@ def ruleset(family: int) -> str:
     port = "meta l4proto . th dport"
     maps = []
     for name, place, key in (("any", "LB_ANY", port), ("one", "LB_ONE", f"{ip} daddr . {port}")):
-        lines = [f"dnat {ip} to {key}{slot_text(size)} map @{name}{size}" for size in SIZES]
-        rules = rules.replace(place, "\n    ".join(lines))
-        maps += [
-            f"  map {name}{size} {{ typeof {key}{slot_text(size)} : {ip} daddr . th dport; }}" for size in SIZES
-        ]
-    table = f"{ip} {TABLE}"
-    whole = "\n".join(maps) + rules + (_ONLY_4 if family == 4 else "")
-    return f"{no_ruleset(family)}table {table} {{\n{whole}\n}}\n"
+        rules = rules.replace(place, "\n    ".join(rules_text(f"dnat {ip} to", key, name, ENTRY)))
+        maps += maps_text(key, name, f"{ip} daddr . th dport")
+    whole = "\n  ".join(maps) + rules + (_ONLY_4 if family == 4 else "")
+    return f"{no_table(family, TABLE)}table {ip} {TABLE} {{\n  {whole}\n}}\n"
 
 
-def no_ruleset(family: int) -> str:
+def no_table(family: int, name: str) -> str:
     """Not there is fine."""
     ip = "ip" if family == 4 else "ip6"
-    return "".join(f"table {ip} {name} {{}}\ndelete table {ip} {name}\n" for name in (*_FORMER, TABLE))
+    return f"table {ip} {name} {{}}\ndelete table {ip} {name}\n"
 
 
 #: Names of all that has elements.
