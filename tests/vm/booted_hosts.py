@@ -2,8 +2,8 @@
 
 They are on a bridge in a network namespace of the tests', from where Ansible and SSH reach them: nothing touches the
 machine's own network. Two kinds: containers of systemd-nspawn with all capabilities (their own systemd, file system,
-mounts, processes and network, on this machine's kernel, at its speed), and virtual machines (Debian's kernel, cgroup
-v2, ten times slower where the processor is emulated).
+mounts, processes and network, on this machine's kernel, at its speed), and virtual machines (their release's kernel,
+cgroup v2, ten times slower where the processor is emulated).
 """
 
 from __future__ import annotations
@@ -30,6 +30,8 @@ PACKAGES = (
     "nftables", "tini", "etcd-server", "etcd-client",
 )
 
+UBUNTU_KERNEL = ("linux-image-virtual", "initramfs-tools", "zstd")
+
 
 @dataclass(frozen=True)
 class Release:
@@ -38,6 +40,8 @@ class Release:
     python: str
     packages: tuple[str, ...] = PACKAGES
     ubuntu: bool = False
+    #: What makes it a virtual machine's: a kernel, and what makes its initial file system.
+    kernel: tuple[str, ...] = ("linux-image-cloud-amd64",)
     #: Whether the playbooks take hosts of it: not where its etcd is too old.
     fit: bool = True
 
@@ -45,9 +49,9 @@ class Release:
 RELEASES = {
     "bookworm": Release("3.11"),
     "trixie": Release("3.13"),
-    "noble": Release("3.12", ubuntu=True),
+    "noble": Release("3.12", ubuntu=True, kernel=UBUNTU_KERNEL),
     "jammy": Release(
-        "3.11", (*PACKAGES, "python3.11", "python3.11-venv"), ubuntu=True, fit=False
+        "3.11", (*PACKAGES, "python3.11", "python3.11-venv"), ubuntu=True, kernel=UBUNTU_KERNEL, fit=False
     ),
 }
 #: The release that hosts have, unless they are told otherwise.
@@ -292,7 +296,6 @@ class HostLab:
             local.unlink(missing_ok=True)
 
 
-
 def remove_what_killed_runs_left(count: int, kind: Callable[[HostLab, int], BootedHost]) -> None:
     """Labs whose owner did not live to close them."""
     names = {path.name for folder in ("/run/netns", "/var/tmp") for path in Path(folder).glob(f"{LAB}*")}
@@ -300,7 +303,3 @@ def remove_what_killed_runs_left(count: int, kind: Callable[[HostLab, int], Boot
     for owner in owners:
         if not Path(f"/proc/{owner}").exists():
             HostLab(count, kind, owner).close()
-
-
-if __name__ == "__main__":
-    base_folder()

@@ -1,4 +1,4 @@
-"""Virtual machines that have Swarmlet already: what a stock Debian kernel does is looked at, not the playbooks.
+"""Virtual machines that have Swarmlet already: what a stock kernel does is looked at, not the playbooks.
 
 The release is installed into the disk before the machine boots, at this machine's speed: a tree with its bytecode, and
 the unit and the settings that the playbooks write.

@@ -1,4 +1,4 @@
-"""What one machine with a stock Debian kernel does: cgroup v2, units of systemd, reboots, NFS, AppArmor, ipvlan.
+"""What one machine with a stock kernel does: cgroup v2, units of systemd, reboots, NFS, AppArmor, ipvlan.
 
 The tests of this file share the machine; each takes away what it makes.
 """
@@ -11,9 +11,9 @@ from collections.abc import Iterator
 
 import pytest
 from booted_hosts import eventually
-from booted_kinds import needs_virtual_hosts
 from booted_site import IMAGE
 from kernel_hosts import PATIENCE_S, Guest, open_guests
+from virtual_hosts import needs_virtual_hosts
 
 pytestmark = needs_virtual_hosts
 

@@ -12,12 +12,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from booted_kinds import needs_virtual_hosts
+from booted_hosts import SUITE
 from booted_site import IMAGE
 from kernel_hosts import PATIENCE_S, Guest, open_guests
 from selinux_hosts import SelinuxHost
+from virtual_hosts import needs_virtual_hosts
 
-pytestmark = needs_virtual_hosts
+pytestmark = [
+    needs_virtual_hosts, pytest.mark.skipif(SUITE != "bookworm", reason="is of the policy that Debian 12 has"),
+]
 
 OWN = re.compile(r"s0:c\d+,c\d+")
 SLEEP = (IMAGE, "sleep", "3000")

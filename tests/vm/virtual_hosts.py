@@ -1,4 +1,4 @@
-"""Booted hosts that are virtual machines: Debian's kernel, cgroup v2, a disk of their own.
+"""Booted hosts that are virtual machines: their release's kernel, cgroup v2, a disk of their own.
 
 The processor is emulated (TCG), since a virtual machine inside another seldom gets hardware's help: all takes five to
 ten times as long. The kernel and its initial file system are taken from the image and started directly.
@@ -13,10 +13,14 @@ import signal
 import subprocess
 from pathlib import Path
 
-from booted_hosts import BRIDGE, NETWORK, BootedHost, base_image, leave_etcd_off, made_once, run
+import pytest
+from booted_hosts import BRIDGE, NETWORK, RELEASES, SUITE, BootedHost, base_image, leave_etcd_off, made_once, run
 
-KERNEL_PACKAGE = "linux-image-cloud-amd64"
 DISK, MEMORY_MB = "6G", 1024
+
+needs_virtual_hosts = pytest.mark.skipif(
+    os.uname().machine != "x86_64", reason="the virtual machines are of x86-64, and their disks are filled by chroot"
+)
 #: What the initial file system needs to find the disk: all that Debian has in it takes its time to be looked through.
 INITIAL_MODULES = ("virtio_pci", "virtio_blk", "ext4")
 #: What each machine has files of its own in, and what it has of its own in place of the packages'.
@@ -31,8 +35,8 @@ Gateway={network}.1
 
 
 class VirtualHost(BootedHost):
-    #: Of Debian, besides what every fresh host has.
-    packages: tuple[str, ...] = (KERNEL_PACKAGE,)
+    #: Of the release, besides what every fresh host has.
+    packages: tuple[str, ...] = RELEASES[SUITE].kernel
     #: Words on the kernel's command line.
     kernel_words = ""
 
