@@ -63,7 +63,6 @@ CACHE = Path("/var/cache/swarmlet-tests")
 NETWORK, BRIDGE = "10.77.0", "vmbr0"
 #: A lab's name begins so, and ends with the process whose it is.
 LAB = "swlvm"
-BOOT_S = 300.0
 
 
 def run(*argv: str, timeout_s: float = 120, **more: object) -> str:
@@ -150,6 +149,9 @@ def leave_etcd_off(root: Path) -> None:
 class BootedHost(abc.ABC):
     """One machine. Its disk outlives `power_off`."""
 
+    #: How long a boot takes at most.
+    boot_s = 300.0
+
     def __init__(self, lab: HostLab, number: int) -> None:
         self.lab = lab
         self.number = number
@@ -181,7 +183,7 @@ class BootedHost(abc.ABC):
     def power_on(self) -> None:
         """Returns once it answers SSH."""
         self._process = self.boot()
-        eventually(lambda: self.try_ssh("true").returncode == 0, BOOT_S, f"{self.name} answers SSH")
+        eventually(lambda: self.try_ssh("true").returncode == 0, self.boot_s, f"{self.name} answers SSH")
 
     def furnish(self, root: Path) -> None:
         """What every disk has besides the packages."""
@@ -201,7 +203,7 @@ class BootedHost(abc.ABC):
             done = self.try_ssh(boot)
             return done.returncode == 0 and done.stdout != before
 
-        eventually(is_another, BOOT_S, f"{self.name} comes back")
+        eventually(is_another, self.boot_s, f"{self.name} comes back")
 
     def ssh(self, command: str, timeout_s: float = 120) -> str:
         done = self.try_ssh(command, timeout_s)

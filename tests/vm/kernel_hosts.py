@@ -30,8 +30,8 @@ PREFIX = "opt/swarmlet/current"
 SETTINGS = {
     "swarmlet_prefix": "/opt/swarmlet", "swarmlet_config_dir": "/etc/swarmlet", "swarmlet_start_timeout": "300",
 }
-#: What is waited for at most, by this machine's clock: on a busy one a machine's own goes ten times slower.
-PATIENCE_S = 900.0
+#: What is waited for at most.
+PATIENCE_S = VirtualHost.boot_s
 
 
 class KernelHost(VirtualHost):
