@@ -140,6 +140,7 @@ def test_containers_have_dockers_apparmor_profile_unless_they_say_otherwise(gues
     told = guest.docker("exec", ident, "cat", "/proc/1/attr/current", "/proc/self/attr/current").splitlines()
     assert told == ["docker-default (enforce)"] * 2
     assert inspect(guest, ident, ".AppArmorProfile") == "docker-default"
+    assert guest.docker("exec", "--privileged", ident, "cat", "/proc/self/attr/current") == told[0]
     # What the profile forbids and capabilities alone would allow.
     mount = ("mount", "-t", "tmpfs", "none", "/tmp")
     refused = guest.try_docker("exec", ident, *mount)

@@ -63,8 +63,9 @@ def exec_process(
     rows, columns = console if console != (0, 0) else plan.console_size
     if plan.tty and rows and columns:
         process["consoleSize"] = {"height": rows, "width": columns}
+    # As dockerd has it, whose `exec --privileged` gives all capabilities and keeps AppArmor's profile.
     for key in ("apparmorProfile", "selinuxLabel", "rlimits", "oomScoreAdj"):
-        if key in container and not (key == "apparmorProfile" and plan.privileged):
+        if key in container:
             process[key] = container[key]
     return process
 

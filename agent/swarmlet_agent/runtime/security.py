@@ -128,10 +128,14 @@ def seccomp_profile(
 
 
 def apparmor_profile(host: HostConfig, options: SecurityOptions, facts: HostFacts) -> str:
-    """`process.apparmorProfile`, or "", as always on a host without AppArmor."""
-    if options.apparmor is None:
-        return "" if host.privileged else facts.apparmor_profile
-    return options.apparmor if facts.apparmor else ""
+    """`process.apparmorProfile`, or "", as always on a host without AppArmor.
+
+    None at all is not unconfined: Ubuntu 24.04 has a profile for the program that starts containers, and they inherit
+    it.
+    """
+    if not facts.apparmor:
+        return ""
+    return options.apparmor or (_UNCONFINED if host.privileged else facts.apparmor_profile)
 
 
 def shown_profile(host: HostConfig, apparmor: bool, default: str) -> str:

@@ -307,7 +307,7 @@ def test_apparmor_is_used_where_the_host_has_a_profile_for_it() -> None:
 
     assert build(facts)["process"]["apparmorProfile"] == "docker-default"
     assert build(facts, host=HostConfig(security_opt=("apparmor=mine",)))["process"]["apparmorProfile"] == "mine"
-    assert "apparmorProfile" not in build(facts, host=HostConfig(privileged=True))["process"]
+    assert build(facts, host=HostConfig(privileged=True))["process"]["apparmorProfile"] == "unconfined"
 
 
 def test_selinux_labels_are_the_plans_and_an_exec_has_its_containers() -> None:
@@ -336,6 +336,10 @@ def test_an_exec_is_confined_as_its_container() -> None:
     assert process["consoleSize"] == {"height": 3, "width": 4}
     privileged = oci.exec_process(replace(plan, privileged=True), container["process"], FACTS.available_caps)
     assert set(privileged["capabilities"]["effective"]) == set(caps.NAMES)
+    facts = replace(FACTS, apparmor=True, apparmor_profile="docker-default")
+    for given in (plan, replace(plan, privileged=True)):
+        process = oci.exec_process(given, build(facts)["process"], FACTS.available_caps)
+        assert process["apparmorProfile"] == "docker-default"
 
 
 def test_labels_and_profiles_without_effect_are_told_of() -> None:
