@@ -117,72 +117,61 @@ class Manager:
                 await server.detach()
 
     async def _serve(self, client: EtcdClient, limits: Limits, etcd: EtcdServer | None) -> None:
-        settings = self._settings
-        candidate = Candidate(id=_own_id(self._data_dir), addr=settings.advertised)
+        candidate = Candidate(id=_own_id(self._data_dir), addr=self._settings.advertised)
         await retire_predecessor(client, Keys(PREFIX), candidate.id)
         store = Store(client, candidate, limits=limits, prefix=PREFIX)
         await store.start()
-
-        def leader_addr() -> str:
-            return "" if store.leader_info is None else store.leader_info.addr
-
-        authority = Authority(store)
-        allocation = Allocation(store)
-        vault = Vault(store, self._data_dir, lambda: _other_managers(store, settings.advertised))
-        dispatcher = Dispatcher(store, allocation, vault, leader_addr=leader_addr)
-        reconcilers = Reconcilers(store)
-        control = Control(store, dispatcher, vault)
-
-        async def prepare() -> None:
-            await authority.ensure_cluster()
-            await vault.ensure()
-            await note_restore(store, self._data_dir)
-
-        leading = Leading(store, prepare, (allocation, dispatcher, reconcilers))
+        parts = _Parts(store, self._data_dir, self._settings.advertised)
         try:
             async with asyncio.TaskGroup() as group:
-                running = [
-                    group.create_task(store.wait(), name="store"),
-                    group.create_task(leading.run(), name="leading"),
-                ]
+                leading = group.create_task(parts.leading().run(), name="leading")
+                running = [group.create_task(store.wait(), name="store"), leading]
                 if etcd is not None:
                     running.append(group.create_task(etcd.wait(), name="etcd"))
                 if await self._cluster_is_known(store):
-                    certificate = OwnCertificate(authority, candidate.id, settings.advertise_addr)
+                    certificate = OwnCertificate(parts.authority, candidate.id, self._settings.advertise_addr)
                     running.append(group.create_task(certificate.renew_for_ever(), name="certificate"))
-                    running.append(group.create_task(vault.fetch(certificate.client), name="data key"))
-                    fleet = Fleet(store.state, certificate.client)
-                    place = Place(store, settings.advertised, leader_addr)
-                    line = LeaderLine(certificate.client, store.leadership_moved)
-                    placed = Passing(store, line).routes
-                    routes = placed(cluster_routes(control, fleet, dispatcher, place, store, dispatcher))
-                    joins = JoinRoutes(
-                        authority, more_managers=bool(settings.etcd.endpoints), own_addr=settings.advertised
-                    )
-                    others = guarded([*routes, *placed(joins.passed_on_routes())])
-                    outside = Server([*others, *placed(joins.routes()), *vault.routes(), *dispatcher.routes()])
-                    inside = Server([*routes, *placed(joins.local_routes())])
-                    servers = [outside, inside]
-                    try:
-                        await outside.listen_tcp(settings.listen_addr, settings.port, certificate.server)
-                        await self._listen_inside(inside)
-                        if settings.hosts:
-                            servers.append(Server(routes))
-                            await listen_on(servers[-1], settings.hosts, settings.hosts_tls)
+                    running.append(group.create_task(parts.vault.fetch(certificate.client), name="data key"))
+                    async with self._listening(parts, certificate, leading):
                         gc.collect()
                         gc.freeze()  # what is there now stays: collections need not look at it again
-                        log.info("manager serves", address=settings.advertised)
+                        log.info("manager serves", address=self._settings.advertised)
                         await self._stop.wait()
-                    finally:
-                        await dispatcher.stop()
-                        for server in reversed(servers):
-                            await server.close()
-                        await line.close()
-                        await fleet.close()
                 for task in running:
                     task.cancel()
         finally:
             await store.stop()
+
+    @contextlib.asynccontextmanager
+    async def _listening(
+        self, parts: _Parts, certificate: OwnCertificate, leading: asyncio.Task[None]
+    ) -> AsyncIterator[None]:
+        """The API is served: on the socket to this host, on the port to nodes and managers, on `hosts` to clients."""
+        settings = self._settings
+        fleet = Fleet(parts.store.state, certificate.client)
+        line = LeaderLine(certificate.client, parts.store.leadership_moved)
+        placed = Passing(parts.store, line).routes
+        routes = placed(parts.cluster_routes(fleet))
+        joins = JoinRoutes(parts.authority, more_managers=bool(settings.etcd.endpoints), own_addr=settings.advertised)
+        others = guarded([*routes, *placed(joins.passed_on_routes())])
+        outside = Server([*others, *placed(joins.routes()), *parts.vault.routes(), *parts.dispatcher.routes()])
+        inside = Server([*routes, *placed(joins.local_routes())])
+        servers = [outside, inside]
+        try:
+            await outside.listen_tcp(settings.listen_addr, settings.port, certificate.server)
+            await self._listen_inside(inside)
+            if settings.hosts:
+                servers.append(Server(routes))
+                await listen_on(servers[-1], settings.hosts, settings.hosts_tls)
+            yield
+        finally:
+            # Agents' sessions end with the duties: a server does not end while they are open.
+            leading.cancel()
+            await asyncio.wait([leading])
+            for server in reversed(servers):
+                await server.close()
+            await line.close()
+            await fleet.close()
 
     async def _cluster_is_known(self, store: Store) -> bool:
         """Waits for the cluster's record, which the leader (this manager or another) makes on its first start.
@@ -214,6 +203,37 @@ class Manager:
             except KeyError as err:
                 raise InvalidArgument(f"socket_group: there is no group {self._settings.socket_group!r}") from err
             os.chown(path, -1, group)
+
+
+class _Parts:
+    """What the manager is made of between its store and its servers."""
+
+    def __init__(self, store: Store, data_dir: Path, own_addr: str) -> None:
+        self.store = store
+        self.authority = Authority(store)
+        self.vault = Vault(store, data_dir, lambda: _other_managers(store, own_addr))
+        allocation = Allocation(store)
+        self.dispatcher = Dispatcher(store, allocation, self.vault, leader_addr=self._leader_addr)
+        self._control = Control(store, self.dispatcher, self.vault)
+        self._place = Place(store, own_addr, self._leader_addr)
+        self._duties = (allocation, self.dispatcher, Reconcilers(store))
+        self._data_dir = data_dir
+
+    def leading(self) -> Leading:
+        return Leading(self.store, self._prepare, self._duties)
+
+    def cluster_routes(self, fleet: Fleet) -> list[Route]:
+        return cluster_routes(self._control, fleet, self.dispatcher, self._place, self.store, self.dispatcher)
+
+    async def _prepare(self) -> None:
+        """The leader's first steps, before its duties begin."""
+        await self.authority.ensure_cluster()
+        await self.vault.ensure()
+        await note_restore(self.store, self._data_dir)
+
+    def _leader_addr(self) -> str:
+        """Where the leader is reached; "" while none is known."""
+        return "" if self.store.leader_info is None else self.store.leader_info.addr
 
 
 class OwnCertificate:

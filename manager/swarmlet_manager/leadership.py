@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+import contextlib
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Protocol
 
 import msgspec
 
 from swarmlet.errors import SwarmletError
 from swarmlet.log import get_logger
+from swarmlet.loops import Group
 from swarmlet.model.states import NodeState
 from swarmlet_manager.control.ports import StorePort
+from swarmlet_manager.state import Change
 from swarmlet_manager.store.election import Candidate
 from swarmlet_manager.store.keys import Keys
 from swarmlet_manager.store.kv import KV
@@ -20,14 +23,20 @@ log = get_logger(__name__)
 
 
 class Duty(Protocol):
-    """Something that runs while this manager leads."""
+    """A part of the manager that works only while this manager leads. `begin` and `end` are called in turn; neither
+    waits, and between an `end` and the next `begin` nothing of the duty runs."""
 
-    async def start(self) -> None: ...
+    def begin(self, loops: Group) -> None:
+        """This manager leads: forget what an earlier time has left, and start what runs in this group, which ends it.
+        A loop of the group that fails ends the process."""
+        ...
 
-    async def stop(self) -> None: ...
+    def changed(self, changes: Sequence[Change]) -> None:
+        """What the store has just applied. Told from `begin` until the loops are about to be ended."""
+        ...
 
-    async def wait(self) -> None:
-        """Raises what ended it; never returns otherwise."""
+    def end(self) -> None:
+        """This manager does not lead any more, and the loops have ended: tell those who still wait for something."""
         ...
 
 
@@ -36,21 +45,21 @@ class ElectedStore(StorePort, Protocol):
 
     def subscribe_leadership(self, callback: Callable[[int | None], None]) -> Callable[[], None]: ...
 
-    def step_down(self) -> None: ...
-
 
 class Leading:
-    """Runs the duties for as long as this manager leads, again and again."""
+    """The duties begin when this manager becomes the leader and end when it is not any more, again and again."""
 
-    def __init__(self, store: ElectedStore, prepare: Callable[[], Awaitable[object]], duties: tuple[Duty, ...]) -> None:
-        """prepare: what must be there before the duties start (the cluster's record)."""
+    def __init__(self, store: ElectedStore, prepare: Callable[[], Awaitable[object]], duties: Sequence[Duty]) -> None:
+        """prepare: what must be there before the duties begin (the cluster's record). It is not interrupted when the
+        leadership is lost meanwhile: its next write fails. duties: they begin in this order and end in the reverse."""
         self._store = store
         self._prepare = prepare
-        self._duties = duties
+        self._duties = tuple(duties)
         self._lost = asyncio.Event()
 
     async def run(self) -> None:
-        """For ever. Raises if a duty fails: the process ends, and whoever ensures it starts it anew."""
+        """For ever; if it is cancelled, the duties have ended when it has. Raises if preparing or a loop of a duty
+        fails: the process ends, and whoever ensures it starts it anew."""
         unsubscribe = self._store.subscribe_leadership(self._told)
         try:
             while True:
@@ -59,43 +68,47 @@ class Leading:
                 log.info("leading", term=term)
                 try:
                     await self._lead()
+                except SwarmletError as err:
+                    if self._store.leader and not self._lost.is_set():
+                        raise
+                    log.info("leadership was lost on its first steps", reason=err)
                 finally:
                     log.info("not leading any more", term=term)
         finally:
             unsubscribe()
 
     async def _lead(self) -> None:
+        await self._prepare()
+        if self._lost.is_set():
+            return
+        loops = Group()
+        with contextlib.ExitStack() as ends:
+            try:
+                with contextlib.ExitStack() as told:
+                    for duty in self._duties:
+                        ends.callback(duty.end)
+                        duty.begin(loops)
+                        told.callback(self._store.subscribe(duty.changed))
+                    await self._until_lost(loops)
+            finally:
+                await loops.close()
+
+    async def _until_lost(self, loops: Group) -> None:
+        """Raises what ended one of the loops."""
         lost = asyncio.create_task(self._lost.wait(), name="leadership")
-        watches: list[asyncio.Task[object]] = []
-        started: list[Duty] = []
+        failed = asyncio.create_task(loops.wait(), name="duties")
         try:
-            await self._prepare()
-            for duty in self._duties:
-                started.append(duty)
-                await duty.start()
-            watches = [asyncio.create_task(_watch(duty), name="duty") for duty in started]
-            done, _ = await asyncio.wait([lost, *watches], return_when=asyncio.FIRST_COMPLETED)
-            for task in done:
-                task.result()
-        except SwarmletError as err:
-            if self._store.leader:
-                raise
-            log.info("leadership was lost on its first steps", reason=err)
+            await asyncio.wait([lost, failed], return_when=asyncio.FIRST_COMPLETED)
+            if failed.done():
+                await failed
         finally:
-            for task in (lost, *watches):
+            for task in (lost, failed):
                 task.cancel()
-            await asyncio.gather(lost, *watches, return_exceptions=True)
-            for duty in reversed(started):
-                await duty.stop()
+            await asyncio.gather(lost, failed, return_exceptions=True)
 
     def _told(self, term: int | None) -> None:
         if term is None:
             self._lost.set()
-
-
-async def _watch(duty: Duty) -> object:
-    await duty.wait()
-    return None
 
 
 async def retire_predecessor(kv: KV, keys: Keys, own_id: str) -> bool:

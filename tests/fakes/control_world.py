@@ -209,12 +209,11 @@ async def start_manager(
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
 
-    stack.push_async_callback(end)
     await until(lambda: store.leader and (cluster := store.state.cluster) is not None and bool(cluster.data_key_digest))
     identity = TlsIdentity(authority.own_certificate(name, ["127.0.0.1"]), authority.ca_pem())
     server = Server([*JoinRoutes(authority, more_managers=False).routes(), *vault.routes(), *dispatcher.routes()])
     stack.push_async_callback(server.close)
-    stack.push_async_callback(dispatcher.stop)
+    stack.push_async_callback(end)
     taken = await server.listen_tcp("127.0.0.1", port, server_context(identity, require_client=False))
     address["own"] = f"127.0.0.1:{taken}"
     return Manager(store, Control(store, dispatcher, vault), dispatcher, authority, address["own"], stack)

@@ -61,31 +61,27 @@ class Allocation:
         self._pulse = Pulse(SPACING_S)
         #: Bounded by who puts something in: each session waits for so many answers at most.
         self._queue: deque[_Work] = deque()
-        self._group: Group | None = None
-        self._unsubscribe: Callable[[], None] | None = None
 
-    async def start(self) -> None:
+    # A duty of the leader
+
+    def begin(self, loops: Group) -> None:
         self._books = None
-        self._unsubscribe = self._store.subscribe(self._changed)
-        self._group = Group()
-        self._group.start(self._run(), name="allocator")
-        self._group.start(every(RESYNC_S, self._look_again, name="resync addresses"), name="resync addresses")
+        loops.start(self._run(), name="allocator")
+        loops.start(every(RESYNC_S, self._look_again, name="resync addresses"), name="resync addresses")
 
-    async def stop(self) -> None:
-        if self._unsubscribe is not None:
-            self._unsubscribe()
-            self._unsubscribe = None
-        if self._group is not None:
-            group, self._group = self._group, None
-            await group.close()
+    def changed(self, changes: Sequence[Change]) -> None:
+        if self._books is not None:
+            self._books.apply(changes)
+        if any(_concerns(change) for change in changes):
+            self._pulse.beat()
+
+    def end(self) -> None:
         self._books = None
         waiting, self._queue = self._queue, deque()
         for work in waiting:
             _fail(work, Unavailable("this manager is not the leader any more"))
 
-    async def wait(self) -> None:
-        assert self._group is not None
-        await self._group.wait()
+    # Agents' wishes
 
     def submit(self, node_id: str, said: Said) -> asyncio.Future[Answer]:
         """The answer, once what it tells is in the store. Unavailable if this manager stops leading."""
@@ -96,12 +92,6 @@ class Allocation:
 
     async def _look_again(self) -> None:
         self._pulse.beat()
-
-    def _changed(self, changes: Sequence[Change]) -> None:
-        if self._books is not None:
-            self._books.apply(changes)
-        if any(_concerns(change) for change in changes):
-            self._pulse.beat()
 
     async def _run(self) -> None:
         while True:

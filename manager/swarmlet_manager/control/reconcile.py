@@ -54,7 +54,7 @@ class Key(NamedTuple):
 
 
 class Reconcilers:
-    """All loops of the leader. `start` on leadership, `stop` on losing it; `wait` raises what ended one."""
+    """Orchestrators, scheduler, reaper and what nodes need: a duty of the leader."""
 
     def __init__(
         self,
@@ -71,40 +71,28 @@ class Reconcilers:
         self._schedule = Pulse(SCHEDULE_SPACING_S)
         self._reap = Pulse(REAP_SPACING_S)
         self._reapable: set[str] = set()
-        self._group: Group | None = None
-        self._unsubscribe: Callable[[], None] | None = None
 
-    async def start(self) -> None:
+    # A duty of the leader
+
+    def begin(self, loops: Group) -> None:
         self._queue = WorkQueue()
         self._scheduler = None
-        self._unsubscribe = self._store.subscribe(self._changed)
-        self._group = Group()
         backoff: Backoff[Key] = Backoff(base=0.005, limit=5.0)
         for number in range(WORKERS):
-            self._group.start(
+            loops.start(
                 work(
                     self._queue, self._handle, backoff, name="reconcile", deadline=DEADLINE_S,
                     expected=(StaleView, Unavailable),
                 ),
                 name=f"reconcile {number}",
             )
-        self._group.start(self._schedule_for_ever(), name="scheduler")
-        self._group.start(self._reap_for_ever(), name="reaper")
-        self._group.start(every(RESYNC_S, self._resync, name="resync"), name="resync")
+        loops.start(self._schedule_for_ever(), name="scheduler")
+        loops.start(self._reap_for_ever(), name="reaper")
+        loops.start(every(RESYNC_S, self._resync, name="resync"), name="resync")
 
-    async def stop(self) -> None:
-        if self._unsubscribe is not None:
-            self._unsubscribe()
-            self._unsubscribe = None
-        if self._group is not None:
-            group, self._group = self._group, None
-            await group.close()
+    def end(self) -> None:
         self._queue.close()
         self._scheduler = None
-
-    async def wait(self) -> None:
-        assert self._group is not None
-        await self._group.wait()
 
     async def _resync(self) -> None:
         state = self._store.state
@@ -121,7 +109,7 @@ class Reconcilers:
 
     # What a change makes worth a look
 
-    def _changed(self, changes: Sequence[Change]) -> None:
+    def changed(self, changes: Sequence[Change]) -> None:
         if self._scheduler is not None:
             self._scheduler.apply(changes)
         for change in changes:

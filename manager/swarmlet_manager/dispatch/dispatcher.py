@@ -74,7 +74,7 @@ class Vault(Protocol):
 
 
 class Dispatcher:
-    """One per manager process; `start` and `stop` follow leadership.
+    """One per manager process; serving sessions is a duty of the leader.
 
     leader_addr: the leader's "host:port" as far as this manager knows, for agents that dial a follower.
     """
@@ -102,37 +102,24 @@ class Dispatcher:
         self._publishing: dict[str, asyncio.Event] = {}
         self._facts = Facts()
         self._collector = StatusCollector(store, now)
-        self._group: Group | None = None
-        self._unsubscribe: Callable[[], None] | None = None
+        self._serving = False
 
-    # Leadership
+    # A duty of the leader
 
-    async def start(self) -> None:
-        """Serve sessions, now that this manager leads."""
+    def begin(self, loops: Group) -> None:
         self._collector = StatusCollector(self._store, self._now)
         self._leaving = Leaving()
         self._facts = Facts()
         self._heartbeats.begin()
-        self._unsubscribe = self._store.subscribe(self._changed)
-        self._group = Group()
-        self._group.start(self._collector.run(), name="status reports")
-        self._group.start(self._heartbeats.sweep_for_ever(), name="heartbeats")
+        loops.start(self._collector.run(), name="status reports")
+        loops.start(self._heartbeats.sweep_for_ever(), name="heartbeats")
+        self._serving = True
 
-    async def stop(self) -> None:
-        """End all sessions: agents look for the new leader."""
-        if self._unsubscribe is not None:
-            self._unsubscribe()
-            self._unsubscribe = None
-        if self._group is not None:
-            group, self._group = self._group, None
-            for session in list(self._sessions.values()):
-                session.end(messages.CLOSE_NOT_LEADER, self._leader_addr())
-            await group.close()
-
-    async def wait(self) -> None:
-        """Raises what ended one of its loops."""
-        assert self._group is not None
-        await self._group.wait()
+    def end(self) -> None:
+        """Agents look for the new leader."""
+        self._serving = False
+        for session in list(self._sessions.values()):
+            session.end(messages.CLOSE_NOT_LEADER, self._leader_addr())
 
     # For the API
 
@@ -192,13 +179,13 @@ class Dispatcher:
 
     async def _admit(self, node_id: str, socket: web.WebSocketResponse) -> Session:
         """Hello, checked and written to the node's record. Ended says why not."""
-        if self._group is None or not self._store.leader:
+        if not self._serving or not self._store.leader:
             raise Ended(messages.CLOSE_NOT_LEADER, self._leader_addr())
         hello = await _hello(socket)
         if hello.node_id != node_id:
             raise Ended(messages.CLOSE_BAD_MESSAGE, f"the certificate is of node {node_id}")
         await self._register(node_id, hello)
-        if self._group is None:
+        if not self._serving:
             raise Ended(messages.CLOSE_NOT_LEADER, self._leader_addr())
         if (old := self._sessions.get(node_id)) is not None:
             old.end(messages.CLOSE_REPLACED, "the node has opened another session")
@@ -356,8 +343,8 @@ class Dispatcher:
         own = self._leader_addr()
         return tuple(sorted(addresses | ({own} if own else set())))
 
-    def _changed(self, changes: Sequence[Change]) -> None:
-        """Called by the store with each applied batch: marks what sessions must look at."""
+    def changed(self, changes: Sequence[Change]) -> None:
+        """Marks what sessions must look at."""
         self._let_leave(changes)
         self._let_publish(changes)
         networks = [change for change in changes if _concerns_networks(change)]
