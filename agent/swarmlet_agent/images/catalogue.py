@@ -91,6 +91,15 @@ class Catalogue:
                 return fitting[0]
         raise _no_such(missing)
 
+    def name_meant(self, ref: str, image_id: str) -> Reference | None:
+        """The name of the image that `find` found by this; None if that was an id or a prefix of one."""
+        if is_image_id(ref) or ref.startswith("sha256:"):
+            return None
+        parsed = parse_reference(ref).with_default_tag()
+        if parsed.digest:
+            parsed = parsed.with_digest(parsed.digest)
+        return parsed if self.named(parsed.full) == image_id else None
+
     def named(self, full: str) -> str | None:
         """The image id behind a full reference, if there is one."""
         return self._names.get(full)

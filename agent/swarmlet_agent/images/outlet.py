@@ -1,16 +1,20 @@
-"""How images leave for registries: which ones a push means, and what is remembered of it."""
+"""How images leave, for registries and in archives: which ones a push or a save means, and what is told of it."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import asyncio
+from collections.abc import AsyncGenerator, Sequence
+from pathlib import Path
 
 from swarmlet.errors import InvalidArgument, NotFound
 from swarmlet_agent.images.intake import Event
+from swarmlet_agent.images.layers import Layer
 from swarmlet_agent.images.platforms import Platform, check_platform
 from swarmlet_agent.images.progress import Hub
 from swarmlet_agent.images.push import Outgoing, Pusher
 from swarmlet_agent.images.pushplan import came_as
-from swarmlet_agent.images.reference import Reference
+from swarmlet_agent.images.reference import Reference, is_image_id, parse_reference
+from swarmlet_agent.images.save import Saved, archive_chunks
 from swarmlet_agent.images.shelf import Shelf
 from swarmlet_agent.images.types import RegistryAuth
 
@@ -36,6 +40,51 @@ class Outlet:
         image = catalogue.image(catalogue.find(named[-1].full))
         self._event("push", ref.familiar, ref.familiar_name, image)
 
+    async def save(self, refs: Sequence[str], wanted: Platform | None) -> AsyncGenerator[bytes, None]:
+        """An archive of these images in pieces. NotFound before the first piece."""
+        chosen = self._to_save(refs, wanted)
+        async with self._shelf.keeping([layer.chain_id for saved in chosen for layer in saved.layers]):
+            chunks = archive_chunks(chosen)
+            while (chunk := await asyncio.to_thread(next, chunks, None)) is not None:
+                yield chunk
+        for saved in chosen:
+            ident = saved.configuration.id
+            if ident in self._shelf.catalogue:
+                self._event("save", ident, ident, self._shelf.catalogue.image(ident))
+
+    def _to_save(self, refs: Sequence[str], wanted: Platform | None) -> list[Saved]:
+        catalogue = self._shelf.catalogue
+        names: dict[str, list[Reference]] = {}
+        for ref in refs:
+            for image_id, name in self._meant(ref):
+                check_platform(ref, catalogue.image(image_id).platform, wanted)
+                known = names.setdefault(image_id, [])
+                if name is not None and name not in known:
+                    known.append(name)
+        return [
+            Saved(catalogue.configuration(image_id), *self._on_disk(image_id), tuple(tags))
+            for image_id, tags in names.items()
+        ]
+
+    def _meant(self, ref: str) -> list[tuple[str, Reference | None]]:
+        """docker save's arguments: an id alone, a name with its tag, or a repository with all its tags."""
+        catalogue = self._shelf.catalogue
+        if not is_image_id(ref) and not ref.startswith("sha256:"):
+            parsed = parse_reference(ref)
+            if not parsed.version:
+                tagged: list[tuple[str, Reference | None]] = [
+                    (image.id, name) for image in catalogue.images() for name in catalogue.names(image.id)
+                    if name.tag and name.name == parsed.name
+                ]
+                if tagged:
+                    return tagged
+        try:
+            image_id = catalogue.find(ref)
+        except NotFound as err:  # dockerd repeats the name as it was given here
+            raise NotFound("image", ref) from err
+        named = catalogue.name_meant(ref, image_id)
+        return [(image_id, named if named is not None and named.tag else None)]
+
     def _tags(self, ref: Reference) -> Sequence[Reference]:
         """NotFound in dockerd's words."""
         catalogue = self._shelf.catalogue
@@ -52,9 +101,13 @@ class Outlet:
         return tags
 
     def _outgoing(self, image_id: str) -> Outgoing:
-        record, layers = self._shelf.catalogue.record(image_id), self._shelf.layers_of(image_id)
+        record = self._shelf.catalogue.record(image_id)
         return Outgoing(
-            self._shelf.catalogue.configuration(image_id), layers,
-            tuple(self._shelf.layers.path(layer.chain_id) for layer in layers),
+            self._shelf.catalogue.configuration(image_id), *self._on_disk(image_id),
             came_as(record.manifest, record.manifest_type),
         )
+
+    def _on_disk(self, image_id: str) -> tuple[tuple[Layer, ...], tuple[Path, ...]]:
+        """The image's layers and their folders, lowest first."""
+        layers = self._shelf.layers_of(image_id)
+        return layers, tuple(self._shelf.layers.path(layer.chain_id) for layer in layers)

@@ -23,10 +23,11 @@ from swarmlet_agent.images import encode, listing
 from swarmlet_agent.images.blobs import BlobBook
 from swarmlet_agent.images.catalogue import Catalogue
 from swarmlet_agent.images.committing import Commit, Spooled, commit_image, spooled_layer
+from swarmlet_agent.images.disposal import Deleted, Disposal
 from swarmlet_agent.images.endpoints import check_registries
 from swarmlet_agent.images.intake import Intake
 from swarmlet_agent.images.kept import KeptBlobs
-from swarmlet_agent.images.layers import Layer, LayerStore
+from swarmlet_agent.images.layers import LayerStore
 from swarmlet_agent.images.login import login
 from swarmlet_agent.images.outlet import Outlet
 from swarmlet_agent.images.partial import PartialBlobs
@@ -34,11 +35,10 @@ from swarmlet_agent.images.platforms import Platform, check_platform, host_platf
 from swarmlet_agent.images.progress import Hub, Listener, SingleFlight
 from swarmlet_agent.images.pull import Puller
 from swarmlet_agent.images.push import Pusher
-from swarmlet_agent.images.reference import Reference, is_image_id, parse_reference
+from swarmlet_agent.images.reference import Reference, parse_reference
 from swarmlet_agent.images.registry import Download, Registries
-from swarmlet_agent.images.removal import Removal, User, plan_parent, plan_pruning, plan_removal
+from swarmlet_agent.images.removal import User
 from swarmlet_agent.images.rootfs import RootStore
-from swarmlet_agent.images.save import Saved, archive_chunks
 from swarmlet_agent.images.search import search
 from swarmlet_agent.images.shelf import Shelf
 from swarmlet_agent.images.types import Image, RegistryAuth
@@ -61,7 +61,6 @@ class ImageUsers(Protocol):
 #: action ("pull", "push", "tag", "untag", "delete", "load", "save", "import", "create"), image id (a pull's or push's
 #: reference), attributes.
 OnEvent = Callable[[str, str, dict[str, str]], None]
-Deleted = list[dict[str, str]]
 
 
 class ImageStore:
@@ -95,6 +94,7 @@ class ImageStore:
         self._pusher = Pusher(self._registries, self._book, self._kept, self._layers.tmp)
         self._intake = Intake(self._shelf, self._puller, self._book, self._event)
         self._outlet = Outlet(self._shelf, self._pusher, self._event)
+        self._disposal = Disposal(self._shelf, self._users, self._event)
         self._flights: SingleFlight[Image] = SingleFlight()
         self._pushes: SingleFlight[None] = SingleFlight()
 
@@ -250,17 +250,9 @@ class ImageStore:
 
     # going out
 
-    async def save(self, refs: Sequence[str], platform: str = "") -> AsyncGenerator[bytes, None]:
+    def save(self, refs: Sequence[str], platform: str = "") -> AsyncGenerator[bytes, None]:
         """docker save: an archive of these images in pieces. NotFound before the first piece."""
-        chosen = self._to_save(refs, parse_platform(platform))
-        async with self._shelf.keeping([layer.chain_id for saved in chosen for layer in saved.layers]):
-            chunks = archive_chunks(chosen)
-            while (chunk := await asyncio.to_thread(next, chunks, None)) is not None:
-                yield chunk
-        for saved in chosen:
-            ident = saved.configuration.id
-            if ident in self._catalogue:
-                self._event("save", ident, ident, self._catalogue.image(ident))
+        return self._outlet.save(refs, parse_platform(platform))
 
     async def push(
         self, ref: str, *, auth: RegistryAuth | None = None, platform: str = "", progress: Listener | None = None
@@ -306,36 +298,12 @@ class ImageStore:
         prune_parents: the images that it was made on go too, if nothing else needs them.
         """
         self._of_platform(ref, parse_platform(platform))
-
-        def plan(image_id: str) -> Removal:
-            named = self._named(ref, image_id)
-            return plan_removal(
-                image_id, self._catalogue.names(image_id), named, self._users(image_id), force=force,
-                has_children=self._catalogue.has_children(image_id),
-            )
-
-        return await self._removed(ref, plan, prune_parents=prune_parents)
+        return await self._disposal.remove(ref, force=force, prune_parents=prune_parents)
 
     async def prune(self, filters: Filters) -> tuple[Deleted, int]:
         """docker image prune: what was deleted, and the bytes that freed."""
-        filters.check(*listing.PRUNE_FILTERS)
-        dangling_only = filters.flag("dangling") is not False
-        until = min((listing.until_ns(text, time.time_ns()) for text in filters.get("until")), default=None)
-        before = {layer.chain_id: layer.size_bytes for layer in self._layers.all()}
-        kept = self._kept.all()
-        deleted: Deleted = []
-        for image in self._catalogue.children_first():
-            if (
-                image.id not in self._catalogue or (dangling_only and not listing.is_dangling(image))
-                or (until is not None and image.created >= until)
-                or not filters.matches_labels(image.config.labels)
-                or ("label!" in filters and filters.matches_labels(image.config.labels, "label!"))
-            ):
-                continue
-            deleted += await self._removed(image.id, self._plan_pruning, prune_parents=True)
-        freed = sum(before.get(entry.get("Deleted", ""), 0) for entry in deleted)
-        left = self._kept.all()
-        freed += sum(blob.size for blob in kept if blob not in left) + await self._partials.prune()
+        deleted, freed = await self._disposal.prune(filters, time.time_ns())
+        freed += await self._partials.prune()
         if self.on_event is not None:
             self.on_event("prune", "", {"reclaimed": str(freed)})
         return deleted, freed
@@ -395,45 +363,6 @@ class ImageStore:
 
     # inside
 
-    def _plan_pruning(self, image_id: str) -> Removal | None:
-        return plan_pruning(
-            self._catalogue.names(image_id), self._users(image_id),
-            has_children=self._catalogue.has_children(image_id),
-        )
-
-    def _plan_parent(self, image_id: str) -> Removal | None:
-        return plan_parent(
-            self._catalogue.names(image_id), self._users(image_id),
-            has_children=self._catalogue.has_children(image_id),
-        )
-
-    async def _removed(self, ref: str, plan: Callable[[str], Removal | None], *, prune_parents: bool) -> Deleted:
-        """What was removed, in clients' lines: each image before the one that it was made on."""
-        parent = self._catalogue.parent(self._catalogue.find(ref))
-        done = await self._shelf.remove(ref, plan)
-        deleted = self._told(done)
-        while parent and prune_parents and done is not None and done[1].delete:
-            ref, parent = parent, self._catalogue.parent(parent)
-            try:
-                done = await self._shelf.remove(ref, self._plan_parent)
-            except NotFound:  # somebody was faster
-                break
-            deleted += self._told(done)
-        return deleted
-
-    def _told(self, done: tuple[Image, Removal, list[Layer]] | None) -> Deleted:
-        """A removal's events and the lines that clients print."""
-        if done is None:
-            return []
-        image, removal, layers = done
-        lines: Deleted = [{"Untagged": name.familiar} for name in removal.untag]
-        for _name in removal.untag:
-            self._event("untag", image.id, image.id, image)
-        if removal.delete:
-            lines += [{"Deleted": image.id}, *({"Deleted": layer.chain_id} for layer in layers)]
-            self._event("delete", image.id, image.id, image)
-        return lines
-
     def _is_between(self, image: Image) -> bool:
         return not image.repo_tags and not image.repo_digests and self._catalogue.has_children(image.id)
 
@@ -450,54 +379,10 @@ class ImageStore:
             return []
         return [User(container_id, running) for container_id, running in self.users.users_of(image_id)]
 
-    def _named(self, ref: str, image_id: str) -> Reference | None:
-        """The reference that was given; None for an id or a prefix of one."""
-        if is_image_id(ref) or ref.startswith("sha256:"):
-            return None
-        parsed = parse_reference(ref).with_default_tag()
-        if parsed.digest:
-            parsed = parsed.with_digest(parsed.digest)
-        return parsed if self._catalogue.named(parsed.full) == image_id else None
-
     def _of_platform(self, ref: str, wanted: Platform | None) -> Image:
         image = self.get(ref)
         check_platform(ref, image.platform, wanted)
         return image
-
-    def _to_save(self, refs: Sequence[str], wanted: Platform | None) -> list[Saved]:
-        names: dict[str, list[Reference]] = {}
-        for ref in refs:
-            for image_id, name in self._meant(ref):
-                check_platform(ref, self.get(image_id).platform, wanted)
-                known = names.setdefault(image_id, [])
-                if name is not None and name not in known:
-                    known.append(name)
-        chosen = []
-        for image_id, tags in names.items():
-            layers = self._shelf.layers_of(image_id)
-            chosen.append(Saved(
-                self._catalogue.configuration(image_id), layers,
-                tuple(self._layers.path(layer.chain_id) for layer in layers), tuple(tags),
-            ))
-        return chosen
-
-    def _meant(self, ref: str) -> list[tuple[str, Reference | None]]:
-        """docker save's arguments: an id alone, a name with its tag, or a repository with all its tags."""
-        if not is_image_id(ref) and not ref.startswith("sha256:"):
-            parsed = parse_reference(ref)
-            if not parsed.version:
-                tagged: list[tuple[str, Reference | None]] = [
-                    (image.id, name) for image in self.all() for name in self._catalogue.names(image.id)
-                    if name.tag and name.name == parsed.name
-                ]
-                if tagged:
-                    return tagged
-        try:
-            image_id = self._catalogue.find(ref)
-        except NotFound as err:  # dockerd repeats the name as it was given here
-            raise NotFound("image", ref) from err
-        named = self._named(ref, image_id)
-        return [(image_id, named if named is not None and named.tag else None)]
 
     def _shared_sizes(self) -> dict[str, int]:
         return encode.shared_sizes(self.all(), {layer.chain_id: layer.size_bytes for layer in self._layers.all()})
