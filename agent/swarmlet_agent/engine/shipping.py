@@ -12,7 +12,6 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
 
 import msgspec
 
@@ -29,9 +28,10 @@ from swarmlet_agent.decide.log_options import (
 from swarmlet_agent.engine.container import Container
 from swarmlet_agent.engine.core import Core, Unit
 from swarmlet_agent.logs.files import LogFiles, LogMark
-from swarmlet_agent.logs.journald import JournalSender
+from swarmlet_agent.logs.journald import Journal
 from swarmlet_agent.logs.lines import LogLine, parse_block
-from swarmlet_agent.logs.syslog import SyslogSender
+from swarmlet_agent.logs.sender import Sender
+from swarmlet_agent.logs.syslog import Syslog
 from swarmlet_agent.logs.watch import FolderWatch
 from swarmlet_agent.runtime.types import StartFailed
 
@@ -39,16 +39,6 @@ log = get_logger(__name__)
 #: How long one relies on notices before looking by oneself.
 LOOK_AGAIN_S = 1.0
 FIRST_RETRY_S, LAST_RETRY_S = 0.2, 10.0
-
-
-class Sender(Protocol):
-    """Where lines go. Errors are OSError or TimeoutError."""
-
-    async def connect(self) -> None: ...
-
-    async def send(self, lines: Sequence[LogLine]) -> None: ...
-
-    def close(self) -> None: ...
 
 
 @dataclass(slots=True)
@@ -122,7 +112,7 @@ class LogShipping:
         )
         tag = expand_tag(options.get("tag") or DEFAULT_TAG, fields)
         if config.type == "syslog":
-            return SyslogSender(syslog_target(options), tag, os.uname().nodename)
+            return Sender(Syslog(syslog_target(options), tag, os.uname().nodename))
         chosen = extra_attributes(record.config, options)
         named = {field_name(name): value for name, value in chosen.items()}
         fixed = {
@@ -130,7 +120,7 @@ class LogShipping:
             "CONTAINER_ID": record.short_id, "CONTAINER_ID_FULL": record.id, "CONTAINER_NAME": record.name,
             "CONTAINER_TAG": tag, "IMAGE_NAME": record.image_ref, "SYSLOG_IDENTIFIER": tag,
         }  # fmt: skip
-        return JournalSender(self._journal_socket, {name: value.encode() for name, value in fixed.items()})
+        return Sender(Journal(self._journal_socket, {name: value.encode() for name, value in fixed.items()}))
 
     async def _run(self, unit: Unit, job: _Job) -> None:
         path = Path(unit.record.log_path)

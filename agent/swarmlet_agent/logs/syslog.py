@@ -1,4 +1,4 @@
-"""Sending log lines to a syslog server (RFC 3164, RFC 5424) as Docker's syslog driver words them.
+"""Log lines for a syslog server (RFC 3164, RFC 5424) as Docker's syslog driver words them.
 
 Text on stderr has severity error, other text info. Messages end with a newline, which on streams is the framing
 (RFC 6587, section 3.4.2). Each piece of a long line is a message of its own.
@@ -17,9 +17,6 @@ from swarmlet_agent.decide.log_options import SyslogFormat, SyslogTarget
 from swarmlet_agent.logs.lines import LogLine
 
 LOCAL_SOCKETS = ("/dev/log", "/var/run/syslog", "/var/run/log")
-CONNECT_TIMEOUT_S = 10.0
-#: A server that takes nothing for so long is connected anew.
-SEND_TIMEOUT_S = 30.0
 _ERROR, _INFO = 3, 6
 _NS = 1_000_000_000
 
@@ -42,50 +39,23 @@ def message(line: LogLine, *, facility: int, form: SyslogFormat, tag: str, hostn
 _MONTHS = ["Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"]
 
 
-class SyslogSender:
-    """A connection that `send` opens when there is none. Errors are OSError; then it is closed."""
+class Syslog:
+    """A syslog server; see `sender.Server`."""
 
     def __init__(self, target: SyslogTarget, tag: str, hostname: str) -> None:
         self._target = target
         self._tag = tag
         self._hostname = hostname
-        self._socket: socket.socket | None = None
 
-    async def connect(self) -> None:
-        """OSError if nobody is there (as far as the transport can tell)."""
-        self.close()
-        async with asyncio.timeout(CONNECT_TIMEOUT_S):
-            self._socket = await self._connected()
-
-    async def send(self, lines: Sequence[LogLine]) -> None:
-        """All of them; after an error some may have been sent."""
-        if self._socket is None or _hung_up(self._socket):
-            await self.connect()
-        assert self._socket is not None
-        target, loop = self._target, asyncio.get_running_loop()
-        messages = [
-            message(
-                line, facility=target.facility, form=target.format, tag=self._tag, hostname=self._hostname,
-                pid=os.getpid(),
-            )
+    def messages(self, lines: Sequence[LogLine]) -> list[bytes]:
+        facility, form = self._target.facility, self._target.format
+        pid = os.getpid()
+        return [
+            message(line, facility=facility, form=form, tag=self._tag, hostname=self._hostname, pid=pid)
             for line in lines
-        ]  # fmt: skip
-        try:
-            async with asyncio.timeout(SEND_TIMEOUT_S):
-                if self._socket.type == socket.SOCK_STREAM:
-                    messages = [b"".join(messages)]
-                for data in messages:
-                    await loop.sock_sendall(self._socket, data)
-        except BaseException:  # cancelled, too: undo, and pass it on
-            self.close()
-            raise
+        ]
 
-    def close(self) -> None:
-        if self._socket is not None:
-            self._socket.close()
-            self._socket = None
-
-    async def _connected(self) -> socket.socket:
+    async def connect(self) -> socket.socket:
         target = self._target
         if target.network == "local":
             return await _first_local()
@@ -120,15 +90,3 @@ async def _connect(family: int, kind: int, address: object) -> socket.socket:
         found.close()
         raise
     return found
-
-
-def _hung_up(connection: socket.socket) -> bool:
-    """True if a stream's other side has closed: what is written then is lost without an error."""
-    if connection.type != socket.SOCK_STREAM:
-        return False
-    try:
-        return connection.recv(1, socket.MSG_PEEK) == b""
-    except BlockingIOError:
-        return False
-    except OSError:
-        return True
