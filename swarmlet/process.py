@@ -1,18 +1,24 @@
 """Processes that outlive whoever started them: found again by pid and start time, waited for by pidfd.
 
-Also the way to signal one without ever reaching another that was given its pid.
+Also the way to signal one without ever reaching another that was given its pid, and what a daemon asks of the kernel as
+it starts: to be the only one of its folder, and many open files.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import fcntl
 import os
 import resource
 import signal
 import socket
 import struct
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+
+from swarmlet.errors import Conflict
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +54,20 @@ def write_pid_file(path: Path, process: ProcessId) -> None:
     draft = path.with_name(f"{path.name}.new")
     draft.write_text(f"{process.pid} {process.started}\n")
     draft.replace(path)
+
+
+@contextlib.contextmanager
+def only_one(lock: Path, taken: str) -> Iterator[None]:
+    """Hold a lock file, which is made, while the block runs; the kernel lets go of it for a process that dies.
+
+    taken: the message of Conflict, if another process has it.
+    """
+    with lock.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as err:
+            raise Conflict(taken) from err
+        yield
 
 
 def allow_many_files() -> tuple[int, int]:

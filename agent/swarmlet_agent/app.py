@@ -9,10 +9,8 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
-import fcntl
 import functools
 import gc
-import grp
 import os
 import signal
 import sys
@@ -22,15 +20,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from swarmlet import log as logs
+from swarmlet import process
 from swarmlet.config import AGENT_SOCKET, DEFAULT_CONFIG, MANAGER_SOCKET, AgentSettings, load_agent
 from swarmlet.engine_api.hosts import listen_on, parse_hosts
 from swarmlet.engine_api.router import Route
 from swarmlet.engine_api.server import Server
-from swarmlet.errors import Conflict, Internal, SwarmletError
+from swarmlet.errors import SwarmletError
 from swarmlet.log import get_logger
 from swarmlet.memory import return_early
 from swarmlet.model.ids import new_hex_id
-from swarmlet.process import allow_many_files
 from swarmlet.release import RELEASE
 from swarmlet.supervision import Supervision
 from swarmlet.tls import shrink_buffers
@@ -70,9 +68,6 @@ from swarmlet_agent.volumes.store import VolumeStore
 
 log = get_logger(__name__)
 
-#: The socket is for root, and for the configured group.
-SOCKET_MODE = 0o660
-
 
 def main() -> None:
     """The Swarmlet agent: runs containers on this host."""
@@ -86,7 +81,7 @@ def main() -> None:
         logs.set_up(settings.log_level, "swarmlet-agent")
         return_early()
         with only_one(Path(settings.data_dir)):
-            asyncio.run(_run(settings, allow_many_files()))
+            asyncio.run(_run(settings, process.allow_many_files()))
     except SwarmletError as err:
         sys.exit(f"Error: {err}")
 
@@ -238,9 +233,7 @@ async def agent(settings: AgentSettings, *, open_files: tuple[int, int] | None =
         stack.push_async_callback(server.close)
         await member.start()
         stack.push_async_callback(member.close)
-        await server.listen_unix(socket, mode=SOCKET_MODE)
-        if settings.socket_group:
-            await asyncio.to_thread(_give_to_group, socket, settings.socket_group)
+        await server.listen_unix(socket, settings.socket_group)
         await listen_on(server, settings.hosts, settings.hosts_tls)
         yield
 
@@ -277,19 +270,8 @@ async def _engine_id(journal: Journal) -> str:
 def only_one(data_dir: Path) -> Iterator[None]:
     """Two agents on one data folder would fight over every container. Conflict if there is one already."""
     data_dir.mkdir(parents=True, exist_ok=True, mode=0o711)
-    with (data_dir / "agent.lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as err:
-            raise Conflict(f"an agent is running with the data folder {data_dir}") from err
+    with process.only_one(data_dir / "agent.lock", f"an agent is running with the data folder {data_dir}"):
         yield
-
-
-def _give_to_group(socket: Path, group: str) -> None:
-    try:
-        os.chown(socket, -1, grp.getgrnam(group).gr_gid)
-    except KeyError as err:
-        raise Internal(f"socket_group: there is no group {group!r} on this host") from err
 
 
 if __name__ == "__main__":

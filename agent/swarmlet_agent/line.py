@@ -14,19 +14,17 @@ import socket
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 
-from aiohttp import web
-
 from swarmlet.config import AgentSettings
-from swarmlet.engine_api.router import Call, Handler, Route
+from swarmlet.engine_api.guard import for_managers
+from swarmlet.engine_api.router import Route
 from swarmlet.engine_api.server import Server
 from swarmlet.log import get_logger
 from swarmlet.model.common import Platform
 from swarmlet.model.node import EngineDescription, EnginePlugin, NodeDescription, NodeResources, TLSInfo
-from swarmlet.model.states import Role
 from swarmlet.model.task import TaskStatus
 from swarmlet.model.template import NodeFacts
 from swarmlet.pki import subject_and_key
-from swarmlet.tls import require_role, server_context
+from swarmlet.tls import server_context
 from swarmlet.wire.messages import ContainerRef
 from swarmlet.wire.networking import Networking
 from swarmlet_agent.addresses import authority
@@ -84,8 +82,8 @@ class ClusterLine:
         settings, statuses = self._settings, StatusBuffer()
         self._error = ""
         tls = server_context(identity.tls, require_client=True)
-        guarded = (Route(route.method, route.template, _for_managers(route.handler)) for route in self._node_routes())
-        server = self._server = Server(guarded)
+        # The node port is open to managers of this cluster and no one else.
+        server = self._server = Server(for_managers(self._node_routes()))
         await server.listen_tcp(self._address() or "0.0.0.0", settings.node_port, tls)
         session: AgentSession
 
@@ -224,16 +222,6 @@ def default_address(settings: AgentSettings) -> str:
             probe.connect((anywhere, 9))
             return str(probe.getsockname()[0])
     return ""
-
-
-def _for_managers(handler: Handler) -> Handler:
-    """The node port is open to managers of this cluster and no one else."""
-
-    async def guarded(call: Call) -> web.StreamResponse:
-        require_role(call.request.transport, (Role.MANAGER,))
-        return await handler(call)
-
-    return guarded
 
 
 def _base64(data: bytes) -> str:

@@ -8,34 +8,30 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import fcntl
 import gc
-import grp
 import os
 import random
 import signal
 import ssl
 import sys
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
-from aiohttp import web
-
 from swarmlet import log as logging
 from swarmlet.config import MANAGER_SOCKET
+from swarmlet.engine_api.guard import for_managers
 from swarmlet.engine_api.hosts import listen_on
-from swarmlet.engine_api.router import Call, Handler, Route
+from swarmlet.engine_api.router import Route
 from swarmlet.engine_api.server import Server
-from swarmlet.errors import Conflict, InvalidArgument, SwarmletError
+from swarmlet.errors import InvalidArgument, SwarmletError
 from swarmlet.log import get_logger
 from swarmlet.loops import every
 from swarmlet.memory import return_early
 from swarmlet.model.ids import new_cluster_id
-from swarmlet.model.states import Role
 from swarmlet.pki import KeyPair, renew_at
-from swarmlet.process import allow_many_files, identify, write_pid_file
-from swarmlet.tls import TlsIdentity, client_context, load_pair, require_role, server_context, shrink_buffers
+from swarmlet.process import allow_many_files, identify, only_one, write_pid_file
+from swarmlet.tls import TlsIdentity, client_context, load_pair, server_context, shrink_buffers
 from swarmlet_manager.api.app import cluster_routes
 from swarmlet_manager.api.passing import Passing
 from swarmlet_manager.ca.authority import Authority
@@ -84,7 +80,7 @@ class Manager:
             loop.add_signal_handler(number, self._stop.set)
         self._data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._run_dir.mkdir(parents=True, exist_ok=True)
-        with _only_one(self._data_dir):
+        with only_one(self._data_dir / "lock", f"another manager runs with {self._data_dir}"):
             own = identify(os.getpid())
             assert own is not None
             write_pid_file(self._data_dir / "manager.pid", own)
@@ -153,13 +149,13 @@ class Manager:
         placed = Passing(parts.store, line).routes
         routes = placed(parts.cluster_routes(fleet))
         joins = JoinRoutes(parts.authority, more_managers=bool(settings.etcd.endpoints), own_addr=settings.advertised)
-        others = guarded([*routes, *placed(joins.passed_on_routes())])
+        others = for_managers([*routes, *placed(joins.passed_on_routes())])
         outside = Server([*others, *placed(joins.routes()), *parts.vault.routes(), *parts.dispatcher.routes()])
         inside = Server([*routes, *placed(joins.local_routes())])
         servers = [outside, inside]
         try:
             await outside.listen_tcp(settings.listen_addr, settings.port, certificate.server)
-            await self._listen_inside(inside)
+            await inside.listen_unix(self._run_dir / MANAGER_SOCKET, settings.socket_group)
             if settings.hosts:
                 servers.append(Server(routes))
                 await listen_on(servers[-1], settings.hosts, settings.hosts_tls)
@@ -193,16 +189,6 @@ class Manager:
             stopping.cancel()
             await asyncio.gather(stopping, return_exceptions=True)
         return store.state.cluster is not None
-
-    async def _listen_inside(self, server: Server) -> None:
-        path = self._run_dir / MANAGER_SOCKET
-        await server.listen_unix(path)
-        if self._settings.socket_group:
-            try:
-                group = grp.getgrnam(self._settings.socket_group).gr_gid
-            except KeyError as err:
-                raise InvalidArgument(f"socket_group: there is no group {self._settings.socket_group!r}") from err
-            os.chown(path, -1, group)
 
 
 class _Parts:
@@ -270,19 +256,6 @@ def _other_managers(store: Store, own: str) -> list[str]:
     return [address for address in dict.fromkeys(known) if address != own]
 
 
-def guarded(routes: Sequence[Route]) -> list[Route]:
-    """The same routes, for managers' certificates only: on TCP, who asks must say who he is."""
-
-    def guard(handler: Handler) -> Handler:
-        async def check(call: Call) -> web.StreamResponse:
-            require_role(call.request.transport, (Role.MANAGER,))
-            return await handler(call)
-
-        return check
-
-    return [Route(route.method, route.template, guard(route.handler)) for route in routes]
-
-
 def embedded_etcd(settings: ManagerSettings) -> EtcdServer:
     folder = Path(settings.data_dir).absolute()
     return EtcdServer(EtcdSettings(data_dir=folder / "etcd", name=_own_id(folder)))
@@ -308,19 +281,6 @@ def _own_id(data_dir: Path) -> str:
         draft.write_text(new_cluster_id())
         draft.replace(path)
         return path.read_text().strip()
-
-
-@contextlib.contextmanager
-def _only_one(data_dir: Path) -> Iterator[None]:
-    handle = os.open(data_dir / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as err:
-            raise Conflict(f"another manager runs with {data_dir}") from err
-        yield
-    finally:
-        os.close(handle)
 
 
 def main() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import grp
 import logging
 import os
 import socket
@@ -40,6 +41,8 @@ SHUTDOWN_S = 1.0
 _NO_LOG = logging.getLogger(__name__)
 #: Every address of both families, as "::" means to other servers.
 EVERYWHERE = ("0.0.0.0", "::")
+#: Of unix sockets.
+SOCKET_MODE = 0o660
 #: Connections the kernel queues before they are accepted.
 BACKLOG = 1024
 #: Longest request line and header field: filters, build arguments and registry credentials travel in them.
@@ -131,16 +134,19 @@ class Server:
         )
         self._listeners: list[asyncio.Server] = []
 
-    async def listen_unix(self, path: Path, *, mode: int = 0o660) -> None:
-        """A unix socket, replacing a dead one of the same name."""
+    async def listen_unix(self, path: Path, group: str = "") -> None:
+        """A unix socket for root and the group ("": root's), replacing a dead one of the same name. InvalidArgument if
+        there is no such group on this host."""
         factory = await self._factory()
+        group_id = await asyncio.to_thread(_group_id, group) if group else -1
         path.parent.mkdir(parents=True, exist_ok=True)
         with contextlib.suppress(FileNotFoundError):
             path.unlink()
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        before = os.umask(0o777 & ~mode)
+        before = os.umask(0o777 & ~SOCKET_MODE)
         try:
             listener.bind(str(path))
+            os.chown(path, -1, group_id)
         except OSError:
             listener.close()
             raise
@@ -178,3 +184,10 @@ class Server:
         if server is None:
             raise errors.Internal("the HTTP server could not be set up")
         return lambda: Connection(server(), self._quick)
+
+
+def _group_id(name: str) -> int:
+    try:
+        return grp.getgrnam(name).gr_gid
+    except KeyError as err:
+        raise errors.InvalidArgument(f"socket_group: there is no group {name!r} on this host") from err

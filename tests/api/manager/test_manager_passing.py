@@ -17,6 +17,7 @@ from aiohttp import web
 from fakes.control_world import until
 from manager_lab import API, Here, Inventory
 
+from swarmlet.engine_api.guard import for_managers
 from swarmlet.engine_api.router import Call, Route
 from swarmlet.engine_api.server import Server
 from swarmlet.errors import Internal
@@ -26,7 +27,6 @@ from swarmlet_manager.api import passing
 from swarmlet_manager.api.app import cluster_routes
 from swarmlet_manager.api.needs import Need, need_of
 from swarmlet_manager.api.passing import Passing
-from swarmlet_manager.app import guarded
 from swarmlet_manager.ca.authority import Authority
 from swarmlet_manager.ca.vault import Vault
 from swarmlet_manager.control.commands import Control
@@ -92,7 +92,7 @@ async def member(
         routes = [*more, *cluster_routes(control, fleet, inventory, Here(), store, inventory)]
         placed = Passing(store, line).routes(routes)
         headers: list[dict[str, str]] = []
-        outside, inside = Server(_noted(guarded(placed), headers)), Server(placed)
+        outside, inside = Server(_noted(for_managers(placed), headers)), Server(placed)
         stack.push_async_callback(outside.close)
         stack.push_async_callback(inside.close)
         port = int(candidate.addr.rpartition(":")[2])

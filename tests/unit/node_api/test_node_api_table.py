@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from api_table import View, row, rows, state, views
 
+from swarmlet.engine_api.guard import for_managers
 from swarmlet.engine_api.router import Router
 from swarmlet_agent.api.routes.swarm import SwarmRoutes
-from swarmlet_manager.app import guarded
 
 PAGE = Path(__file__).parents[3] / "docs/api.md"
 #: The Engine API's definition 1.50 has 107 operations; checkpoints, build/cancel and grpc are not in it.
@@ -59,4 +59,4 @@ def test_calls_that_change_the_cluster_are_the_managers(both: tuple[View, View])
 
 def test_what_is_open_to_managers_only_has_no_way_round_the_check(both: tuple[View, View]) -> None:
     assert any(each.quick for each in both[1])
-    assert not any(each.quick for each in guarded(both[1]))
+    assert not any(each.quick for each in for_managers(both[1]))
