@@ -95,10 +95,6 @@ def renew_at(cert_pem: str, share: float) -> datetime:
     return start + (end - start) * (low + (high - low) * share)
 
 
-def expires_at(cert_pem: str) -> datetime:
-    return read_certificate(cert_pem).not_after
-
-
 def ca_digest(ca_pem: str) -> str:
     """SHA-256 of the certificate (DER) in base 36, 50 digits. InvalidArgument for what is none."""
     return _base36(int.from_bytes(hashlib.sha256(read_certificate(ca_pem).der).digest(), "big"), 50)

@@ -72,10 +72,6 @@ class Mount(ApiStruct, frozen=True, kw_only=True):
     image_options: ImageOptions | None = None
 
 
-class ObjectVersion(ApiStruct, frozen=True, kw_only=True):
-    index: int = 0
-
-
 class Platform(ApiStruct, frozen=True, kw_only=True):
     """A node's platform or one an image runs on; "" matches any."""
 

@@ -195,7 +195,7 @@ class Cluster:
             self._set_node_state(name, NodeState.READY)
             for task_id, status in list(agent.unsent.items()):
                 self._send(agent, task_id, status)
-            agent.feed.start_over()
+            agent.feed = Feed(agent.feed.node_id)
             self._sync(agent)
 
     def _judge(self, name: str) -> None:

@@ -82,18 +82,6 @@ def seal(folder: Path, recipe: Path, stopped: Callable[[], bool] = lambda: False
     return Unpacked(f"sha256:{digest.hexdigest()}", size + len(_END), content + sum(links), ())
 
 
-def tar_pieces(folder: Path) -> Iterator[bytes]:
-    """The same tar in pieces, for a folder that lives on."""
-    root = os.fsencode(folder)
-    for part in parts(root):
-        if isinstance(part, bytes):
-            yield part
-        else:
-            yield from file_pieces(root, part)
-            yield bytes(-part.size % BLOCK)
-    yield _END
-
-
 def parts(
     root: bytes, *, remove_sockets: bool = False, links: list[int] | None = None
 ) -> Iterator[bytes | Content]:

@@ -32,10 +32,6 @@ class StatusBuffer:
         for sent in self._sent.values():
             sent.pop(task_id, None)
 
-    @property
-    def has_news(self) -> bool:
-        return bool(self._pending)
-
     def take(self) -> StatusUpdate | None:
         """The next frame, or None if there is nothing new to send."""
         if not self._pending:

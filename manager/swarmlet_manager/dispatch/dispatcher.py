@@ -147,10 +147,6 @@ class Dispatcher:
     def container_count(self, node_id: str) -> int:
         return len(self._inventories.of_node(node_id))
 
-    @property
-    def inventories(self) -> Inventories:
-        return self._inventories
-
     def routes(self) -> list[Route]:
         return [Route("GET", SESSION_PATH, self.session)]
 

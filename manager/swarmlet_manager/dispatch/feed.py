@@ -28,10 +28,6 @@ class Feed:
     def note(self, task_id: str) -> None:
         self._dirty.add(task_id)
 
-    def start_over(self) -> None:
-        """The next `take` is a full set."""
-        self._full = True
-
     @property
     def pending(self) -> bool:
         return self._full or bool(self._dirty)

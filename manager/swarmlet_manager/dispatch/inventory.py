@@ -62,7 +62,3 @@ class Inventories:
         found = ((node, ident) for node, held in self._names.items() for ident, other in held.items() if other == name)
         return next(found, None)
 
-    def names_taken(self) -> set[str]:
-        """All container names of the cluster."""
-        return {name for held in self._names.values() for name in held.values()}
-

@@ -48,11 +48,6 @@ class Drafting:
     def __len__(self) -> int:
         return len(self._ops)
 
-    @property
-    def key_count(self) -> int:
-        """How many keys of etcd the operations touch so far."""
-        return len(self._places)
-
     def places(self, ops: Sequence[Op]) -> int:
         """How many keys it would be with these as well."""
         return len(self._places.union(_place(op.record) for op in ops))

@@ -110,10 +110,6 @@ class Store:
         """True if etcd has given a sign of life within the last seconds."""
         return asyncio.get_running_loop().time() - self._contact < HEALTHY_S
 
-    async def wait_for_quorum(self, timeout_s: float = 30.0) -> None:
-        """Returns once a majority of etcd has answered. Unavailable."""
-        await self._kv.read(self._keys.schema, timeout_s=timeout_s)
-
     async def start(self, timeout_s: float = 30.0) -> None:
         """Load everything, then follow and campaign in the background. Unavailable; Internal if what is
         stored was written by a later version of this program."""

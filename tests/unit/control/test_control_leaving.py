@@ -88,7 +88,7 @@ def test_a_held_task_is_told_as_before_until_it_is_noted_again() -> None:
     feed.note("t")
     assert feed.take(state, held.__contains__) == (False, [], [])
     # A new session's full set does not tell either.
-    feed.start_over()
+    feed = Feed("n1")
     full, (told,), _ = feed.take(state, held.__contains__)
     assert full and told.desired_state is TaskState.RUNNING
     held.clear()

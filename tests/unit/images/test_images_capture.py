@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from swarmlet.errors import Internal
-from swarmlet_agent.images.capture import Stopped, forget_mount_points, seal, tar_pieces
+from swarmlet_agent.images.capture import Stopped, file_pieces, forget_mount_points, parts, seal
 from swarmlet_agent.images.recipe import replay
 
 NAMES = st.text(st.characters(blacklist_characters="/\0", blacklist_categories=["Cs"]), min_size=1, max_size=60).filter(
@@ -21,8 +21,16 @@ NAMES = st.text(st.characters(blacklist_characters="/\0", blacklist_categories=[
 )
 
 
+def raw_tar(folder: Path) -> bytes:
+    root = os.fsencode(folder)
+    pieces = []
+    for part in parts(root):
+        pieces += [part] if isinstance(part, bytes) else [*file_pieces(root, part), bytes(-part.size % 512)]
+    return b"".join(pieces) + bytes(1024)
+
+
 def tar_of(folder: Path) -> tarfile.TarFile:
-    return tarfile.open(fileobj=io.BytesIO(b"".join(tar_pieces(folder))))
+    return tarfile.open(fileobj=io.BytesIO(raw_tar(folder)))
 
 
 def test_files_folders_links_and_modes_are_in_the_tar(tmp_path: Path) -> None:
@@ -63,7 +71,7 @@ def test_any_names_contents_and_owners_come_back_from_recipe_and_tar(files: dict
             assert not files
             return
         raw = b"".join(replay(folder))
-        assert raw == b"".join(tar_pieces(folder / "diff"))
+        assert raw == raw_tar(folder / "diff")
         assert len(raw) == sealed.tar_bytes and sealed.size_bytes == sum(map(len, files.values()))
         with tarfile.open(fileobj=io.BytesIO(raw)) as tar:
             found = {member.name: tar.extractfile(member).read() for member in tar}  # type: ignore[union-attr]
