@@ -163,23 +163,9 @@ def system_info(
     version: tuple[int, int] = versions.NEWEST,
 ) -> dict[str, Any]:
     """GET /info, with what older API versions had besides."""
-    states = [container.state.status for container in containers]
-    running, paused = sum(state in ("running", "restarting") for state in states), states.count("paused")
-    security = ["name=seccomp,profile=builtin"] if runtime.seccomp else []
-    if runtime.apparmor:
-        security.insert(0, "name=apparmor")
-    if node.selinux:
-        security.append("name=selinux")
-    if node.userns_remap:
-        security.append("name=userns")
-    if runtime.cgroup_version == "2":
-        security.append("name=cgroupns")
     shown: dict[str, Any] = {
         "ID": node.node_id,
-        "Containers": len(states),
-        "ContainersRunning": running,
-        "ContainersPaused": paused,
-        "ContainersStopped": len(states) - running - paused,
+        **_counts(containers),
         "Images": images,
         "Driver": "overlay2",
         "DriverStatus": [
@@ -190,30 +176,15 @@ def system_info(
         "Plugins": {
             "Volume": PLUGINS["Volume"], "Network": PLUGINS["Network"], "Authorization": None, "Log": PLUGINS["Log"],
         },
-        "MemoryLimit": runtime.memory_limit,
-        "SwapLimit": runtime.swap_limit,
-        "CpuCfsPeriod": runtime.cpu_cfs,
-        "CpuCfsQuota": runtime.cpu_cfs,
-        "CPUShares": runtime.cpu_shares,
-        "CPUSet": runtime.cpuset,
-        "PidsLimit": runtime.pids_limit,
-        "OomKillDisable": runtime.oom_kill_disable,
+        **_abilities(runtime),
         "IPv4Forwarding": True,
         "Debug": False,
         "NFd": -1,
         "NGoroutines": -1,
         "SystemTime": rfc3339(now),
         "LoggingDriver": "json-file",
-        "CgroupDriver": runtime.cgroup_driver,
-        "CgroupVersion": runtime.cgroup_version,
         "NEventsListener": listeners,
-        "KernelVersion": host.kernel,
-        "OperatingSystem": host.system,
-        "OSVersion": host.system_version,
-        "OSType": "linux",
-        "Architecture": host.architecture,
-        "NCPU": host.cpus,
-        "MemTotal": host.memory_bytes,
+        **_of_host(host),
         "IndexServerAddress": "https://index.docker.io/v1/",
         "RegistryConfig": dict(node.registries),
         "GenericResources": None,
@@ -222,21 +193,79 @@ def system_info(
         "Labels": list(node.labels),
         "ExperimentalBuild": False,
         "ServerVersion": node.release,
-        "Runtimes": {name: {"path": name} for name in runtime.runtimes},
-        "DefaultRuntime": runtime.name,
         "Swarm": dict(swarm),
         "LiveRestoreEnabled": True,
         "Isolation": "",
-        "InitBinary": Path(runtime.init_path).name,
         "ContainerdCommit": _commit("", version),
         "RuncCommit": _commit(runtime.commit, version),
         "InitCommit": _commit("", version),
-        "SecurityOptions": security,
+        "SecurityOptions": _security_options(node, runtime),
         "CDISpecDirs": [str(folder) for folder in CDI_FOLDERS],
         "Warnings": _warnings(runtime) or None,
     }  # fmt: skip
     if node.address_pools:
         shown["DefaultAddressPools"] = [{"Base": base, "Size": size} for base, size in node.address_pools]
+    _fit_version(shown, version)
+    return shown
+
+
+def _counts(containers: Iterable[Container]) -> dict[str, int]:
+    states = [container.state.status for container in containers]
+    running, paused = sum(state in ("running", "restarting") for state in states), states.count("paused")
+    return {
+        "Containers": len(states), "ContainersRunning": running, "ContainersPaused": paused,
+        "ContainersStopped": len(states) - running - paused,
+    }  # fmt: skip
+
+
+def _abilities(runtime: RuntimeFacts) -> dict[str, Any]:
+    """What the runtime, and the kernel below it, can do for containers."""
+    return {
+        "MemoryLimit": runtime.memory_limit,
+        "SwapLimit": runtime.swap_limit,
+        "CpuCfsPeriod": runtime.cpu_cfs,
+        "CpuCfsQuota": runtime.cpu_cfs,
+        "CPUShares": runtime.cpu_shares,
+        "CPUSet": runtime.cpuset,
+        "PidsLimit": runtime.pids_limit,
+        "OomKillDisable": runtime.oom_kill_disable,
+        "CgroupDriver": runtime.cgroup_driver,
+        "CgroupVersion": runtime.cgroup_version,
+        "Runtimes": {name: {"path": name} for name in runtime.runtimes},
+        "DefaultRuntime": runtime.name,
+        "InitBinary": Path(runtime.init_path).name,
+    }
+
+
+def _of_host(host: HostFacts) -> dict[str, Any]:
+    return {
+        "KernelVersion": host.kernel,
+        "OperatingSystem": host.system,
+        "OSVersion": host.system_version,
+        "OSType": "linux",
+        "Architecture": host.architecture,
+        "NCPU": host.cpus,
+        "MemTotal": host.memory_bytes,
+    }
+
+
+def _security_options(node: NodeFacts, runtime: RuntimeFacts) -> list[str]:
+    """In dockerd's order."""
+    return [
+        f"name={name}"
+        for name, there in (
+            ("apparmor", runtime.apparmor),
+            ("seccomp,profile=builtin", runtime.seccomp),
+            ("selinux", node.selinux),
+            ("userns", node.userns_remap),
+            ("cgroupns", runtime.cgroup_version == "2"),
+        )
+        if there
+    ]
+
+
+def _fit_version(shown: dict[str, Any], version: tuple[int, int]) -> None:
+    """Put in what only this API version and older or younger ones have."""
     if version < (1, 42):
         shown |= {"KernelMemory": False, "KernelMemoryTCP": False}
     if version < (1, 47):
@@ -249,7 +278,6 @@ def system_info(
         shown["DiscoveredDevices"] = None
     else:
         shown |= {"BridgeNfIptables": True, "BridgeNfIp6tables": True}
-    return shown
 
 
 def _commit(ident: str, version: tuple[int, int]) -> dict[str, str]:
