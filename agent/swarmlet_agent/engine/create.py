@@ -63,20 +63,7 @@ class Creator:
     ) -> tuple[Unit, list[str]]:
         """The new unit and warnings. InvalidArgument, NotSupported, NotFound (image, other containers), Conflict."""
         core = self._core
-        host, warnings = drop_foreign(request.host_config)
-        if asks_much(host):
-            host, lacking = fit_limits(host, await asyncio.to_thread(kernel_limits))
-            warnings += lacking
-        host = security.with_labels(host, self._joined_labels(host))
-        request = replace(request, host_config=host)
-        warnings += check_request(request, cpus=core.settings.cpus)
-        _check_runtime_options(request)
-        if host.runtime and host.runtime not in core.traits.runtimes:
-            raise InvalidArgument(f"unknown or invalid runtime name: {host.runtime}")
-        warnings += unknown_kind(request.healthcheck)
-        warnings += security.lacking(
-            host.security_opt, apparmor=core.traits.apparmor, selinux=core.traits.selinux is not None
-        )
+        request, warnings = await self._checked(request)
         if not request.image:
             raise InvalidArgument("no image specified")
         image = core.images.get(request.image)
@@ -124,6 +111,26 @@ class Creator:
             self._levels.pop(ident, None)
         core.emit(unit.record, "create")
         return unit, warnings
+
+    async def _checked(self, request: ContainerCreate) -> tuple[ContainerCreate, list[str]]:
+        """As far as it can be had on this host and from this runtime, and warnings of what cannot. InvalidArgument,
+        NotSupported."""
+        core = self._core
+        host, warnings = drop_foreign(request.host_config)
+        if asks_much(host):
+            host, lacking = fit_limits(host, await asyncio.to_thread(kernel_limits))
+            warnings += lacking
+        host = security.with_labels(host, self._joined_labels(host))
+        request = replace(request, host_config=host)
+        warnings += check_request(request, cpus=core.settings.cpus)
+        _check_runtime_options(request)
+        if host.runtime and host.runtime not in core.traits.runtimes:
+            raise InvalidArgument(f"unknown or invalid runtime name: {host.runtime}")
+        warnings += unknown_kind(request.healthcheck)
+        warnings += security.lacking(
+            host.security_opt, apparmor=core.traits.apparmor, selinux=core.traits.selinux is not None
+        )
+        return request, warnings
 
     async def _make(self, record: Container) -> Unit:
         core = self._core
