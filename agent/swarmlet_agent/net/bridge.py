@@ -34,7 +34,7 @@ from swarmlet_agent.net.overlay.leases import ClusterLeases
 from swarmlet_agent.net.overlay.ways import EncryptedWays
 from swarmlet_agent.net.plan_create import default_network, plan_network
 from swarmlet_agent.net.plan_ipam import DEFAULT_POOLS, Pools
-from swarmlet_agent.net.records import BRIDGE, HOST, NONE, NetworkRecord, NotConnected, SandboxRecord
+from swarmlet_agent.net.records import BRIDGE, HOST, NONE, SHARED, NetworkRecord, NotConnected, SandboxRecord
 from swarmlet_agent.net.requests import NetworkConnect, NetworkCreate, NetworkDisconnect, NetworkView
 from swarmlet_agent.net.sandboxes import Sandboxes
 from swarmlet_agent.net.types import Attachment, ContainerView, InterfaceCounters, NetworkWish
@@ -415,10 +415,10 @@ class BridgeNetworks:
         ground, kernel = self._ground, self._ground.kernel
         links = kernel.links()
         for ident, sandbox in ground.sandboxes.items():
-            if sandbox.kind == "host" or (sandbox.kind != "shared" and kernel.alive(sandbox, links)):
+            if sandbox.kind == HOST or (sandbox.has_namespace and kernel.alive(sandbox, links)):
                 ground.live.add(ident)
         for ident, sandbox in ground.sandboxes.items():
-            if sandbox.kind == "shared" and sandbox.share_with in ground.live:
+            if sandbox.kind == SHARED and sandbox.share_with in ground.live:
                 ground.live.add(ident)
         veths = {endpoint.veth for ident in ground.live for endpoint in ground.sandboxes[ident].endpoints}
         kernel.sweep(ground.live, veths, ground.catalog.with_links())

@@ -8,7 +8,7 @@ from pathlib import Path
 from swarmlet.errors import Conflict
 from swarmlet_agent.net import files, plan_files
 from swarmlet_agent.net.ground import Ground
-from swarmlet_agent.net.records import BRIDGE, HOST, EndpointRecord, SandboxRecord
+from swarmlet_agent.net.records import BRIDGE, HOST, SHARED, EndpointRecord, SandboxRecord
 
 
 class ContainerFiles:
@@ -25,7 +25,7 @@ class ContainerFiles:
 
     def texts(self, sandbox: SandboxRecord) -> dict[str, str]:
         """The files of a container; none for one that shares another's."""
-        if sandbox.kind == "shared":
+        if sandbox.kind == SHARED:
             return {}
         hostname = {files.HOSTNAME: f"{sandbox.hostname}\n"}
         if sandbox.kind == HOST:

@@ -15,7 +15,7 @@ from swarmlet.model.container import EndpointSettings
 from swarmlet.model.ids import short_id
 from swarmlet_agent.net.netlink import mac_bytes
 from swarmlet_agent.net.plan_endpoint import check_options
-from swarmlet_agent.net.records import BRIDGE, HOST, NONE, EndpointRecord, NetworkRecord
+from swarmlet_agent.net.records import BRIDGE, HOST, NONE, SHARED, EndpointRecord, NetworkRecord
 from swarmlet_agent.net.types import NetworkWish
 
 _SHARING = (
@@ -46,9 +46,9 @@ def _plain(wish: NetworkWish) -> tuple[object, ...]:
 
 
 def kind_of(mode: str, share_with: str = "") -> str:
-    """bridge, host, none or shared, of a network mode."""
+    """BRIDGE, HOST, NONE or SHARED, of a network mode."""
     if share_with or mode.startswith("container:"):
-        return "shared"
+        return SHARED
     return mode if mode in (HOST, NONE) else BRIDGE
 
 
@@ -226,9 +226,7 @@ def check_connect(kind: str, network: NetworkRecord) -> None:
         raise InvalidArgument(
             "container cannot be connected to multiple networks with one of the networks in private (none) mode"
         )
-    if kind == HOST:
-        raise InvalidArgument(_SHARING)
-    if kind == "shared":
+    if kind in (HOST, SHARED):
         raise InvalidArgument(_SHARING)
 
 

@@ -8,7 +8,7 @@ from swarmlet.model.cluster import DATA_PATH_PORT
 from swarmlet.model.container import EndpointSettings, PortBinding
 from swarmlet.model.network import Subnet
 
-BRIDGE, HOST, NONE = "bridge", "host", "none"
+BRIDGE, HOST, NONE, SHARED = "bridge", "host", "none", "shared"
 PREDEFINED = (BRIDGE, HOST, NONE)
 #: Parents of closed networks of the drivers macvlan and ipvlan: these and the id's first 12 characters.
 OWN_PARENTS = ("dm-", "di-")
@@ -217,7 +217,7 @@ class SandboxRecord(Record, frozen=True, kw_only=True):
     container_id: str
     container_name: str
     sandbox_id: str
-    kind: str  # bridge, host, none, shared
+    kind: str  # BRIDGE, HOST, NONE, or SHARED: that of another container
     digest: str = ""
     hostname: str = ""
     endpoints: tuple[EndpointRecord, ...] = ()
@@ -232,6 +232,11 @@ class SandboxRecord(Record, frozen=True, kw_only=True):
     links: tuple[str, ...] = ()
     share_with: str = ""
     user_namespace: str = ""
+
+    @property
+    def has_namespace(self) -> bool:
+        """True if it is in a network namespace of its own, which is ours to make and to end."""
+        return self.kind not in (HOST, SHARED)
 
     def on(self, network_id: str) -> EndpointRecord | None:
         """The endpoint in a network, None if it has none there."""

@@ -26,6 +26,7 @@ from swarmlet_agent.net.overlay.leases import ClusterLeases
 from swarmlet_agent.net.plan_ports import EPHEMERAL, aim, published
 from swarmlet_agent.net.records import (
     HOST,
+    SHARED,
     AddressTaken,
     EndpointRecord,
     NetworkRecord,
@@ -90,7 +91,7 @@ class Sandboxes:
     def attachment(self, sandbox: SandboxRecord) -> Attachment:
         """A sandbox as the engine sees it."""
         folder = self._files.folder(sandbox.container_id)
-        if sandbox.kind == "shared":
+        if sandbox.kind == SHARED:
             other = self._ground.sandboxes[sandbox.share_with]
             seen = self.attachment(other)
             return Attachment(seen.netns_path, {}, {}, seen.files, sandbox.sandbox_id)
@@ -106,7 +107,7 @@ class Sandboxes:
         ground = self._ground
         if sandbox.kind == HOST:
             return True
-        if sandbox.kind == "shared":
+        if sandbox.kind == SHARED:
             return sandbox.share_with in ground.live
         return await ground.run(lambda: ground.kernel.alive(sandbox, ground.kernel.links()))
 
@@ -136,7 +137,7 @@ class Sandboxes:
             extra_hosts=wish.extra_hosts, links=wish.links, port_wishes=dict(wish.ports), share_with=wish.share_with,
             user_namespace=wish.user_namespace,
         )
-        if base.kind == "shared":
+        if base.kind == SHARED:
             if wish.share_with not in ground.live:
                 raise Conflict(f"cannot join network of a non running container: {wish.share_with}")
             sandbox = base
@@ -172,7 +173,7 @@ class Sandboxes:
         """In the net thread: a third thread would cost more in changes of thread than it saves."""
         ground = self._ground
         files.write_files(folder, texts)
-        if sandbox.kind in (HOST, "shared"):
+        if not sandbox.has_namespace:
             return
         ground.kernel.build(sandbox, ground.catalog.by_id, self._leasing.routes(sandbox))
         if services := ground.services_of(sandbox):
@@ -208,7 +209,7 @@ class Sandboxes:
 
     def _undo_in_kernel(self, sandbox: SandboxRecord, was_live: bool, made: bool) -> None:
         ground = self._ground
-        if sandbox.kind in (HOST, "shared"):
+        if not sandbox.has_namespace:
             return
         ground.kernel.destroy(sandbox.container_id, sandbox.endpoints)
         if not made and sandbox.ports:
@@ -364,7 +365,7 @@ class Sandboxes:
 
     async def counters(self, container_id: str) -> Sequence[InterfaceCounters]:
         sandbox = self._live(container_id)
-        if sandbox is None or sandbox.kind in (HOST, "shared"):
+        if sandbox is None or not sandbox.has_namespace:
             return ()
         try:
             links = await self._ground.run(self._ground.kernel.counters, container_id)
