@@ -7,7 +7,7 @@ accepted: a program waits for the file system at most, never for a log server.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -79,23 +79,10 @@ def check_log(config: LogConfig) -> None:
     for key, value in given.items():
         if key not in _OPTIONS[driver]:
             raise InvalidArgument(f"unknown log opt '{key}' for {driver} log driver")
-        if key in ("max-size", "cache-max-size"):
-            parse_size(value)
-        elif key in ("max-file", "cache-max-file"):
-            if not (value.isdigit() and int(value) >= 1):
-                raise InvalidArgument(f"{key} cannot be less than 1")
-        elif key in ("compress", "cache-compress", "cache-disabled"):
-            parse_bool(key, value)
-        elif key in ("labels-regex", "env-regex"):
-            _pattern(key, value)
-        elif key == "tag":
-            expand_tag(value, tag_fields(ident="", name="", image_id="", image_name=""))
-    if driver == "json-file":
-        files = int(given.get("max-file") or 1)
-        if parse_bool("compress", given.get("compress", "false")) and (files < 2 or "max-size" not in given):
-            raise InvalidArgument("compress cannot be true when max-file is less than 2 or max-size is not set")
-    if driver == "syslog":
-        syslog_target(given)
+        if (check := _VALUES.get(key)) is not None:
+            check(key, value)
+    if (check_together := _TOGETHER.get(driver)) is not None:
+        check_together(given)
 
 
 def keeps_log(config: LogConfig) -> bool:
@@ -112,6 +99,12 @@ def _check_mode(given: Mapping[str, str]) -> None:
         if mode != "non-blocking":
             raise InvalidArgument("logger: max-buffer-size option is only supported with 'mode=non-blocking'")
         parse_size(given["max-buffer-size"])
+
+
+def _check_compress(given: Mapping[str, str]) -> None:
+    files = int(given.get("max-file") or 1)
+    if parse_bool("compress", given.get("compress", "false")) and (files < 2 or "max-size" not in given):
+        raise InvalidArgument("compress cannot be true when max-file is less than 2 or max-size is not set")
 
 
 def syslog_target(options: Mapping[str, str]) -> SyslogTarget:
@@ -208,3 +201,28 @@ def _pattern(key: str, text: str) -> re.Pattern[str]:
         return re.compile(text)
     except re.error as err:
         raise InvalidArgument(f"log opt {key}: {err}: {text!r}") from err
+
+
+def _check_size(_key: str, value: str) -> None:
+    parse_size(value)
+
+
+def _check_count(key: str, value: str) -> None:
+    if not (value.isdigit() and int(value) >= 1):
+        raise InvalidArgument(f"{key} cannot be less than 1")
+
+
+def _check_tag(_key: str, value: str) -> None:
+    expand_tag(value, tag_fields(ident="", name="", image_id="", image_name=""))
+
+
+#: What an option's value must be like; all other values are texts. InvalidArgument.
+_VALUES: dict[str, Callable[[str, str], object]] = {
+    **dict.fromkeys(("max-size", "cache-max-size"), _check_size),
+    **dict.fromkeys(("max-file", "cache-max-file"), _check_count),
+    **dict.fromkeys(("compress", "cache-compress", "cache-disabled"), parse_bool),
+    **dict.fromkeys(("labels-regex", "env-regex"), _pattern),
+    "tag": _check_tag,
+}
+#: What a driver's options must be like together.
+_TOGETHER: dict[str, Callable[[Mapping[str, str]], object]] = {"json-file": _check_compress, "syslog": syslog_target}

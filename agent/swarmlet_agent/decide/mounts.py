@@ -18,6 +18,9 @@ from swarmlet.model.container import ContainerCreate
 from swarmlet_agent.decide.points import MountPoint
 from swarmlet_agent.volumes.rules import check_name
 
+#: An error that names the kind of mount, and this reason.
+Refuse = Callable[[str], InvalidArgument]
+
 _PROPAGATIONS = ("private", "rprivate", "shared", "rshared", "slave", "rslave")
 #: Accepted and without effect on Linux (consistency) or without SELinux (labels), as dockerd has it.
 _INERT_MODES = ("cached", "consistent", "delegated", "z", "Z")
@@ -126,29 +129,11 @@ def from_mount(mount: Mount) -> MountPoint:
         destination = _destination(mount.target)
     except InvalidArgument as err:
         raise refuse(str(err)) from err
-    if mount.type == "bind":
-        return _bind_mount(mount, destination, refuse)
-    if mount.type == "volume":
-        return _volume_mount(mount, destination, refuse)
-    if mount.type == "tmpfs":
-        if mount.source:
-            raise refuse("field Source must not be specified")
-        given = mount.tmpfs_options
-        options = ["=".join(entry) for entry in (given.options if given else ())]
-        if given and given.size_bytes:
-            options.append(f"size={given.size_bytes}")
-        if given and given.mode:
-            options.append(f"mode={given.mode:o}")
-        if mount.read_only:
-            options.append("ro")
-        return MountPoint(
-            type="tmpfs", destination=destination, rw=not mount.read_only, options=tmpfs_options(options)
-        )
-    if mount.type == "image":
-        return _image_mount(mount, destination, refuse)
     if mount.type in ("npipe", "cluster"):
         raise NotSupported(f'mount type "{mount.type}" is not supported')
-    raise InvalidArgument(f'invalid mount config for type "{mount.type}": mount type unknown')
+    if mount.type not in _POINTS:
+        raise refuse("mount type unknown")
+    return _POINTS[mount.type](mount, destination, refuse)
 
 
 def tmpfs_options(given: Sequence[str]) -> tuple[str, ...]:
@@ -177,7 +162,7 @@ def _bad_tmpfs_option(option: str) -> InvalidArgument:
     return InvalidArgument(f"invalid tmpfs option {words if '=' not in option else f'[{words}]'}")
 
 
-def _bind_mount(mount: Mount, destination: str, refuse: Callable[[str], InvalidArgument]) -> MountPoint:
+def _bind_mount(mount: Mount, destination: str, refuse: Refuse) -> MountPoint:
     if not mount.source:
         raise refuse("field Source must not be empty")
     if not mount.source.startswith("/"):
@@ -210,7 +195,7 @@ def _bind_mount(mount: Mount, destination: str, refuse: Callable[[str], InvalidA
     )  # fmt: skip
 
 
-def _volume_mount(mount: Mount, destination: str, refuse: Callable[[str], InvalidArgument]) -> MountPoint:
+def _volume_mount(mount: Mount, destination: str, refuse: Refuse) -> MountPoint:
     if mount.bind_options is not None or mount.tmpfs_options is not None:
         raise refuse(f"field {'BindOptions' if mount.bind_options else 'TmpfsOptions'} must not be specified")
     if mount.source:
@@ -236,7 +221,7 @@ def _leads_out(subpath: str) -> bool:
     return posixpath.normpath(subpath).split("/")[0] in ("", "..")
 
 
-def _image_mount(mount: Mount, destination: str, refuse: Callable[[str], InvalidArgument]) -> MountPoint:
+def _image_mount(mount: Mount, destination: str, refuse: Refuse) -> MountPoint:
     """name: as the client gave it; whoever knows the images makes it an id."""
     if not mount.source:
         raise refuse("field Source must not be empty")
@@ -252,6 +237,25 @@ def _image_mount(mount: Mount, destination: str, refuse: Callable[[str], Invalid
     return MountPoint(
         type="image", destination=destination, name=mount.source, rw=not mount.read_only, subpath=subpath
     )
+
+
+def _tmpfs_mount(mount: Mount, destination: str, refuse: Refuse) -> MountPoint:
+    if mount.source:
+        raise refuse("field Source must not be specified")
+    given = mount.tmpfs_options
+    options = ["=".join(entry) for entry in (given.options if given else ())]
+    if given and given.size_bytes:
+        options.append(f"size={given.size_bytes}")
+    if given and given.mode:
+        options.append(f"mode={given.mode:o}")
+    if mount.read_only:
+        options.append("ro")
+    return MountPoint(type="tmpfs", destination=destination, rw=not mount.read_only, options=tmpfs_options(options))
+
+
+_POINTS: dict[str, Callable[[Mount, str, Refuse], MountPoint]] = {
+    "bind": _bind_mount, "volume": _volume_mount, "tmpfs": _tmpfs_mount, "image": _image_mount,
+}  # fmt: skip
 
 
 def _settled(point: MountPoint, asked: bool, data_dir: str, shallow: bool) -> MountPoint:
