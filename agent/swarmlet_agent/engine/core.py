@@ -114,7 +114,7 @@ class Unit:
 
 
 class Core:
-    """Shared by Lifecycle, Creator, Remover, Execs and HealthChecks; owned by Engine."""
+    """Shared by the parts of Engine, which owns it."""
 
     def __init__(
         self,

@@ -4,8 +4,8 @@ All of them are level-triggered: a change in the store only says which keys to l
 of every key makes up for whatever was missed. They hold no truth; a new leader starts them on the state it has.
 Addresses are another duty (`allocation.py`).
 
-Three keys of one queue: `service <id>` (its orchestrator), `node <id>` (orphans, constraint enforcer), `reap`
-(history). The scheduler has a loop of its own because it looks at all pending tasks together.
+Two kinds of keys share a queue: `service <id>` (its orchestrator) and `node <id>` (orphans, constraint enforcer). The
+scheduler, which looks at all pending tasks together, and the reaper of history have a loop each.
 """
 
 from __future__ import annotations
