@@ -6,7 +6,6 @@ Hosts and containers are network namespaces of a child process, those of the ker
 from __future__ import annotations
 
 import asyncio
-import ctypes
 import json
 import subprocess
 import sys
@@ -18,6 +17,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+from benchmarks.apart import leave_the_host
 from benchmarks.figures import Figure, median
 from benchmarks.traffic import connects, stream
 
@@ -48,9 +48,7 @@ def measure() -> list[Figure]:
 
 
 def main() -> None:
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.unshare(0x40000000 | 0x00020000) or libc.mount(b"none", b"/", None, 16384 | (1 << 18), None):
-        raise OSError(ctypes.get_errno(), "making namespaces")
+    leave_the_host()
     sys.path.insert(0, str(_LAB))
     with tempfile.TemporaryDirectory(prefix="swl-bench-") as folder:
         print(json.dumps(asyncio.run(_all(Path(folder)))))

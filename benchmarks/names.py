@@ -8,7 +8,6 @@ peer is the same run's bare echo: datagrams sent back by the same kind of socket
 from __future__ import annotations
 
 import asyncio
-import ctypes
 import functools
 import itertools
 import json
@@ -23,6 +22,7 @@ from pathlib import Path
 
 from msgspec.structs import replace
 
+from benchmarks.apart import leave_the_host
 from benchmarks.figures import Figure, median
 from swarmlet.model.container import EndpointIPAMConfig, EndpointSettings
 from swarmlet.model.ids import new_hex_id
@@ -37,8 +37,6 @@ SERVICES, TASKS, CHANGES, QUERIES, ROUNDS, WINDOW = 1000, 10, 100, 20_000, 5, 32
 #: Queries a second that one node must answer.
 LEAST = 20_000
 NETWORK, HERE = "n" * 25, "192.0.2.1"
-_CLONE_NEWNS, _CLONE_NEWNET = 0x20000, 0x40000000
-_MS_PRIVATE = 16384 | (1 << 18)
 
 
 def measure() -> list[Figure]:
@@ -200,10 +198,7 @@ def _ask(space: str, name: str) -> None:
 
 
 def _child() -> None:
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.unshare(_CLONE_NEWNET | _CLONE_NEWNS) or libc.mount(b"none", b"/", None, _MS_PRIVATE, None):
-        raise OSError(ctypes.get_errno(), "namespaces of its own")
-    subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
+    leave_the_host()
     with tempfile.TemporaryDirectory(prefix="names-bench-") as folder:
         try:
             print(json.dumps(asyncio.run(_measured(Path(folder)))))

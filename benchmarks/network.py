@@ -7,7 +7,6 @@ bridge, an address and a route by raw netlink, and closing the namespace again; 
 from __future__ import annotations
 
 import asyncio
-import ctypes
 import json
 import subprocess
 import sys
@@ -17,6 +16,7 @@ from collections.abc import Awaitable, Callable
 from ipaddress import ip_address, ip_interface
 from pathlib import Path
 
+from benchmarks.apart import leave_the_host
 from benchmarks.figures import Figure, median
 from swarmlet.model.container import PortBinding
 from swarmlet.model.ids import new_hex_id
@@ -31,8 +31,6 @@ from swarmlet_agent.runtime.shared import release_shared
 COUNT = 100
 #: Milliseconds of the agent's processor time for one container.
 SET_UP_MS, DETACH_MS = 5.0, 2.0
-_CLONE_NEWNS, _CLONE_NEWNET = 0x20000, 0x40000000
-_MS_PRIVATE = 16384 | (1 << 18)
 
 
 def measure() -> list[Figure]:
@@ -127,9 +125,7 @@ def _bare(folder: Path) -> Callable[[], Awaitable[None]]:
 
 
 def _child() -> None:
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.unshare(_CLONE_NEWNET | _CLONE_NEWNS) or libc.mount(b"none", b"/", None, _MS_PRIVATE, None):
-        raise OSError(ctypes.get_errno(), "namespaces of its own")
+    leave_the_host()
     with tempfile.TemporaryDirectory(prefix="net-bench-") as folder:
         try:
             print(json.dumps(asyncio.run(_measured(Path(folder)))))

@@ -6,7 +6,6 @@ Hosts and containers are network namespaces of a child process; the bridges, VXL
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import json
 import socket
 import subprocess
@@ -18,6 +17,7 @@ from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
+from benchmarks.apart import leave_the_host
 from benchmarks.figures import Figure, median
 from benchmarks.traffic import STREAM_PORT, connects, stream
 from swarmlet.errors import Internal
@@ -49,9 +49,7 @@ def measure() -> list[Figure]:
 
 
 def main() -> None:
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.unshare(0x40000000 | 0x00020000) or libc.mount(b"none", b"/", None, 16384 | (1 << 18), None):
-        raise OSError(ctypes.get_errno(), "making namespaces")
+    leave_the_host()
     sys.path.insert(0, str(_LAB))
     from net_spaces import Spaces  # type: ignore[import-not-found]
 
