@@ -12,8 +12,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Protocol
 
-import msgspec
-from aiohttp import WSMsgType, web
+from aiohttp import web
 from msgspec.structs import replace
 
 from swarmlet.engine_api.router import Call, Route
@@ -32,7 +31,7 @@ from swarmlet.wire import messages
 from swarmlet.wire.contents import Content
 from swarmlet.wire.joining import SESSION_PATH
 from swarmlet.wire.leasing import LeaseAnswer, LeaseAsk, LeasesHeld, LeasesLost
-from swarmlet.wire.messages import PROTOCOL_VERSION, DescriptionUpdate, Hello, Inventory, WaysUpdate, Welcome
+from swarmlet.wire.messages import DescriptionUpdate, Hello, Inventory, WaysUpdate, Welcome
 from swarmlet_manager.ca.seal import unseal
 from swarmlet_manager.control.ports import StorePort
 from swarmlet_manager.dispatch.contentfeed import Wanted, contents_of
@@ -41,13 +40,12 @@ from swarmlet_manager.dispatch.inventory import Inventories
 from swarmlet_manager.dispatch.leaving import Leaving
 from swarmlet_manager.dispatch.netfacts import Facts
 from swarmlet_manager.dispatch.noderecords import NodeRecords
-from swarmlet_manager.dispatch.session import Ended, Session
+from swarmlet_manager.dispatch.session import Ended, Session, read_hello
 from swarmlet_manager.dispatch.status import StatusCollector
 from swarmlet_manager.state import Change, State
 
 log = get_logger(__name__)
 
-HELLO_S = 10.0
 #: The largest frame an agent may send (10,000 reports are about 2 MB).
 MAX_AGENT_FRAME = 16 << 20
 #: How long a task waits, at most, for the nodes to send clients elsewhere before it is told to stop (SwarmKit always
@@ -177,7 +175,7 @@ class Dispatcher:
         """Hello, checked and written to the node's record. Ended says why not."""
         if not self._serving or not self._store.leader:
             raise Ended(messages.CLOSE_NOT_LEADER, self._leader_addr())
-        hello = await _hello(socket)
+        hello = await read_hello(socket)
         if hello.node_id != node_id:
             raise Ended(messages.CLOSE_BAD_MESSAGE, f"the certificate is of node {node_id}")
         await self._register(node_id, hello)
@@ -387,26 +385,6 @@ class Dispatcher:
     def _welcome_all(self) -> None:
         for session in self._sessions.values():
             session.welcome_again()
-
-
-async def _hello(socket: web.WebSocketResponse) -> Hello:
-    try:
-        frame = await socket.receive(timeout=HELLO_S)
-    except TimeoutError as err:
-        raise Ended(messages.CLOSE_BAD_MESSAGE, "no hello in time") from err
-    if frame.type is not WSMsgType.BINARY:
-        raise Ended(messages.CLOSE_BAD_MESSAGE, "expected hello")
-    try:
-        message = messages.decode_from_agent(frame.data)
-    except msgspec.DecodeError as err:
-        raise Ended(messages.CLOSE_BAD_MESSAGE, f"not a message: {err}") from err
-    if not isinstance(message, Hello):
-        raise Ended(messages.CLOSE_BAD_MESSAGE, "expected hello")
-    if message.protocol != PROTOCOL_VERSION:
-        raise Ended(
-            messages.CLOSE_BAD_MESSAGE, f"protocol {message.protocol} is not spoken here (ours is {PROTOCOL_VERSION})"
-        )
-    return message
 
 
 def _as_peer(node: Node) -> tuple[object, ...]:

@@ -1,7 +1,7 @@
 """One agent's connection, from Welcome to close: what it tells is handed on, what it must know is sent.
 
-Reading and writing are two tasks under one group: whichever ends first ends the session. Everything the agent
-sends counts as a sign of life.
+It is read, written to, and what is to be recorded is recorded, by a task each: the first that ends ends the session.
+Everything the agent sends counts as a sign of life.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Protocol
 
 import msgspec
-from aiohttp import WSMsgType, web
+from aiohttp import WSMessage, WSMsgType, web
 
 from swarmlet.errors import SwarmletError
 from swarmlet.log import get_logger
@@ -21,6 +21,8 @@ from swarmlet.wire import messages
 from swarmlet.wire.contents import Content, Contents
 from swarmlet.wire.leasing import LeaseAnswer, LeaseAsk, LeasesHeld, LeasesLost
 from swarmlet.wire.messages import (
+    PROTOCOL_VERSION,
+    AgentMessage,
     Applied,
     Assignments,
     DescriptionUpdate,
@@ -40,6 +42,8 @@ from swarmlet_manager.state import Change, State
 
 log = get_logger(__name__)
 
+#: How long an agent may take to say who it is.
+HELLO_S = 10.0
 #: Assignments changed in a burst go out together, at most once in this time; the first goes at once.
 SPACING_S = 0.02
 #: A session with more questions for addresses that wait for an answer is ended.
@@ -56,6 +60,30 @@ class Ended(Exception):
     def __init__(self, code: int, reason: str) -> None:
         super().__init__(reason)
         self.code, self.reason = code, reason
+
+
+async def read_hello(socket: web.WebSocketResponse) -> Hello:
+    """What an agent says first. Ended if it does not, or speaks another version of the protocol."""
+    try:
+        message = _decoded(await socket.receive(timeout=HELLO_S))
+    except TimeoutError as err:
+        raise Ended(messages.CLOSE_BAD_MESSAGE, "no hello in time") from err
+    if not isinstance(message, Hello):
+        raise Ended(messages.CLOSE_BAD_MESSAGE, "expected hello")
+    if message.protocol != PROTOCOL_VERSION:
+        raise Ended(
+            messages.CLOSE_BAD_MESSAGE, f"protocol {message.protocol} is not spoken here (ours is {PROTOCOL_VERSION})"
+        )
+    return message
+
+
+def _decoded(frame: WSMessage) -> AgentMessage:
+    if frame.type is not WSMsgType.BINARY:
+        raise Ended(messages.CLOSE_BAD_MESSAGE, "expected binary frames")
+    try:
+        return messages.decode_from_agent(frame.data)
+    except msgspec.DecodeError as err:
+        raise Ended(messages.CLOSE_BAD_MESSAGE, f"not a message: {err}") from err
 
 
 class SessionOwner(Protocol):
@@ -207,12 +235,7 @@ class Session:
 
     async def _read(self) -> None:
         while (frame := await self._socket.receive()).type not in _ENDS:
-            if frame.type is not WSMsgType.BINARY:
-                raise Ended(messages.CLOSE_BAD_MESSAGE, "expected binary frames")
-            try:
-                message = messages.decode_from_agent(frame.data)
-            except msgspec.DecodeError as err:
-                raise Ended(messages.CLOSE_BAD_MESSAGE, f"not a message: {err}") from err
+            message = _decoded(frame)
             if isinstance(message, Heartbeat) and message.period_ns == self._told_period_ns:
                 self.period_ns = self._told_period_ns
             self._owner.heard(self)
