@@ -90,7 +90,7 @@ def _parser() -> argparse.ArgumentParser:
         description="Keeps a cluster's state in etcd, schedules its tasks and serves its Docker Engine API.",
     )
     parser.add_argument("--config", type=Path, help="TOML file with the settings of the same names")
-    parser.add_argument("--data-dir", help="where the embedded etcd keeps its data")
+    parser.add_argument("--data-dir", help="where this manager keeps its id, its key, and the embedded etcd its data")
     parser.add_argument("--run-dir", help="where manager.sock is made")
     parser.add_argument("--advertise-addr", help="IP address under which agents reach this manager")
     parser.add_argument("--listen-addr", help="address to listen on (0.0.0.0)")
