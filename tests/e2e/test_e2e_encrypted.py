@@ -9,10 +9,9 @@ import sys
 from collections.abc import Iterator
 
 import pytest
-from e2e_cluster import NAME, Cluster, View, eventually, swarmlet
-from e2e_traces import traces
+from e2e_cluster import NAME, Cluster, View, eventually
+from e2e_own import own_cluster
 
-from swarmlet.local import cluster as clusters
 from swarmlet.local import hosts as host_tools
 
 OWN = f"{NAME}-enc"
@@ -45,13 +44,8 @@ print(clear, *sorted(ports))
 
 @pytest.fixture(scope="module")
 def two_hosts() -> Iterator[Cluster]:
-    swarmlet("down", "--name", OWN)
-    try:
-        swarmlet("up", "--name", OWN, "--nodes", "2")
-        yield Cluster(clusters.find(OWN))
-    finally:
-        swarmlet("down", "--name", OWN)
-        assert traces(OWN) == []
+    with own_cluster(OWN, 2) as made:
+        yield made
 
 
 def with_program(cluster: Cluster, *numbers: int) -> None:

@@ -7,10 +7,8 @@ import subprocess
 from collections.abc import Iterator
 
 import pytest
-from e2e_cluster import NAME, Cluster, View, eventually, swarmlet
-from e2e_traces import traces
-
-from swarmlet.local import cluster as clusters
+from e2e_cluster import NAME, Cluster, View, eventually
+from e2e_own import own_cluster
 
 OWN = f"{NAME}-pl"
 #: busybox as PID 1 ignores the stop signal.
@@ -20,15 +18,9 @@ EVERYWHERE = ("--mode", "global", "--stop-grace-period", "0s", "busybox", "sleep
 @pytest.fixture(scope="module")
 def two_hosts() -> Iterator[Cluster]:
     """Two hosts that are in no cluster."""
-    swarmlet("down", "--name", OWN)
-    try:
-        swarmlet("up", "--name", OWN, "--nodes", "2")
-        cluster = Cluster(clusters.find(OWN))
+    with own_cluster(OWN, 2) as cluster:
         apart(cluster)
         yield cluster
-    finally:
-        swarmlet("down", "--name", OWN)
-        assert traces(OWN) == []
 
 
 @pytest.fixture

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 from e2e_cluster import NAME, Cluster, eventually, swarmlet
+from e2e_own import own_cluster
 from e2e_traces import traces
 
 from swarmlet.local import cluster as clusters
@@ -25,13 +26,8 @@ PROGRAMS = ("swarmlet-agent", "swarmlet-manager", "etcd")
 @pytest.fixture(scope="module")
 def two_nodes() -> Iterator[Cluster]:
     """A cluster of this file alone: other tests need theirs as it is."""
-    swarmlet("down", "--name", OWN)
-    try:
-        swarmlet("up", "--name", OWN, "--nodes", "2")
-        yield Cluster(clusters.find(OWN))
-    finally:
-        swarmlet("down", "--name", OWN)
-        assert traces(OWN) == []
+    with own_cluster(OWN, 2) as made:
+        yield made
 
 
 @pytest.fixture
