@@ -68,7 +68,7 @@ def test_a_host_that_has_all_it_needs_is_well() -> None:
         ({"etcd": "", "etcd_error": "3.3 is too old"}, Verdict.WARNING, "etcd", "apt install etcd-server"),
         ({"open_files": 1024}, Verdict.WARNING, "open files", "LimitNOFILE"),
         ({"nftables_error": "cannot"}, Verdict.PROBLEM, "nftables", "modprobe nf_tables"),
-        ({"services_error": "too old"}, Verdict.PROBLEM, "services", "nftables 1.0.6"),
+        ({"services_error": "too old"}, Verdict.PROBLEM, "services", "newer nftables: 1.0.2"),
         ({"nftables_error": "cannot", "services_error": "cannot"}, Verdict.PROBLEM, "nftables", "modprobe nf_tables"),
         ({"links": WELL.links - {"veth"}}, Verdict.PROBLEM, "network: veth", "modprobe veth"),
         ({"links": WELL.links - {"vxlan"}}, Verdict.WARNING, "network: vxlan", "across hosts"),
