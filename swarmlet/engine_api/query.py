@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from swarmlet.engine_api.filters import Filters, decode_filters
 from swarmlet.errors import InvalidArgument
+from swarmlet.model.times import parse_timestamp
 
 if TYPE_CHECKING:
     from multidict import MultiMapping
@@ -55,6 +56,16 @@ class Query:
             return int(value)
         except ValueError as err:
             raise InvalidArgument(f"invalid value {value!r} for parameter {name}: expected an integer") from err
+
+    def moment(self, name: str) -> int:
+        """A point in time in ns, 0 if absent. InvalidArgument names it."""
+        text = self.query.get(name, "")
+        if not text or text == "0":
+            return 0
+        try:
+            return parse_timestamp(text)
+        except ValueError as err:
+            raise InvalidArgument(f'invalid value for "{name}": {err}') from err
 
     def filters(self) -> Filters:
         return decode_filters(self.query.get("filters", ""))

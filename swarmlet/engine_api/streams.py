@@ -24,6 +24,8 @@ from swarmlet.engine_api.connection import Connection, connection_of
 from swarmlet.engine_api.router import Call
 
 STDIN, STDOUT, STDERR = 0, 1, 2
+#: What went wrong on the side of the daemon: clients end with it as their error (moby stdcopy).
+SYSTEMERR = 3
 RAW_STREAM = "application/vnd.docker.raw-stream"
 MULTIPLEXED_STREAM = "application/vnd.docker.multiplexed-stream"
 #: Bytes of a client's input held before its socket is no longer read.

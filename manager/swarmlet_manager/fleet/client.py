@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import ssl
 from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import asynccontextmanager
@@ -23,6 +24,9 @@ log = get_logger(__name__)
 
 #: A node that does not accept a connection in this time is unreachable.
 CONNECT_S = 3.0
+#: A connection on which nothing came for SILENT_S is asked whether the node is there, again after ASK_AGAIN_S, and
+#: given up after so many times.
+SILENT_S, ASK_AGAIN_S, TIMES = 10, 5, 3
 #: A list from every node waits this long for the slowest; those that are later are left out.
 LIST_S = 10.0
 #: At most so many nodes are asked at once.
@@ -146,7 +150,9 @@ class Fleet:
 
     def _client(self) -> aiohttp.ClientSession:
         if self._session is None:
-            connector = aiohttp.TCPConnector(ssl=self._tls or False, limit=0, keepalive_timeout=30)
+            connector = aiohttp.TCPConnector(
+                ssl=self._tls or False, limit=0, keepalive_timeout=30, socket_factory=_watched
+            )
             timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_S)
             self._session = aiohttp.ClientSession(
                 connector=connector, timeout=timeout, auto_decompress=False, cookie_jar=aiohttp.DummyCookieJar()
@@ -162,6 +168,18 @@ class Fleet:
     def _name(self, node: Node) -> str | None:
         """The name the node's certificate must have: its id."""
         return node.id if self._tls else None
+
+
+def _watched(address: aiohttp.AddrInfoType) -> socket.socket:
+    """A socket whose other end is asked for a sign of life when it is silent: streams of a node that was lost break off
+    rather than wait for ever for it."""
+    family, kind, protocol, *_ = address
+    made = socket.socket(family, kind, protocol)
+    made.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    made.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, SILENT_S)
+    made.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, ASK_AGAIN_S)
+    made.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, TIMES)
+    return made
 
 
 def decoded(status: int, body: bytes) -> Any:

@@ -20,7 +20,6 @@ from swarmlet.engine_api.streams import JsonStream
 from swarmlet.errors import InvalidArgument, Unavailable
 from swarmlet.log import get_logger
 from swarmlet_agent.api.backends import EventSource, EventStream
-from swarmlet_agent.api.routes.logs import moment
 from swarmlet_agent.api.shapes.events import event_message
 
 log = get_logger(__name__)
@@ -50,7 +49,7 @@ class EventRoutes:
 
     async def events(self, call: Call) -> web.StreamResponse:
         """SystemEvents: what is kept since `since`, then what happens, until `until` or the client goes."""
-        since, until = moment(call, "since"), moment(call, "until")
+        since, until = call.moment("since"), call.moment("until")
         if since and until and until < since:
             times = f"`since` time (`{call.text('since')}`) cannot be after `until` time (`{call.text('until')}`)"
             raise InvalidArgument(times)

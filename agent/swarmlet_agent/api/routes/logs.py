@@ -12,7 +12,6 @@ from swarmlet.engine_api.connection import WhileConnected
 from swarmlet.engine_api.router import Call, Route
 from swarmlet.engine_api.streams import MULTIPLEXED_STREAM, RAW_STREAM
 from swarmlet.errors import InvalidArgument
-from swarmlet.model.times import parse_timestamp
 from swarmlet_agent.api.backends import StreamBackend
 from swarmlet_agent.decide.log_options import expand_tag, extra_attributes, keeps_log, tag_fields
 from swarmlet_agent.engine.container import Container
@@ -66,23 +65,12 @@ def log_query(call: Call, container: Container) -> LogQuery:
         stdout=stdout,
         stderr=stderr,
         timestamps=call.flag("timestamps"),
-        since=moment(call, "since"),
-        until=moment(call, "until"),
+        since=call.moment("since"),
+        until=call.moment("until"),
         tail=int(tail) if tail.isdecimal() else None,  # "all", "" and what is no number mean all
         framed=not container.config.tty,
         prefix=attributes(container) if call.flag("details") else None,
     )
-
-
-def moment(call: Call, name: str) -> int:
-    """A point in time in ns, 0 if absent."""
-    text = call.text(name)
-    if not text or text == "0":
-        return 0
-    try:
-        return parse_timestamp(text)
-    except ValueError as err:
-        raise InvalidArgument(f'invalid value for "{name}": {err}') from err
 
 
 def attributes(container: Container) -> str:

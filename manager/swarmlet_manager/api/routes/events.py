@@ -24,7 +24,7 @@ from swarmlet.model.dependency import Config, Secret
 from swarmlet.model.network import Network
 from swarmlet.model.node import Node
 from swarmlet.model.service import Service
-from swarmlet.model.times import NS, parse_timestamp
+from swarmlet.model.times import NS
 from swarmlet_manager.fleet.client import Fleet
 from swarmlet_manager.fleet.eventfeed import LATE_S, EventFeed, Json
 from swarmlet_manager.state import Change
@@ -154,7 +154,7 @@ class EventRoutes:
         """Until `until`, or for ever; nodes that come later are listened to from then on."""
         filters = call.filters()
         filters.check(*EVENT_FILTERS)
-        since, until = _time(call, "since"), _time(call, "until")
+        since, until = call.moment("since"), call.moment("until")
         if since and until and until < since:
             times = f"`since` time (`{call.text('since')}`) cannot be after `until` time (`{call.text('until')}`)"
             raise InvalidArgument(times)
@@ -241,12 +241,3 @@ def matches(filters: Filters, event: Json) -> bool:
         )
     )
 
-
-def _time(call: Call, name: str) -> int:
-    text = call.text(name)
-    if not text:
-        return 0
-    try:
-        return parse_timestamp(text)
-    except ValueError as err:
-        raise InvalidArgument(f"invalid {name}: {err}") from err

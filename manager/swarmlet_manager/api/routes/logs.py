@@ -7,22 +7,23 @@ and text stand `key=value` pairs (Engine API: ServiceLogs).
 from __future__ import annotations
 
 import asyncio
-import struct
-from collections.abc import AsyncIterator, Iterable
-from urllib.parse import quote, urlencode
+from collections.abc import Iterable
+from contextlib import aclosing
+from dataclasses import dataclass, field, replace
+from urllib.parse import quote
 
-import aiohttp
 from aiohttp import web
 
 from swarmlet.engine_api.connection import WhileConnected
 from swarmlet.engine_api.router import Call, Route
-from swarmlet.engine_api.streams import MULTIPLEXED_STREAM, RAW_STREAM, frame
-from swarmlet.errors import InvalidArgument, SwarmletError
+from swarmlet.engine_api.streams import MULTIPLEXED_STREAM, RAW_STREAM, SYSTEMERR, frame
+from swarmlet.errors import InvalidArgument
 from swarmlet.log import get_logger
 from swarmlet.model.states import TaskState
 from swarmlet.model.task import Task
 from swarmlet_manager.api.backend import Commands
 from swarmlet_manager.fleet.client import Fleet
+from swarmlet_manager.fleet.tasklog import Incomplete, LogWish, Piece, TaskLog
 
 log = get_logger(__name__)
 
@@ -31,7 +32,19 @@ QUEUE_LINES = 256
 #: How often a following stream looks for tasks that have come since.
 LOOK_AGAIN_S = 0.5
 
-_HEADER = struct.Struct(">BxxxL")
+
+@dataclass(frozen=True, slots=True)
+class _Reading:
+    """One client's. details, tty: what it gets to see, and in which form. queue: ready for the client, None at the end;
+    missing: what it will be told of at the end."""
+
+    service_id: str
+    task_id: str | None
+    wish: LogWish
+    details: bool
+    tty: bool
+    queue: asyncio.Queue[bytes | None] = field(default_factory=lambda: asyncio.Queue(QUEUE_LINES))
+    missing: list[str] = field(default_factory=list)
 
 
 class LogRoutes:
@@ -56,81 +69,102 @@ class LogRoutes:
         return await self._answer(call, task.service_id, task.id, tty=container is not None and container.tty)
 
     async def _answer(self, call: Call, service_id: str, task_id: str | None, *, tty: bool) -> web.StreamResponse:
-        if not call.flag("stdout") and not call.flag("stderr"):
-            raise InvalidArgument("Bad parameters: you must choose at least one stream")
+        reading = _Reading(service_id, task_id, _wish(call), call.flag("details"), tty)
         kind = RAW_STREAM if tty or call.version < (1, 42) else MULTIPLEXED_STREAM
         response = web.StreamResponse(headers={"Content-Type": kind})
         response.enable_chunked_encoding()
         async with WhileConnected(call.request):
             await response.prepare(call.request)
-            queue: asyncio.Queue[bytes | None] = asyncio.Queue(QUEUE_LINES)
             async with asyncio.TaskGroup() as group:
-                group.create_task(self._gather(call, service_id, task_id, tty, queue), name="service-logs")
-                while (data := await queue.get()) is not None:
+                group.create_task(self._gather(reading), name="service-logs")
+                while (data := await reading.queue.get()) is not None:
                     await response.write(data)
             await response.write_eof()
         return response
 
-    async def _gather(
-        self, call: Call, service_id: str, task_id: str | None, tty: bool, queue: asyncio.Queue[bytes | None]
-    ) -> None:
-        """Follow every task there is, and with follow=1 those that come later. Ends the queue with None."""
+    async def _gather(self, reading: _Reading) -> None:
+        """Read the log of every task there is, and followed those of tasks that come later."""
         seen: set[str] = set()
-        follow = call.flag("follow")
+        wish = reading.wish
         async with asyncio.TaskGroup() as group:
             while True:
-                for task in self._tasks(service_id, task_id):
+                for task in self._tasks(reading):
                     if task.id not in seen:
                         seen.add(task.id)
-                        # What appears while we follow is shown from its beginning.
-                        group.create_task(self._one(call, task, tty, queue), name=f"logs-{task.id}")
-                if not follow or service_id not in self._commands.state.services:
+                        group.create_task(self._one(reading, task, wish), name=f"logs-{task.id}")
+                if not wish.follow or self._is_gone(reading):
                     break
+                wish = replace(wish, tail=None)  # what appears while we follow is shown from its beginning
                 await asyncio.sleep(LOOK_AGAIN_S)
-        await queue.put(None)
+        if reading.missing:
+            text = _complaint(reading.missing)
+            await reading.queue.put(text if reading.tty else frame(SYSTEMERR, text))
+        await reading.queue.put(None)
 
-    def _tasks(self, service_id: str, task_id: str | None) -> Iterable[Task]:
-        tasks: Iterable[Task] = self._commands.state.tasks_of_service(service_id)
+    def _tasks(self, reading: _Reading) -> Iterable[Task]:
+        tasks: Iterable[Task] = self._commands.state.tasks_of_service(reading.service_id)
         return sorted(
             (
                 task for task in tasks
-                if task.status.container_id and task.status.state >= TaskState.RUNNING and task_id in (None, task.id)
+                if task.status.container_id and task.status.state >= TaskState.STARTING
+                and reading.task_id in (None, task.id)
             ),
             key=lambda task: (task.slot, task.created_at),
+        )  # fmt: skip
+
+    def _is_gone(self, reading: _Reading) -> bool:
+        """Nothing more will come."""
+        state = self._commands.state
+        return reading.service_id not in state.services or (
+            reading.task_id is not None and reading.task_id not in state.tasks
         )
 
-    async def _one(self, call: Call, task: Task, tty: bool, queue: asyncio.Queue[bytes | None]) -> None:
+    async def _one(self, reading: _Reading, task: Task, wish: LogWish) -> None:
         """One task's lines into the queue. A node that cannot be asked costs its own lines, not the stream."""
-        query = {name: call.text(name) for name in ("stdout", "stderr", "follow", "since", "tail", "timestamps")}
-        wanted = {name: value for name, value in query.items() if value}
-        path = f"/containers/{quote(task.status.container_id)}/logs?{urlencode(wanted)}"
-        details = _details(task) if call.flag("details") else b""
-        timestamps = call.flag("timestamps")
+        details = _details(task) if reading.details else b""
         try:
-            node = self._fleet.node(task.node_id)
-            async with self._fleet.request(node, "GET", path) as answer:
-                if answer.status >= 400:
-                    log.info("no logs of a task", task_id=task.id, status=answer.status)
-                    return
-                async for stream, text in _lines(answer.content, tty):
-                    line = _with_details(text, details, timestamps) if details else text
-                    await queue.put(line if tty else frame(stream, line))
-        except (SwarmletError, aiohttp.ClientError) as err:
-            log.info("no logs of a task", task_id=task.id, reason=str(err))
+            async with aclosing(TaskLog(self._commands.state, self._fleet, task, wish).pieces()) as pieces:
+                async for piece in pieces:
+                    text = _head(piece, reading, details) + piece.text
+                    await reading.queue.put(text if reading.tty else frame(piece.stream, text))
+        except Incomplete as err:
+            log.warning("log of a task is incomplete", task_id=task.id, reason=str(err))
+            reading.missing.append(str(err))
 
 
-async def _lines(content: aiohttp.StreamReader, tty: bool) -> AsyncIterator[tuple[int, bytes]]:
-    """(stream, text) of a node's answer, frame by frame; a TTY's line by line."""
-    if tty:
-        async for line in content:
-            yield 1, line
-        return
-    while True:
+def _wish(call: Call) -> LogWish:
+    """The parameters. InvalidArgument, in dockerd's words where it has some (moby daemon/cluster, ServiceLogs)."""
+    if not call.flag("stdout") and not call.flag("stderr"):
+        raise InvalidArgument("Bad parameters: you must choose at least one stream")
+    tail = call.text("tail")
+    if tail in ("", "all"):
+        lines = None
+    else:
         try:
-            stream, size = _HEADER.unpack(await content.readexactly(_HEADER.size))
-            yield stream, await content.readexactly(size)
-        except asyncio.IncompleteReadError:
-            return
+            lines = int(tail)
+        except ValueError as err:
+            raise InvalidArgument('tail value must be a positive integer or "all"') from err
+        if lines < 0:
+            raise InvalidArgument("negative tail values not supported")
+    return LogWish(
+        stdout=call.flag("stdout"), stderr=call.flag("stderr"), follow=call.flag("follow"),
+        timestamps=call.flag("timestamps"), since=call.moment("since"), tail=lines,
+    )  # fmt: skip
+
+
+def _complaint(missing: list[str]) -> bytes:
+    """As SwarmKit says it (manager/logbroker) and dockerd hands it on; the docker command ends with it as an error."""
+    return (
+        "Error grabbing logs: warning: incomplete log stream. some logs could not be retrieved for the following "
+        f"reasons: {', '.join(missing)}\n"
+    ).encode()
+
+
+def _head(piece: Piece, reading: _Reading, details: bytes) -> bytes:
+    """What stands before a piece. The docker command looks for details in every frame, also within a line."""
+    if not piece.begins and (not details or reading.tty):
+        return b""
+    return (piece.stamp + b" " if reading.wish.timestamps else b"") + details
 
 
 def _details(task: Task) -> bytes:
@@ -140,10 +174,3 @@ def _details(task: Task) -> bytes:
         "com.docker.swarm.task.id": task.id,
     }
     return ",".join(f"{quote(key)}={quote(value)}" for key, value in pairs.items()).encode() + b" "
-
-
-def _with_details(text: bytes, details: bytes, timestamps: bool) -> bytes:
-    if not timestamps:
-        return details + text
-    stamp, space, rest = text.partition(b" ")
-    return stamp + space + details + rest
