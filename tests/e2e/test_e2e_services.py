@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 
 import pytest
@@ -300,6 +301,33 @@ def test_service_logs_follow_sees_what_comes(cluster: Cluster) -> None:
         process.communicate()
     numbers = [int(line.removeprefix("t")) for line in lines]
     assert numbers == list(range(numbers[0], numbers[0] + 8))
+
+
+def test_followed_service_logs_go_on_after_their_agent_was_killed(cluster: Cluster) -> None:
+    cluster.view(
+        "service", "create", "-d", "--name", "tick", "--constraint", "node.hostname==node-3", "busybox", "sh", "-c",
+        "i=0; while :; do i=$((i+1)); echo $i; sleep 0.05; done",
+    )  # fmt: skip
+    cluster.wait_running("tick", 1)
+    process = cluster.view.popen("service", "logs", "-f", "--raw", "tick", stdout=-1, stderr=-1)
+    try:
+        assert process.stdout is not None
+        lines = [int(process.stdout.readline()) for _ in range(10)]
+        agent = cluster.pid(3, "swarmlet-agent")
+        os.kill(agent, 9)
+        eventually(lambda: cluster.pid(3, "swarmlet-agent") != agent)
+        # What the container wrote meanwhile, and what the next agent has told since.
+        goal = int(eventually(lambda: cluster.node(3)("logs", "-n", "1", _containers(cluster, 3)[0])))
+        while lines[-1] <= goal:
+            lines.append(int(process.stdout.readline()))
+    finally:
+        process.kill()
+        process.communicate()
+    assert lines == list(range(1, len(lines) + 1))
+
+
+def _containers(cluster: Cluster, number: int) -> list[str]:
+    return cluster.node(number)("ps", "-q").split()
 
 
 def test_removing_a_service_leaves_no_container(cluster: Cluster) -> None:

@@ -139,7 +139,8 @@ class TaskLog:
                             yield piece
             except NodeError as err:
                 if err.status == 404 and not interrupted:  # went with its container
-                    log.info("no log of a task", task_id=self._task.id, reason=str(err))
+                    if not told:
+                        log.info("no log of a task", task_id=self._task.id, reason=str(err))
                     return
                 raise Incomplete(f"task {self._task.id}: {interrupted or err}") from err
             except (SwarmletError, aiohttp.ClientError, OSError, ValueError) as err:

@@ -92,6 +92,7 @@ class LogRoutes:
                     if task.id not in seen:
                         seen.add(task.id)
                         group.create_task(self._one(reading, task, wish), name=f"logs-{task.id}")
+                seen.intersection_update(self._commands.state.tasks)  # those that are forgotten do not come again
                 if not wish.follow or self._is_gone(reading):
                     break
                 wish = replace(wish, tail=None)  # what appears while we follow is shown from its beginning
