@@ -18,7 +18,7 @@ import signal
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,15 +35,16 @@ UBUNTU_KERNEL = ("linux-image-virtual", "initramfs-tools", "zstd")
 
 @dataclass(frozen=True)
 class Release:
-    """One that hosts may have. python: with which Swarmlet runs on it."""
+    """One that hosts may have. python: Swarmlet's; etcd: whether its own may keep a cluster's state; wireguard: what
+    the program of the package wireguard-go is called."""
 
     python: str
     packages: tuple[str, ...] = PACKAGES
     ubuntu: bool = False
     #: What makes it a virtual machine's: a kernel, and what makes its initial file system.
     kernel: tuple[str, ...] = ("linux-image-cloud-amd64",)
-    #: Whether the playbooks take hosts of it: not where its etcd is too old.
-    fit: bool = True
+    etcd: bool = True
+    wireguard: str = "wireguard-go"
 
 
 RELEASES = {
@@ -51,7 +52,8 @@ RELEASES = {
     "trixie": Release("3.13"),
     "noble": Release("3.12", ubuntu=True, kernel=UBUNTU_KERNEL),
     "jammy": Release(
-        "3.11", (*PACKAGES, "python3.11", "python3.11-venv"), ubuntu=True, kernel=UBUNTU_KERNEL, fit=False
+        "3.11", (*PACKAGES, "python3.11", "python3.11-venv"), ubuntu=True, kernel=UBUNTU_KERNEL, etcd=False,
+        wireguard="wireguard",
     ),
 }
 #: The release that hosts have, unless they are told otherwise.
@@ -78,24 +80,39 @@ def eventually(check: Callable[[], bool], timeout_s: float, what: str) -> None:
         time.sleep(0.5)  # what is asked is seldom cheap
 
 
-def base_image(suite: str = SUITE, *further: str) -> Path:
+def base_image(*further: str) -> Path:
     """The file system of a fresh host, as a tar archive; made once of its release's packages."""
-    packages = (*RELEASES[suite].packages, *further)
-    name = hashlib.sha256(f"{suite} {' '.join(packages)}".encode()).hexdigest()[:12]
+    packages = (*RELEASES[SUITE].packages, *further)
+    name = hashlib.sha256(f"{SUITE} {' '.join(packages)}".encode()).hexdigest()[:12]
 
     def make(partial: Path) -> None:
         wishes = ["--variant=minbase", "--include=" + ",".join(packages)]
-        if RELEASES[suite].ubuntu:
+        if RELEASES[SUITE].ubuntu:
             with ubuntu_keys() as keys:
                 # As a server has it whose updates are installed: with what it was released with alone, some of its
                 # packages have faults that no host has any more.
-                pockets = [suite, f"{suite}-updates", f"{suite}-security"]
+                pockets = [SUITE, f"{SUITE}-updates", f"{SUITE}-security"]
                 lines = [f"deb {UBUNTU} {pocket} main universe" for pocket in pockets]
-                run("mmdebstrap", *wishes, f"--keyring={keys}", suite, str(partial), *lines, timeout_s=900)
+                run("mmdebstrap", *wishes, f"--keyring={keys}", SUITE, str(partial), *lines, timeout_s=900)
         else:
-            run("mmdebstrap", *wishes, "--components=main", suite, str(partial), timeout_s=900)
+            run("mmdebstrap", *wishes, "--components=main", SUITE, str(partial), timeout_s=900)
 
-    return made_once(CACHE / f"{suite}-{name}.tar", make)
+    return made_once(CACHE / f"{SUITE}-{name}.tar", make)
+
+
+def etcd_programs() -> Path:
+    """Those of Debian 12, in a folder, as a release of etcd unpacks them: for releases whose own may not be used."""
+
+    def make(partial: Path) -> None:
+        partial.mkdir()
+        with tempfile.TemporaryDirectory(dir=CACHE) as scratch:
+            os.chmod(scratch, 0o755)  # apt reads it as a user of its own
+            wishes = ("--variant=extract", "--include=etcd-server,etcd-client")
+            run("mmdebstrap", *wishes, "bookworm", f"{scratch}/root", timeout_s=900)
+            for name in ("etcd", "etcdctl"):
+                shutil.copy(f"{scratch}/root/usr/bin/{name}", partial)
+
+    return made_once(CACHE / "etcd-of-bookworm", make)
 
 
 @contextlib.contextmanager
@@ -110,10 +127,10 @@ def ubuntu_keys() -> Iterator[Path]:
         yield Path(f"{scratch}/root{UBUNTU_KEYS}")
 
 
-def base_folder(suite: str = SUITE) -> Path:
+def base_folder() -> Path:
     """The same, unpacked: what hosts that share this machine's kernel lay their own files over. That kernel may have no
     WireGuard, so they have a program for it."""
-    archive = base_image(suite, "wireguard-go")
+    archive = base_image("wireguard-go")
 
     def unpack(partial: Path) -> None:
         partial.mkdir()
@@ -155,7 +172,6 @@ class BootedHost(abc.ABC):
     def __init__(self, lab: HostLab, number: int) -> None:
         self.lab = lab
         self.number = number
-        self.suite = lab.suites.get(number, SUITE)
         self.name = f"host-{number}"
         self.address = f"{NETWORK}.{10 + number}"
         self.port = f"port-{self.name}"
@@ -218,12 +234,8 @@ class BootedHost(abc.ABC):
 class HostLab:
     """The hosts, their network and the key to them; `close` leaves nothing."""
 
-    def __init__(
-        self, count: int, kind: Callable[[HostLab, int], BootedHost], owner: int | None = None,
-        suites: Mapping[int, str] | None = None,
-    ) -> None:
-        """owner: the process whose lab it is, this one by default; suites: of hosts that have another than `SUITE`."""
-        self.suites = suites or {}
+    def __init__(self, count: int, kind: Callable[[HostLab, int], BootedHost], owner: int | None = None) -> None:
+        """owner: the process whose lab it is, this one by default."""
         self.name = f"{LAB}{owner or os.getpid()}"
         self.folder = Path("/var/tmp", self.name)
         self.key = self.folder / "id"

@@ -9,10 +9,20 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
-from booted_hosts import CACHE, RELEASES, BootedHost, HostLab, eventually, remove_what_killed_runs_left, run
+from booted_hosts import (
+    CACHE,
+    RELEASES,
+    SUITE,
+    BootedHost,
+    HostLab,
+    etcd_programs,
+    eventually,
+    remove_what_killed_runs_left,
+    run,
+)
 
 from swarmlet.demo_image import busybox_archive
 from swarmlet.local.images import find_busybox
@@ -82,16 +92,14 @@ class Site:
     def _fill_wheelhouse(self, source: Path) -> None:
         """Beforehand, since no index of packages is reached from beside the hosts."""
         script = ANSIBLE / "roles/wheelhouse/files/wheelhouse.py"
-        for python in {RELEASES[host.suite].python for host in self.hosts}:
-            run(sys.executable, str(script), f"--source={source}", f"--folder={self.wheelhouse}", f"--python={python}",
-                f"--machine={os.uname().machine}", timeout_s=300)
+        run(sys.executable, str(script), f"--source={source}", f"--folder={self.wheelhouse}",
+            f"--python={RELEASES[SUITE].python}", f"--machine={os.uname().machine}", timeout_s=300)
 
-    def with_groups(self, groups: Mapping[str, Sequence[int]]) -> Site:
-        """The same hosts by another inventory."""
-        inventory = self.lab.folder / "another" / "hosts.json"
-        inventory.parent.mkdir(exist_ok=True)
-        inventory.write_text(json.dumps(_inventory(self.lab, groups, {})))
-        return replace(self, inventory=inventory)
+    def lose_unfit_etcd(self) -> None:
+        """Where the release's own may not be used, its packages (with etcd's user) are not missed."""
+        if not RELEASES[SUITE].etcd:
+            for host in self.hosts:
+                host.ssh("dpkg --purge etcd-server etcd-client")
 
     def docker(self, *args: str, on: int = 1, socket: str = "manager.sock") -> str:
         with self.lab.socket_of(self.hosts[on - 1], socket) as url:
@@ -148,9 +156,9 @@ class Site:
         links = [link["ifname"] for link in json.loads(host.ssh("ip -j link")) if link["ifname"] not in ("lo", "eth0")]
         paths = host.ssh(
             "ls -d /opt/swarmlet /etc/swarmlet /var/lib/swarmlet /var/lib/swarmlet-etcd /run/swarmlet"
-            " /usr/local/bin/swarmlet /etc/systemd/system/swarmlet* 2>/dev/null || true"
+            " /usr/local/bin/swarmlet /usr/local/bin/etcd* /etc/systemd/system/swarmlet* 2>/dev/null || true"
         ).split()
-        processes = host.ssh("ps -eo args | grep -E '^(/usr/bin/)?(conmon|etcd)|[s]warmlet-' || true").splitlines()
+        processes = host.ssh("ps -eo args | grep -E '^(/[a-z/]+/)?(conmon|etcd) |[s]warmlet-' || true").splitlines()
         tables = host.ssh("nft list tables").splitlines()
         return [*links, *paths, *processes, *tables]
 
@@ -170,12 +178,12 @@ def _recap(output: str) -> dict[str, dict[str, int]]:
 @contextlib.contextmanager
 def open_site(
     kind: Callable[[HostLab, int], BootedHost], groups: Mapping[str, Sequence[int]], count: int = 3,
-    settings: Mapping[str, object] | None = None, suites: Mapping[int, str] | None = None,
+    settings: Mapping[str, object] | None = None,
 ) -> Iterator[Site]:
     """Hosts that have booted and have nothing of Swarmlet; the inventory's groups name them by number. settings: of
-    every agent; suites: of hosts that have another release than the rest."""
+    every agent."""
     remove_what_killed_runs_left(count, kind)
-    lab = HostLab(count, kind, suites=suites)
+    lab = HostLab(count, kind)
     try:
         lab.open()
         inventory = lab.folder / "inventory" / "hosts.json"
@@ -204,6 +212,7 @@ def _inventory(
         "vars": {
             "ansible_user": "root", "ansible_ssh_private_key_file": str(lab.key),
             "ansible_ssh_common_args": " ".join(lab.ssh_options()[2:]), "swarmlet_settings": dict(settings),
+            "swarmlet_etcd_programs": "" if RELEASES[SUITE].etcd else str(etcd_programs()),
         },
         "children": {
             group: {"hosts": dict(members[number] for number in numbers)} for group, numbers in groups.items()

@@ -39,14 +39,14 @@ class ContainerHost(BootedHost):
         self._switching = threading.RLock()
 
     def prepare(self) -> None:
-        base_folder(self.suite)
+        base_folder()
 
     def make(self) -> None:
         """An overlay of the base, but for /var/lib: containers' files there are overlays themselves, of real ones."""
         upper, work, state = (self._beside(name) for name in ("upper", "work", "state"))
         for folder in (self.disk, upper, work):
             folder.mkdir()
-        layers = f"lowerdir={base_folder(self.suite)},upperdir={upper},workdir={work}"
+        layers = f"lowerdir={base_folder()},upperdir={upper},workdir={work}"
         run("mount", "-t", "overlay", "-o", layers, self.namespace, str(self.disk))
         run("cp", "-a", str(self.disk / "var/lib"), str(state))
         run("mount", "--bind", str(state), str(self.disk / "var/lib"))

@@ -22,29 +22,21 @@ from swarmlet.release import RELEASE
 
 REPLICAS = 6
 #: This machine's kernel may have no WireGuard, which encrypted networks need; that of virtual machines has.
-SETTINGS = {} if CHOSEN == "virtual" else {"wireguard_program": "wireguard-go"}
-#: Who keeps the state, as what, where the release of the others is not fit for it.
-OTHER_HOST, OTHER_SUITE = 2, "noble"
+SETTINGS = {} if CHOSEN == "virtual" else {"wireguard_program": RELEASES[SUITE].wireguard}
 #: Of the secret that services of these tests get.
 SECRET = "told to nobody but tasks"
 
 
 @pytest.fixture(scope="module")
 def site() -> Iterator[Site]:
-    groups = {"managers": [1], "workers": [2, 3]}
-    suites: dict[int, str] = {}
-    if not RELEASES[SUITE].fit:
-        groups["etcd"] = [OTHER_HOST]
-        suites[OTHER_HOST] = OTHER_SUITE
-    with open_site(chosen_kind(), groups, settings=SETTINGS, suites=suites) as site:
+    with open_site(chosen_kind(), {"managers": [1], "workers": [2, 3]}, settings=SETTINGS) as site:
         yield site
 
 
 @pytest.fixture(scope="module")
 def fresh(site: Site) -> Site:
     """A check of what is to be done, on hosts that have nothing; then it is done."""
-    if not RELEASES[SUITE].fit:
-        pytest.skip("the playbooks refuse hosts of this release")
+    site.lose_unfit_etcd()
     checked = site.play("site.yml", "--check", "--diff")
     assert checked.changed() > 0
     assert site.hosts[0].ssh("ls /opt /etc/swarmlet 2>/dev/null || true").strip() in ("", "/opt:")
@@ -71,13 +63,11 @@ def settle(site: Site, names: int = 3) -> None:
     eventually(settled, 180, f"{REPLICAS} replicas run on {names} hosts")
 
 
-of_unfit_releases = pytest.mark.skipif(RELEASES[SUITE].fit, reason="is of a release that the playbooks refuse")
-
-
-@of_unfit_releases
+@pytest.mark.skipif(RELEASES[SUITE].etcd, reason="is of a release whose etcd the playbooks refuse")
 def test_an_etcd_that_is_too_old_is_refused_before_anything_is_done(site: Site) -> None:
-    refused = site.with_groups({"managers": [1], "workers": [2, 3]}).try_play("site.yml")
-    assert refused.status != 0 and "cannot keep a cluster's state" in refused.output
+    refused = site.try_play("site.yml", "-e", "swarmlet_etcd_programs=")
+    told = " ".join(refused.output.split())
+    assert refused.status != 0 and "cannot keep a cluster's state" in told and "set swarmlet_etcd_programs" in told
     assert refused.changed() == 0
     assert [site.traces(number) for number in (1, 2, 3)] == [[], [], []]
 

@@ -69,7 +69,7 @@ class VirtualHost(BootedHost):
 
     def base_disk(self) -> Path:
         """A folder with the disk, the kernel and the initial file system that its machines begin with."""
-        archive = base_image(self.suite, *self.packages)
+        archive = base_image(*self.packages)
         recipe = b"".join(path.read_bytes() for path in sorted(Path(__file__).parent.glob("*_hosts.py")))
         folder = archive.with_name(f"{archive.stem}-disk-{self.release()}-{hashlib.sha256(recipe).hexdigest()[:10]}")
         if not folder.exists():

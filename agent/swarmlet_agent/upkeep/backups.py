@@ -73,7 +73,10 @@ async def restore(settings: AgentSettings, file: Path) -> None:
         (scratch / "manager").chmod(0o700)
         if not settings.etcd.endpoints:
             data = scratch / "manager" / "etcd" / "data"
-            _etcdctl("snapshot", "restore", str(scratch / SNAPSHOT), "--data-dir", str(data), folder=scratch)
+            # From etcd 3.6 on, etcdctl does not.
+            program = "etcdutl" if shutil.which("etcdutl") else "etcdctl"
+            asked = ("snapshot", "restore", str(scratch / SNAPSHOT), "--data-dir", str(data))
+            _run(*asked, folder=scratch, program=program)
         write_private(scratch / "manager" / RESTORED, str(time.time_ns() // 1000))
         await ManagerProcess(settings, lambda: "").remove()
         for part in PARTS:
@@ -87,7 +90,7 @@ def _take_snapshot(etcd: EtcdSettings, data_dir: Path, file: Path) -> None:
     """Of the embedded etcd, or of the first of the user's endpoints that is well."""
     if not etcd.endpoints:
         # The client takes a socket's path as relative, and no long one.
-        _etcdctl("--endpoints", "unix://etcd:0", "snapshot", "save", str(file), folder=data_dir / "manager/etcd")
+        _run("--endpoints", "unix://etcd:0", "snapshot", "save", str(file), folder=data_dir / "manager/etcd")
         return
     files = (("--cacert", etcd.ca), ("--cert", etcd.cert), ("--key", etcd.key))
     identity = [word for pair in files if pair[1] for word in pair]
@@ -95,11 +98,11 @@ def _take_snapshot(etcd: EtcdSettings, data_dir: Path, file: Path) -> None:
     for endpoint in etcd.endpoints:
         asked = ("--endpoints", endpoint, *identity)
         try:
-            _etcdctl(*asked, "--command-timeout=5s", "endpoint", "health", folder=file.parent)
+            _run(*asked, "--command-timeout=5s", "endpoint", "health", folder=file.parent)
         except Internal as err:
             failure = str(err)
             continue
-        _etcdctl(*asked, "snapshot", "save", str(file), folder=file.parent)
+        _run(*asked, "snapshot", "save", str(file), folder=file.parent)
         return
     raise Unavailable(f"none of etcd's endpoints is well: {failure}")
 
@@ -165,15 +168,15 @@ def _extract(tar: tarfile.TarFile, entry: tarfile.TarInfo, folder: Path) -> None
             shutil.copyfileobj(content, output)
 
 
-def _etcdctl(*args: str, folder: Path) -> None:
+def _run(*args: str, folder: Path, program: str = "etcdctl") -> None:
     environ = {name: value for name, value in os.environ.items() if not name.startswith("ETCDCTL_")}
     try:
         done = subprocess.run(
-            ["etcdctl", *args], cwd=folder, env=environ | {"ETCDCTL_API": "3"}, stdin=subprocess.DEVNULL,
+            [program, *args], cwd=folder, env=environ | {"ETCDCTL_API": "3"}, stdin=subprocess.DEVNULL,
             capture_output=True, text=True,
         )
     except FileNotFoundError as err:
         raise Internal("etcdctl is not installed: apt install etcd-client") from err
     if done.returncode:
         lines = (done.stderr or done.stdout).strip().splitlines()
-        raise Internal(f"etcdctl: {lines[-1] if lines else 'no message'}")
+        raise Internal(f"{program}: {lines[-1] if lines else 'no message'}")
