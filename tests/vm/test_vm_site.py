@@ -9,6 +9,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tarfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,6 +24,8 @@ from swarmlet.release import RELEASE
 REPLICAS = 6
 #: This machine's kernel may have no WireGuard, which encrypted networks need; that of virtual machines has.
 SETTINGS = {} if CHOSEN == "virtual" else {"wireguard_program": RELEASES[SUITE].wireguard}
+#: Those of the playbooks (ansible/README.md).
+TAGS = ("preflight", "packages", "firewall", "common", "install", "config", "agent", "etcd", "cluster")
 #: Of the secret that services of these tests get.
 SECRET = "told to nobody but tasks"
 
@@ -39,6 +42,7 @@ def fresh(site: Site) -> Site:
     site.lose_unfit_etcd()
     checked = site.play("site.yml", "--check", "--diff")
     assert checked.changed() > 0
+    assert site.play("site.yml", "--tags", "preflight").changed() == 0
     assert site.hosts[0].ssh("ls /opt /etc/swarmlet 2>/dev/null || true").strip() in ("", "/opt:")
     site.play("site.yml")
     return site
@@ -87,6 +91,12 @@ def test_hosts_are_fit_and_say_so(fresh: Site) -> None:
         assert [finding for finding in findings if finding["verdict"] == "problem"] == []
         assert host.ssh("swarmlet version").strip() == RELEASE
         assert host.ssh("systemctl is-active swarmlet-agent").strip() == "active"
+
+
+def test_every_tag_is_good_by_itself(fresh: Site) -> None:
+    for tag in TAGS:
+        again = fresh.play("site.yml", "--tags", tag)
+        assert again.changed() == 0, again.output[-6000:]
 
 
 def test_a_service_runs_over_all_hosts_and_each_answers_for_it(cluster: Site) -> None:
@@ -201,13 +211,39 @@ def test_a_worker_that_loses_power_is_replaced(cluster: Site) -> None:
     eventually(lambda: set(ready(cluster)) == {"host-1", "host-2", "host-3"}, 120, "three nodes")
 
 
-def test_an_upgrade_is_not_noticed_by_clients(cluster: Site, tmp_path: Path) -> None:
-    """One host after the other; requests to a host that is being upgraded are answered like all others."""
-    newer = tmp_path / "source"
-    shutil.copytree(ROOT, newer, ignore=shutil.ignore_patterns(".*", "tests", "docs", "benchmarks", "__pycache__"))
-    release = newer / "swarmlet/release.py"
+@pytest.fixture(scope="module")
+def newer(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The source of another release."""
+    source = tmp_path_factory.mktemp("newer") / "source"
+    shutil.copytree(ROOT, source, ignore=shutil.ignore_patterns(".*", "tests", "docs", "benchmarks", "__pycache__"))
+    release = source / "swarmlet/release.py"
     release.write_text(release.read_text().replace(RELEASE, "0.1.1"))
-    before = {host.name: containers(cluster, number) for number, host in enumerate(cluster.hosts, 1)}
+    return source
+
+
+def test_a_check_of_any_playbook_changes_nothing(cluster: Site, newer: Path) -> None:
+    before = in_order(cluster)
+    backups = cluster.lab.folder / "backups-of-checks"
+    backups.mkdir()
+    with tarfile.open(backups / "swarmlet-20260101T000000Z.tar", "w") as tar:
+        tar.addfile(tarfile.TarInfo("etcd.snapshot"))
+    where, really = ("-e", f"swarmlet_backup_dir={backups}"), ("-e", "swarmlet_really=true")
+    check, third = ("--check", "--diff"), ("-e", "swarmlet_host=host-3")
+    assert cluster.play("upgrade.yml", *check, source=newer).changed() > 0
+    assert cluster.play("add_node.yml", *check, *third).changed() == 0
+    assert cluster.play("remove_node.yml", *check, *third).changed() > 0
+    cluster.play("backup.yml", *check, *where)
+    cluster.play("restore.yml", *check, *where, *really)
+    assert cluster.play("reset.yml", *check, *really).changed() > 0
+    assert len(list(backups.iterdir())) == 1
+    assert cluster.nodes() == {"host-1": "Ready", "host-2": "Ready", "host-3": "Ready"}
+    assert in_order(cluster) == before
+    assert {host.ssh("swarmlet version").strip() for host in cluster.hosts} == {RELEASE}
+
+
+def test_an_upgrade_is_not_noticed_by_clients(cluster: Site, newer: Path) -> None:
+    """One host after the other; requests to a host that is being upgraded are answered like all others."""
+    before = in_order(cluster)
     failed: list[str] = []
     stop = threading.Event()
     asking = threading.Thread(target=ask_until, args=(cluster, stop, failed))
@@ -218,13 +254,37 @@ def test_an_upgrade_is_not_noticed_by_clients(cluster: Site, tmp_path: Path) -> 
         stop.set()
         asking.join(60)
     assert recap.changed() > 0 and failed == []
-    for number, host in enumerate(cluster.hosts, 1):
-        assert host.ssh("swarmlet version").strip() == "0.1.1"
-        assert containers(cluster, number) == before[host.name]
+    assert {host.ssh("swarmlet version").strip() for host in cluster.hosts} == {"0.1.1"}
+    assert in_order(cluster) == before
 
 
 def containers(site: Site, number: int) -> set[str]:
     return set(site.docker("ps", "-q", "--no-trunc", on=number, socket="agent.sock").split())
+
+
+def in_order(site: Site) -> dict[str, set[str]]:
+    """The containers of each host, once they are those of the cluster's tasks and no more: what was removed, or is of a
+    host that was away, stops for a while."""
+    def as_wanted() -> dict[str, set[str]]:
+        found: dict[str, set[str]] = {host.name: set() for host in site.hosts}
+        form = "{{.NodeID}} {{.Status.State}} {{with .Status.ContainerStatus}}{{.ContainerID}}{{end}}"
+        nodes = site.docker("node", "ls", "--format", "{{.ID}} {{.Hostname}}").splitlines()
+        names = dict(line.split() for line in nodes)
+        tasks = site.docker("service", "ps", "-q", "--no-trunc", "--filter", "desired-state=running", "web").split()
+        for line in site.docker("inspect", "--type", "task", "--format", form, *tasks).splitlines():
+            node, state, *container = line.split()
+            if state == "running":
+                found[names[node]].update(container)
+        return found
+
+    def is_so() -> bool:
+        wanted = as_wanted()
+        return sum(map(len, wanted.values())) == REPLICAS and wanted == {
+            host.name: containers(site, number) for number, host in enumerate(site.hosts, 1)
+        }
+
+    eventually(is_so, 120, f"{REPLICAS} containers run, and they are the tasks'")
+    return as_wanted()
 
 
 def ask_until(site: Site, stop: threading.Event, failed: list[str]) -> None:
