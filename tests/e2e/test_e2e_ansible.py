@@ -18,6 +18,7 @@ from installed_clients import ansible
 #: Every task is a process of Python: on a machine with much else to do that adds up.
 pytestmark = pytest.mark.timeout(330)
 PLAYBOOKS = Path(__file__).parent / "playbooks"
+COLLECTIONS = Path(__file__).parents[2] / "ansible/collections"
 
 
 @pytest.fixture
@@ -42,7 +43,8 @@ def _environment(home: Path) -> dict[str, str]:
     config.touch()
     return os.environ | {
         "ANSIBLE_HOME": str(home), "ANSIBLE_CONFIG": str(config), "ANSIBLE_LOCAL_TEMP": str(home / "tmp"),
-        "ANSIBLE_REMOTE_TEMP": str(home / "remote"), "ANSIBLE_PYTHON_INTERPRETER": str(ansible("python")),
+        "ANSIBLE_COLLECTIONS_PATH": str(COLLECTIONS), "ANSIBLE_REMOTE_TEMP": str(home / "remote"),
+        "ANSIBLE_PYTHON_INTERPRETER": str(ansible("python")),
         "ANSIBLE_PIPELINING": "true", "ANSIBLE_NOCOLOR": "1", "ANSIBLE_LOCALHOST_WARNING": "false",
         "ANSIBLE_INVENTORY_UNPARSED_WARNING": "false",
     }  # fmt: skip
@@ -86,6 +88,19 @@ def test_secrets_and_configs(cluster: Cluster, tidy_node: View, tmp_path: Path) 
         assert "failed=0" in play("dependencies.yml", tmp_path, engine=cluster.view.url, docker_cli=program)
     finally:
         remove_all(cluster)
+
+
+def test_a_stack_of_the_collection(cluster: Cluster, tidy_node: View, tmp_path: Path) -> None:
+    program = shutil.which("docker")
+    assert program
+    folder = tmp_path / "stack"
+    folder.mkdir()
+    try:
+        said = play("stack.yml", tmp_path, engine=cluster.view.url, docker_cli=program, folder=str(folder))
+    finally:
+        cluster.view.run("stack", "rm", "play-stack")
+        remove_all(cluster)
+    assert "failed=0" in said
 
 
 def _python_of_the_host() -> list[str]:

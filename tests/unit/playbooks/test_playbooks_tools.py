@@ -7,6 +7,7 @@ import importlib.util
 import ipaddress
 import json
 import os
+import re
 import ssl
 import subprocess
 import sys
@@ -95,7 +96,17 @@ def test_an_archive_is_named_by_what_it_is_made_of(tmp_path: Path) -> None:
     assert wheelhouse.name_of(tmp_path) != name
 
 
-engine_api: Any = load(UTILS / "engine_api.py")
+def load_utils(name: str, *needed: ModuleType) -> Any:
+    """One of the collection's, with those it imports under the names that Ansible gives them."""
+    package = "ansible_collections.swarmlet.cluster.plugins.module_utils"
+    with pytest.MonkeyPatch.context() as patch:
+        for module in needed:
+            patch.setitem(sys.modules, f"{package}.{module.__name__}", module)
+        return load(UTILS / f"{name}.py")
+
+
+engine_api: Any = load_utils("engine_api")
+rehearsal: Any = load_utils("rehearsal", engine_api)
 labels = st.dictionaries(st.sampled_from(["disk", "zone", "rack"]), st.sampled_from(["", "a", "b"]))
 
 
@@ -135,3 +146,51 @@ def test_a_managers_certificates_are_those_that_dockers_clients_take(
     make_pki(tmp_path)
     api = engine_api.EngineApi("tcp://127.0.0.1:2376", ca_path=str(tmp_path / "ca.pem"))
     assert not api._tls.verify_flags & ssl.VERIFY_X509_STRICT
+
+
+def test_every_variable_has_a_type_and_a_default() -> None:
+    role = ANSIBLE / "roles/swarmlet"
+    named = re.compile(r"^ *(swarmlet_\w+):", re.MULTILINE)
+    assert named.findall((role / "meta/argument_specs.yml").read_text()) == named.findall(
+        (role / "defaults/main.yml").read_text()
+    )
+
+
+leaves = st.none() | st.booleans() | st.integers(-1, 3) | st.text("ab", max_size=2)
+specs = st.dictionaries(
+    st.sampled_from(["Name", "Replicas", "Init", "Mode"]),
+    st.recursive(leaves, lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.just("Order"), inner)),
+)
+
+
+@given(specs)
+def test_what_says_nothing_may_be_there_or_not(spec: dict[str, Any]) -> None:
+    tidy = rehearsal.tidied(spec)
+    assert rehearsal.tidied(tidy) == tidy
+    saying_nothing = {"Hosts": [], "Isolation": "default", "TTY": False, "Privileges": {"A": None}}
+    assert rehearsal.tidied({**spec, **saying_nothing}) == tidy
+    assert rehearsal.tidied({**spec, "Hosts": ["a"]}) != tidy
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ({"Replicas": 0}, {}), ({"Init": False}, {}), ({"Mode": "dnsrr"}, {}), ({"Parallelism": 0}, {}),
+        ({"Args": ["a", "b"]}, {"Args": ["b", "a"]}),
+    ],
+)
+def test_what_says_something_differs_from_what_does_not(one: dict[str, Any], other: dict[str, Any]) -> None:
+    assert rehearsal.tidied(one) != rehearsal.tidied(other)
+
+
+def service_with(*environment: str) -> dict[str, Any]:
+    return {"Name": "web", "TaskTemplate": {"ContainerSpec": {"Image": "busybox", "Env": list(environment)}}}
+
+
+def test_values_that_may_be_secret_are_not_shown() -> None:
+    before, after = service_with("A=1", "WORD=secret"), service_with("A=1", "WORD=other")
+    for spec, beside in ((before, after), (after, before)):
+        shown = rehearsal.told(spec, beside)["TaskTemplate"]["ContainerSpec"]
+        assert shown == {"Image": "busybox", "Env": ["A=(hidden)", "WORD=(hidden, differs)"]}
+    assert before == service_with("A=1", "WORD=secret")
+    assert rehearsal.told({"Name": "word", "Data": "c2VjcmV0"}, {}) == {"Name": "word"}

@@ -6,7 +6,7 @@ import http.client
 import json
 import socket
 import ssl
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import urlencode, urlsplit
 
 #: How a cluster is reached, for the documentation and the arguments of plugins and modules alike.
@@ -26,6 +26,12 @@ class _UnixConnection(http.client.HTTPConnection):
         self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self.sock.settimeout(self.timeout)
         self.sock.connect(self._path)
+
+
+class Answer(NamedTuple):
+    status: int
+    headers: dict[str, str]
+    body: bytes
 
 
 class EngineApi:
@@ -56,17 +62,23 @@ class EngineApi:
     def post(self, path: str, body: Any, **query: str) -> Any:
         return self._call("POST", path, query, json.dumps(body))
 
-    def _call(self, method: str, path: str, query: dict[str, str], body: str | None = None) -> Any:
-        target = f"{path}?{urlencode(query)}" if query else path
+    def exchange(self, method: str, target: str, body: bytes | None, headers: dict[str, str]) -> Answer:
+        """One request as it is, whatever is answered."""
         connection = self._connection()
         try:
-            connection.request(method, target, body, {"Content-Type": "application/json"} if body else {})
+            connection.request(method, target, body, headers)
             answer = connection.getresponse()
-            text = answer.read().decode()
+            return Answer(answer.status, dict(answer.getheaders()), answer.read())
         except (OSError, http.client.HTTPException) as err:
             raise ApiError(f"{self._host} does not answer: {err}") from err
         finally:
             connection.close()
+
+    def _call(self, method: str, path: str, query: dict[str, str], body: str | None = None) -> Any:
+        target = f"{path}?{urlencode(query)}" if query else path
+        content_type = {"Content-Type": "application/json"} if body else {}
+        answer = self.exchange(method, target, body.encode() if body else None, content_type)
+        text = answer.body.decode()
         try:
             content = json.loads(text) if text.strip() else None
         except ValueError as err:
