@@ -359,6 +359,18 @@ def test_limits_are_the_kernels(cluster: Site) -> None:
     assert 0 < int(used[1]) - int(used[0]) < 5 * 100 * 0.3
 
 
+def test_a_host_that_is_lost_is_struck_off(cluster: Site) -> None:
+    cluster.hosts[2].power_off()
+    lost = ("-e", "swarmlet_host=host-3", "-e", "swarmlet_host_lost=true")
+    # As of an inventory that says which of a host's cards is meant: nobody can look.
+    card = ("-e", "{swarmlet_address: '{{ ansible_facts.eth0.ipv4.address }}'}")
+    assert cluster.play("remove_node.yml", *lost, *card).changed() > 0
+    assert cluster.nodes() == {"host-1": "Ready", "host-2": "Ready"}
+    settle(cluster, 2)
+    assert cluster.play("remove_node.yml", *lost, *card).changed() == 0
+    cluster.hosts[2].power_on()
+
+
 def test_a_reset_leaves_nothing(cluster: Site) -> None:
     refused = cluster.try_play("reset.yml")
     assert refused.status != 0 and "swarmlet_really" in refused.output
