@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import signal
 import subprocess
@@ -10,7 +11,7 @@ import threading
 import time
 from pathlib import Path
 
-from booted_hosts import BRIDGE, NETWORK, BootedHost, HostLab, base_folder, run
+from booted_hosts import BRIDGE, NETWORK, BootedHost, HostLab, base_folder, eventually, run
 
 from swarmlet.local import hosts
 
@@ -173,8 +174,18 @@ def cgroup_pids(cgroup: str) -> set[int]:
 
 
 def remove_cgroup(group: Path) -> None:
+    """A process that has ended may keep its group busy for a moment more (cgroups(7))."""
+    def is_gone(folder: str) -> bool:
+        try:
+            os.rmdir(folder)
+        except OSError as err:
+            if err.errno != errno.EBUSY:
+                raise
+            return False
+        return True
+
     for folder, _, _ in os.walk(group, topdown=False):
-        os.rmdir(folder)
+        eventually(lambda folder=folder: is_gone(folder), 30, f"{folder} is empty")
 
 
 def left_of(lab: str) -> list[str]:
