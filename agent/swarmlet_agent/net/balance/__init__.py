@@ -4,7 +4,7 @@ A service's virtual address (VIP) is translated where the connection begins: an 
 client's own namespace. Its rules never change; services are elements of its maps (`plan.py`), so a packet's cost does
 not grow with the number of services, and a change of one costs some 0.02 ms. See docs/adr/0010.
 
-How to wire it (everything but `Vip` is for the net thread):
+How to wire it (all of it is for the net thread):
 
 * One `Balancers(netns_folder)` beside `KernelNet`.
 * `apply(container_id, {vip address: (backend addresses,)})` whenever the services of a container's networks change,
