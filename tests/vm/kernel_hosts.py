@@ -74,7 +74,7 @@ def install_release(root: Path) -> None:
     wheels.mkdir(parents=True)
     run("tar", "-xf", str(wheels_of_this_source()["archive"]), "-C", str(wheels))
     (pip,) = wheels.glob("pip-*.whl")
-    run("chroot", str(root), "python3", "-m", "venv", "--without-pip", f"/{PREFIX}")
+    run("chroot", str(root), f"python{RELEASES[SUITE].python}", "-m", "venv", "--without-pip", f"/{PREFIX}")
     run(
         "chroot", str(root), f"/{PREFIX}/bin/python", f"/{PREFIX}/wheels/{pip.name}/pip", "install", "--no-index",
         f"--find-links=/{PREFIX}/wheels", "--compile", "--disable-pip-version-check", "--root-user-action=ignore",
