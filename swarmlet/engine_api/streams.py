@@ -62,6 +62,7 @@ class HijackedStream(asyncio.Protocol):
         self._readable = asyncio.Event()
         self._writable = asyncio.Event()
         self._writable.set()
+        self._head_is_read = False
         self.closed = asyncio.Event()
         early, ended = connection.take_over(self)
         if early:
@@ -84,8 +85,14 @@ class HijackedStream(asyncio.Protocol):
             self._transport.resume_reading()
         return data
 
+    def begin(self, head: bytes) -> None:
+        """Send the answer's head, before anything else."""
+        self._transport.write(head)
+
     async def write(self, data: bytes) -> None:
         """Send; waits while the client reads more slowly than we write. ConnectionResetError once it is gone."""
+        if not self._head_is_read:
+            await self._until_head_is_read()
         if self.closed.is_set():
             raise ConnectionResetError("the client has gone away")
         self._transport.write(data)
@@ -94,21 +101,21 @@ class HijackedStream(asyncio.Protocol):
             if self.closed.is_set():
                 raise ConnectionResetError("the client has gone away")
 
-    async def taken(self) -> None:
-        """Until the client has read what was written, or TAKEN_S is over.
+    async def _until_head_is_read(self) -> None:
+        """Or TAKEN_S is over.
 
         docker-py reads the head of an answer through a buffer and what follows from the socket itself: what comes
         together with the head is lost to it. On unix sockets the kernel tells how much is unread (unix(7), SIOCOUTQ).
         """
         peer = self._transport.get_extra_info("socket")
-        if peer is None or peer.family != socket.AF_UNIX:
-            return
         until = asyncio.get_running_loop().time() + TAKEN_S
-        while not self.closed.is_set() and asyncio.get_running_loop().time() < until:
+        tells = peer is not None and peer.family == socket.AF_UNIX
+        while tells and not self._head_is_read and not self.closed.is_set():
             unread = fcntl.ioctl(peer.fileno(), termios.TIOCOUTQ, bytes(4))
-            if not int.from_bytes(unread, sys.byteorder):
-                return
+            if not int.from_bytes(unread, sys.byteorder) or asyncio.get_running_loop().time() >= until:
+                break
             await asyncio.sleep(TAKEN_LOOK_S)
+        self._head_is_read = True
 
     def close(self) -> None:
         """Flush what is buffered and close the connection. May be repeated."""
@@ -178,7 +185,7 @@ async def hijack(call: Call, *, tty: bool) -> tuple[HijackedStream, web.StreamRe
     else:
         head = f"HTTP/1.1 200 OK\r\nContent-Type: {kind}\r\n\r\n"
     stream = HijackedStream(transport, connection)
-    transport.write(head.encode())
+    stream.begin(head.encode())
     return stream, HijackedResponse()
 
 

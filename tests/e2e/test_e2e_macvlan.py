@@ -53,7 +53,8 @@ def test_several_subnets_each_with_its_gateway(cluster: Cluster) -> None:
     node = cluster.node(3)
     node("network", "create", "-d", "macvlan", "-o", "parent=eth0", "--subnet", "10.70.1.0/30", "--gateway",
          "10.70.1.1", "--subnet", "10.70.2.0/24", "--gateway", "10.70.2.254", "--ip-range", "10.70.2.128/25", "two")
-    shown = node.json("network", "inspect", "two")[0]["IPAM"]["Config"]
+    # The docker command sends them in any order.
+    shown = sorted(node.json("network", "inspect", "two")[0]["IPAM"]["Config"], key=lambda pool: pool["Subnet"])
     assert shown == [
         {"Subnet": "10.70.1.0/30", "Gateway": "10.70.1.1"},
         {"Subnet": "10.70.2.0/24", "Gateway": "10.70.2.254", "IPRange": "10.70.2.128/25"},

@@ -53,10 +53,9 @@ async def forward_stream(call: Call, fleet: Fleet, node: Node, path_qs: str | No
             raise ConnectionResetError("the client has gone away")
         stream = HijackedStream(transport, connection_of(request))
         try:
-            await stream.write(head)
-            if call.flag("logs"):  # what has been said comes at once
-                await stream.taken()
-            await stream.write(rest)
+            stream.begin(head)
+            if rest:
+                await stream.write(rest)
             await _carry(stream, socket, incoming)
         except ConnectionError:
             pass  # the client has gone: closing the tunnel tells the node

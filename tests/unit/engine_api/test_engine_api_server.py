@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import socket
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 from aiohttp import web
 
+from swarmlet.engine_api import streams
 from swarmlet.engine_api.connection import WhileConnected
 from swarmlet.engine_api.router import Call, Route
 from swarmlet.engine_api.server import Server
@@ -176,6 +178,43 @@ async def test_a_slow_reader_stops_the_writer_and_its_end_is_noticed(tmp_path: P
     async with asyncio.timeout(30):
         await GONE.wait()
     await running.close()
+
+
+async def test_nothing_follows_an_answers_head_before_the_client_has_read_that(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """docker-py reads the head through a buffer, and loses what comes into that together with the head."""
+    monkeypatch.setattr(streams, "TAKEN_S", 60.0)
+    writing = asyncio.Event()
+
+    async def both(call: Call) -> web.StreamResponse:
+        """Two streams of a process, each with a writer of its own."""
+        stream, response = await hijack(call, tty=True)
+        async with asyncio.TaskGroup() as group:
+            group.create_task(stream.write(b"said"))
+            group.create_task(stream.write(b"said"))
+            await asyncio.sleep(0)
+            writing.set()
+        stream.close()
+        return response
+
+    running = Server([Route("POST", "/containers/{id}/attach", both)])
+    await running.listen_unix(tmp_path / "s.sock")
+    loop = asyncio.get_running_loop()
+    with socket.socket(socket.AF_UNIX) as client:
+        client.setblocking(False)
+        client.connect(str(tmp_path / "s.sock"))
+        await loop.sock_sendall(client, post("/containers/x/attach"))
+        async with asyncio.timeout(30):
+            await writing.wait()
+            await asyncio.sleep(0.05)  # time for what must not come
+            head = await loop.sock_recv(client, 1 << 16)
+            said = b""
+            while data := await loop.sock_recv(client, 1 << 16):
+                said += data
+    await running.close()
+
+    assert head.endswith(b"\r\n\r\n") and said == b"saidsaid"
 
 
 async def test_input_that_nobody_reads_is_not_kept_in_memory(tmp_path: Path) -> None:

@@ -50,8 +50,6 @@ class AttachRoutes:
                 await streams.close()
             raise
         try:
-            if call.flag("logs"):  # what has been said is there at once
-                await client.taken()
             await self._serve(client, streams, plan, container, replay=call.flag("logs"))
         finally:
             client.close()
