@@ -19,7 +19,9 @@ class DnsConfig(ApiStruct, frozen=True, kw_only=True):
     options: tuple[str, ...] = ()
 
 
-class FileTarget(ApiStruct, frozen=True, kw_only=True):
+class FileTarget(ApiStruct, frozen=True, kw_only=True, omit_defaults=False):
+    """Shown whole, as by dockerd: whether a text is taken for the default depends on where it was made."""
+
     name: str = ""
     uid: str = field(name="UID", default="0")
     gid: str = field(name="GID", default="0")

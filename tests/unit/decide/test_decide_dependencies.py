@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -226,3 +227,9 @@ def test_any_content_is_expanded_or_refused(data: bytes) -> None:
         expand_payload(b"{{" + data + b"}}", FIELDS, FUNCTIONS, "secret s")
     except InvalidArgument as err:
         assert str(err).startswith("expanding secret s failed: ")
+
+
+def test_whose_a_file_is_is_always_shown() -> None:
+    """Also where it is the default, wherever that text comes from."""
+    for file in (FileTarget(name="x"), msgspec.json.decode(b'{"Name": "x", "UID": "0"}', type=FileTarget)):
+        assert msgspec.to_builtins(file) == {"Name": "x", "UID": "0", "GID": "0", "Mode": 0}
