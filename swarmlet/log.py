@@ -82,7 +82,7 @@ class JournalHandler(logging.Handler):
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         try:
             self._socket.connect(path)
-        except BaseException:
+        except BaseException:  # of any kind: undo, and pass it on
             self._socket.close()
             raise
 

@@ -50,7 +50,7 @@ def hold(port: HostPort) -> socket.socket | None:
             holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             holder.bind((port.host_ip, port.port))
             holder.listen(1)
-    except BaseException:
+    except BaseException:  # of any kind: undo, and pass it on
         holder.close()
         raise
     return holder
@@ -92,7 +92,7 @@ class PortBook:
                     )
                     for host_ip, target in aim(wish.host_ips, *targets).items()
                 ]
-        except BaseException:
+        except BaseException:  # of any kind: undo, and pass it on
             self.release(container_id)
             raise
         self._call(container_id, name)

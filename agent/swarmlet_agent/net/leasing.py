@@ -64,7 +64,7 @@ class Leasing:
                 base, endpoints=tuple(endpoints), dns_port=random.choice(EPHEMERAL) if embedded else 0,
             )
             return replace(sandbox, ports=self.take_ports(sandbox, before.ports if before is not None else ()))
-        except BaseException:
+        except BaseException:  # of any kind: undo, and pass it on
             for endpoint in endpoints:
                 ground.catalog.give_back(endpoint)
             raise
@@ -105,7 +105,7 @@ class Leasing:
                     endpoint, ip6=str(address), prefix6=part.subnet.prefixlen,
                     gateway6="" if network.closed or network.routed else part.gateway,
                 )
-        except BaseException:
+        except BaseException:  # of any kind: undo, and pass it on
             catalog.give_back(endpoint)
             raise
         if network.driver == "ipvlan":

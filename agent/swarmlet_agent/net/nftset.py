@@ -114,7 +114,7 @@ class ElementSocket:
             self.channel.setsockopt(_SOL_NETLINK, _NETLINK_CAP_ACK, 1)
             self.channel.bind((0, 0))
             self.channel.settimeout(10)
-        except BaseException:
+        except BaseException:  # of any kind: undo, and pass it on
             self.channel.close()
             raise
         self._sequence = 1

@@ -164,7 +164,7 @@ class RelayHelper:
                 connection.close()
                 return None
             connection.setblocking(False)
-        except BaseException:
+        except BaseException:  # of any kind: undo, and pass it on
             connection.close()
             raise
         self._connection, self.pid = connection, int(pid)

@@ -75,7 +75,7 @@ class Sandboxes:
                 except (AddressTaken, PoolExhausted) as err:
                     await self._free_addresses(wish, err)
                     sandbox = self._plan(wish, wanted, before, leases)
-            except BaseException:
+            except BaseException:  # cancelled, too: undo, and pass it on
                 self._leases.give_back(*(lease.id for lease in leases.values()))
                 raise
             await self._make(sandbox)
@@ -160,7 +160,7 @@ class Sandboxes:
             )
             if (failure := next((r for r in results if isinstance(r, BaseException)), None)) is not None:
                 raise failure
-        except BaseException:
+        except BaseException:  # cancelled, too: undo, and pass it on
             await _to_the_end(self._detach(sandbox, made=False))
             raise
         for endpoint in sandbox.endpoints:
@@ -240,7 +240,7 @@ class Sandboxes:
                 network = ground.catalog.get(ref)
                 _check_connect(sandbox, network, settings)
                 return await self._connect(sandbox, network, settings, lease)
-            except BaseException:
+            except BaseException:  # cancelled, too: undo, and pass it on
                 if lease is not None:
                     self._leases.give_back(lease.id)
                 raise
@@ -265,7 +265,7 @@ class Sandboxes:
         try:
             await ground.run(ground.kernel.plug, container_id, endpoint, network)
             changed = await self._settle(sandbox, changed)
-        except BaseException:
+        except BaseException:  # cancelled, too: undo, and pass it on
             await _to_the_end(ground.run(ground.kernel.unplug, container_id, endpoint))
             ground.rest(container_id, endpoint)
             raise

@@ -33,7 +33,7 @@ def connect(bundle: Path) -> socket.socket:
     try:
         connection.connect(f"/proc/self/fd/{folder}/attach")
         connection.setblocking(False)
-    except BaseException:
+    except BaseException:  # of any kind: undo, and pass it on
         connection.close()
         raise
     finally:

@@ -155,7 +155,7 @@ class ConmonRuntime:
                 await self.delete(plan.id)
             try:
                 return await self._create(box, plan, log_path)
-            except BaseException:
+            except BaseException:  # cancelled, too: undo, and pass it on
                 await asyncio.shield(asyncio.ensure_future(self.delete(plan.id)))
                 raise
 

@@ -150,7 +150,7 @@ class ExecStarter:
                     text = await begun.complaint()
                     begun.streams.release()
                     raise failures.exec_failed(text, plan.args[0] if plan.args else "")
-            except BaseException:
+            except BaseException:  # cancelled, too: undo, and pass it on
                 await begun.end()
                 raise
             begun.forget_complaints()
@@ -204,7 +204,7 @@ class ExecStarter:
             complaints = PipeStreams({reading: _STDERR}, None, tty=False)
             try:
                 terminal = await _receive_terminal(listener, child)
-            except BaseException:
+            except BaseException:  # cancelled, too: undo, and pass it on
                 await _Begun(child, complaints).end()
                 raise
             if terminal is None:  # it failed before
@@ -219,7 +219,7 @@ class ExecStarter:
             _set_size(terminal, *plan.console_size)
             argv = command.oci(*words, "--tty", container_id)
             child = await self._spawn(argv, {}, terminal=os.ttyname(other))
-        except BaseException:
+        except BaseException:  # cancelled, too: undo, and pass it on
             os.close(terminal)
             raise
         finally:

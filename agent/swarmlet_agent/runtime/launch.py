@@ -90,7 +90,7 @@ class Launcher:
                     self._conmon_procs.write_text(str(child.pid))
                 os.write(begin, b"\0")
                 return child, await conmon.read_answer(told, CREATE_TIMEOUT_S)
-            except BaseException:
+            except BaseException:  # cancelled, too: undo, and pass it on
                 child.kill()
                 raise
 
@@ -105,7 +105,7 @@ class Launcher:
             try:
                 async with asyncio.timeout(COMMAND_TIMEOUT_S):
                     code = await child.wait()
-            except BaseException as err:
+            except BaseException as err:  # cancelled, too: end it, and pass that on
                 child.kill()
                 if isinstance(err, TimeoutError):
                     raise Internal(f"{words[0]} of a container took longer than {COMMAND_TIMEOUT_S:g} s") from err

@@ -89,7 +89,7 @@ class Spawner:
         self._thread.start()
         try:
             await self.run(self._set_up)
-        except BaseException:
+        except BaseException:  # cancelled, too: undo, and pass it on
             await self.close()
             raise
 
@@ -139,7 +139,7 @@ class Spawner:
             job, loop, result = item
             try:
                 value = job()
-            except BaseException as err:
+            except BaseException as err:  # the caller's, who waits for what became of the job
                 _tell(loop, result, None, err)
             else:
                 _tell(loop, result, value, None)

@@ -255,7 +255,7 @@ class ClusterNetworks:
             await self._apply(network_id, changes)
             if writes := self._writes(network_id, places, changes):
                 await self._ground.journal.write(*writes)
-        except BaseException:
+        except BaseException:  # cancelled, too: undo, and pass it on
             places.put_back(changes)
             raise
 
@@ -385,7 +385,7 @@ class ClusterNetworks:
                 self._ground.catalog.drop(network_id)
                 try:
                     await self._unmake(network)
-                except BaseException:
+                except BaseException:  # cancelled, too: undo, and pass it on
                     self._ground.catalog.put(network)  # it is left the next time
                     raise
                 self._ground.on_event("destroy", network, {"name": network.name, "type": network.driver})

@@ -107,7 +107,7 @@ class ClusterLeases:
                     earlier=self._earlier(wish.container_id, ref, before),
                 )
                 taken[lease.network_id] = lease
-        except BaseException:
+        except BaseException:  # cancelled, too: undo, and pass it on
             self.give_back(*(lease.id for lease in taken.values()))
             raise
         return taken
@@ -128,7 +128,7 @@ class ClusterLeases:
         )
         try:
             lease, _ = await self._ask(ask)
-        except BaseException:
+        except BaseException:  # cancelled, too: undo, and pass it on
             if self._office is not None:
                 self._office.release(ask.id)  # whatever has become of it
             raise

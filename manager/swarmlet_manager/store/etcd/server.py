@@ -80,7 +80,7 @@ class EtcdServer:
             if not await self._adopt(ready_s):
                 self._spawn()
                 await self._ready(ready_s)
-        except BaseException:
+        except BaseException:  # cancelled, too: undo, and pass it on
             await self._end_own()
             self._release()
             raise
