@@ -151,5 +151,11 @@ def rules_text(dnat: str, key: str, prefix: str, first: int) -> list[str]:
     return rules
 
 
+def no_table(family: int, name: str) -> str:
+    """The end of a table, in nft's language. Not there is fine."""
+    ip = "ip" if family == 4 else "ip6"
+    return f"table {ip} {name} {{}}\ndelete table {ip} {name}\n"
+
+
 def _key_text(key: str, size: int) -> str:
     return f"{key} . ct mark" if size > 1 else key

@@ -16,7 +16,6 @@ from swarmlet_agent.net.balance.plan import (
     Services,
     advance,
     difference,
-    no_table,
     plan,
     replacement,
     ruleset,
@@ -24,7 +23,7 @@ from swarmlet_agent.net.balance.plan import (
 )
 from swarmlet_agent.net.dns_sockets import change_rules_here
 from swarmlet_agent.net.nftset import ElementsError, ElementSocket
-from swarmlet_agent.net.slots import NFPROTO, in_turn
+from swarmlet_agent.net.slots import NFPROTO, in_turn, no_table
 
 log = get_logger(__name__)
 

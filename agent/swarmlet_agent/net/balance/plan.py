@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from ipaddress import ip_address
 
 from swarmlet_agent.net.nftset import Change, Element, Verb
-from swarmlet_agent.net.slots import NFPROTO, SIZES, Edits, fill, maps_text, rules_text
+from swarmlet_agent.net.slots import NFPROTO, SIZES, Edits, fill, maps_text, no_table, rules_text
 
 #: A changed ruleset needs a new number: a living namespace's table of this name is taken to be as we made it.
 TABLE = "swlbalance3"
@@ -93,12 +93,6 @@ def ruleset(family: int) -> str:
 def ruleset_anew(family: int) -> str:
     """As `ruleset`, in the place of whatever is there. Not for a new namespace: to remove even nothing takes 20 ms."""
     return no_table(family, TABLE) + ruleset(family)
-
-
-def no_table(family: int, name: str) -> str:
-    """Not there is fine."""
-    ip = "ip" if family == 4 else "ip6"
-    return f"table {ip} {name} {{}}\ndelete table {ip} {name}\n"
 
 
 def _packed(address: str) -> bytes:

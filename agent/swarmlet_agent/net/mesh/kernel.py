@@ -25,11 +25,11 @@ from swarmlet_agent.net.mesh.plan import (
     split_ways,
     way,
 )
-from swarmlet_agent.net.mesh.rules import FORMER, SETS, TABLE, no_table, ruleset
+from swarmlet_agent.net.mesh.rules import FORMER, SETS, TABLE, ruleset
 from swarmlet_agent.net.netlink import Link, Message, Netlink, NetlinkError
 from swarmlet_agent.net.nftset import Change, ElementsError, ElementSocket, Verb
 from swarmlet_agent.net.overlay.messages import RTM_GETNEIGH, neighbours_query
-from swarmlet_agent.net.slots import NFPROTO, in_turn
+from swarmlet_agent.net.slots import NFPROTO, in_turn, no_table
 
 log = get_logger(__name__)
 

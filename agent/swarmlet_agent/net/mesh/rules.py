@@ -19,7 +19,7 @@ What each chain is for:
 from __future__ import annotations
 
 from swarmlet_agent.net.mesh.plan import BACK, DEVICE, ENTRY
-from swarmlet_agent.net.slots import SIZES, maps_text, rules_text
+from swarmlet_agent.net.slots import SIZES, maps_text, no_table, rules_text
 
 #: A changed ruleset needs a new number: a table of this name is taken to be as we made it.
 TABLE = "swlmesh4"
@@ -97,12 +97,6 @@ def ruleset(family: int) -> str:
         maps += maps_text(key, name, f"{ip} daddr . th dport")
     whole = "\n  ".join(maps) + rules + (_ONLY_4 if family == 4 else "")
     return f"{no_table(family, TABLE)}table {ip} {TABLE} {{\n  {whole}\n}}\n"
-
-
-def no_table(family: int, name: str) -> str:
-    """Not there is fine."""
-    ip = "ip" if family == 4 else "ip6"
-    return f"table {ip} {name} {{}}\ndelete table {ip} {name}\n"
 
 
 #: Names of all that has elements.
