@@ -36,6 +36,7 @@ PEER_CHECK_S = 1.0
 TAKEN_S, TAKEN_LOOK_S = 0.5, 0.0005
 
 _HEADER = struct.Struct(">BxxxL")
+HEAD_BYTES = _HEADER.size
 
 
 def frame(stream: int, data: bytes) -> bytes:
@@ -46,6 +47,12 @@ def frame(stream: int, data: bytes) -> bytes:
 def frame_head(stream: int, length: int) -> bytes:
     """The eight bytes before `length` bytes of data."""
     return _HEADER.pack(stream, length)
+
+
+def read_head(head: bytes) -> tuple[int, int]:
+    """(stream, length of the data) of a frame's first HEAD_BYTES."""
+    stream, length = _HEADER.unpack(head)
+    return stream, length
 
 
 class HijackedStream(asyncio.Protocol):

@@ -8,7 +8,6 @@ begins a little before the last line that came, and what came already is left ou
 from __future__ import annotations
 
 import asyncio
-import struct
 import time
 from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
@@ -18,7 +17,7 @@ from urllib.parse import quote, urlencode
 
 import aiohttp
 
-from swarmlet.engine_api.streams import STDOUT
+from swarmlet.engine_api.streams import HEAD_BYTES, STDOUT, read_head
 from swarmlet.errors import SwarmletError, Unavailable
 from swarmlet.log import get_logger
 from swarmlet.model.states import TaskState
@@ -37,8 +36,6 @@ OVERLAP_NS = 60 * NS
 PIECE_BYTES = 16 << 10
 #: No node tells more than this in one frame.
 MOST_BYTES = 1 << 20
-
-_HEADER = struct.Struct(">BxxxL")
 
 
 class Incomplete(SwarmletError):
@@ -203,12 +200,12 @@ async def _frames(content: aiohttp.StreamReader) -> AsyncIterator[tuple[int, byt
     """(stream, text) frame by frame. ValueError for what is none, and for one that is cut."""
     while True:
         try:
-            head = await content.readexactly(_HEADER.size)
+            head = await content.readexactly(HEAD_BYTES)
         except asyncio.IncompleteReadError as err:
             if not err.partial:
                 return
             raise ValueError("the node's answer ends within a line") from err
-        stream, size = _HEADER.unpack(head)
+        stream, size = read_head(head)
         if size > MOST_BYTES:
             raise ValueError(f"the node's answer has a line of {size} bytes")
         try:
