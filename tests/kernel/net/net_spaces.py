@@ -5,11 +5,12 @@ For tests of one part of the data plane without the agent around it. Runs inside
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import socket
 import subprocess
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Collection
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -119,3 +120,11 @@ class Spaces:
         """One exchange with `serve`, on a connection of its own."""
         with await self.connect(where, host, port, kind) as line:
             return await line.ask()
+
+    async def ask_until(self, ended: asyncio.Event, where: str, host: str, port: int, names: Collection[str]) -> int:
+        """How often it was asked before that, each time answered by one of these."""
+        count = 0
+        while not ended.is_set():
+            assert (await self.ask(where, host, port)).split()[0] in names
+            count += 1
+        return count

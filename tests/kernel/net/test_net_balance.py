@@ -111,14 +111,7 @@ async def test_no_connection_fails_while_tables_of_an_earlier_release_are_replac
         balancers.apply("c", services("b1", "b2"))
         ended = asyncio.Event()
 
-        async def traffic(vip: str) -> int:
-            count = 0
-            while not ended.is_set():
-                assert (await spaces.ask("c", vip, PORT)).split()[0] in BACKENDS
-                count += 1
-            return count
-
-        running = [asyncio.create_task(traffic(vip)) for vip in (VIP, VIP6)]
+        running = [asyncio.create_task(spaces.ask_until(ended, "c", vip, PORT, BACKENDS)) for vip in (VIP, VIP6)]
         for _ in range(10):
             balancers.close()
             spaces.as_of_an_earlier_release("c", TABLE, FORMER[-1])
@@ -284,14 +277,7 @@ async def test_no_connection_fails_while_backends_come_and_go(lab: Lab) -> None:
         balancers.apply("c", services("b1", "b2"))
         ended = asyncio.Event()
 
-        async def traffic(vip: str) -> int:
-            count = 0
-            while not ended.is_set():
-                assert (await spaces.ask("c", vip, PORT)).split()[0] in BACKENDS
-                count += 1
-            return count
-
-        running = [asyncio.create_task(traffic(vip)) for vip in (VIP, VIP6)]
+        running = [asyncio.create_task(spaces.ask_until(ended, "c", vip, PORT, BACKENDS)) for vip in (VIP, VIP6)]
         for turn in range(200):
             balancers.apply("c", services(*[("b1", "b2", "b3")[:2], ("b3",), ("b2", "b3"), tuple(BACKENDS)][turn % 4]))
             await asyncio.sleep(0)

@@ -140,14 +140,10 @@ async def test_open_connections_go_on_and_none_fails_while_backends_change(lab: 
         ]
         ended = asyncio.Event()
 
-        async def traffic(host: str) -> int:
-            count = 0
-            while not ended.is_set():
-                assert (await mesh.spaces.ask("x", host, PORT)).split()[0] in ALL
-                count += 1
-            return count
-
-        running = [asyncio.create_task(traffic(node_ip(number, v))) for number, v in ((1, 4), (1, 6), (3, 4))]
+        running = [
+            asyncio.create_task(mesh.spaces.ask_until(ended, "x", node_ip(number, version), PORT, ALL))
+            for number, version in ((1, 4), (1, 6), (3, 4))
+        ]
         for turn in range(60):
             some = ((1, 3), (1, 2), (3,), (1, 2, 3))[turn % 4]
             leaving = tuple(number for number in (1, 2, 3) if number not in some)
@@ -253,14 +249,10 @@ async def test_no_connection_fails_while_tables_of_an_earlier_release_are_replac
         wanted = mesh.picture("n1")
         ended = asyncio.Event()
 
-        async def traffic(host: str) -> int:
-            count = 0
-            while not ended.is_set():
-                assert (await mesh.spaces.ask("x", host, PORT)).split()[0] in ALL
-                count += 1
-            return count
-
-        running = [asyncio.create_task(traffic(node_ip(1, version))) for version in (4, 6)]
+        running = [
+            asyncio.create_task(mesh.spaces.ask_until(ended, "x", node_ip(1, version), PORT, ALL))
+            for version in (4, 6)
+        ]
         for _ in range(10):
             mesh.spaces.as_of_an_earlier_release("n1", TABLE, FORMER[-1])
             mesh.start_agent("n1")
