@@ -23,8 +23,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in ours:
         item.add_marker(pytest.mark.vm)
         item.add_marker(pytest.mark.timeout(2 * PLAYBOOK_S))
-    ours.sort(key=lambda item: item.path.name not in LONGEST)
-    items[:] = [item for item in items if item not in set(ours)] + ours
+    items.sort(key=lambda item: 1 + (item.path.name not in LONGEST) if here in item.path.parents else 0)
 
 
 @pytest.fixture(scope="package", autouse=True)
