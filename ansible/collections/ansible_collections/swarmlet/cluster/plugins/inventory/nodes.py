@@ -10,6 +10,7 @@ description:
 author: The Swarmlet authors
 extends_documentation_fragment:
   - constructed
+  - swarmlet.cluster.manager
 options:
   plugin:
     description: Marks the file as this plugin's.
@@ -22,15 +23,6 @@ options:
     default: unix:///run/swarmlet/manager.sock
     env:
       - name: DOCKER_HOST
-  ca_path:
-    description: The CA of the cluster (PEM), for TCP.
-    type: path
-  client_cert:
-    description: The client's certificate (PEM), for TCP.
-    type: path
-  client_key:
-    description: The key of the client's certificate (PEM), for TCP.
-    type: path
 """
 
 EXAMPLES = r"""
@@ -48,7 +40,7 @@ from ansible.errors import AnsibleParserError
 from ansible.inventory.data import InventoryData
 from ansible.parsing.dataloader import DataLoader
 from ansible.plugins.inventory import BaseInventoryPlugin, Constructable
-from ansible_collections.swarmlet.cluster.plugins.module_utils.engine_api import ApiError, EngineApi
+from ansible_collections.swarmlet.cluster.plugins.module_utils.engine_api import ARGUMENTS, ApiError, connected
 
 
 class InventoryModule(BaseInventoryPlugin, Constructable):
@@ -61,10 +53,7 @@ class InventoryModule(BaseInventoryPlugin, Constructable):
         super().parse(inventory, loader, path, cache)
         self._read_config_data(path)
         try:
-            api = EngineApi(
-                self.get_option("docker_host"), ca_path=self.get_option("ca_path"),
-                client_cert=self.get_option("client_cert"), client_key=self.get_option("client_key"),
-            )
+            api = connected({name: self.get_option(name) for name in ARGUMENTS})
             nodes = api.get("/nodes")
         except ApiError as err:
             raise AnsibleParserError(str(err)) from err

@@ -6,11 +6,17 @@ import http.client
 import json
 import socket
 import ssl
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 from urllib.parse import urlencode, urlsplit
 
-#: How a cluster is reached, for the documentation and the arguments of plugins and modules alike.
-DEFAULT_HOST = "unix:///run/swarmlet/manager.sock"
+#: How a manager is reached: options of whatever asks one, as the documentation fragment `manager` tells them.
+ARGUMENTS: dict[str, dict[str, Any]] = {
+    "docker_host": {"type": "str", "default": "unix:///run/swarmlet/manager.sock"},
+    "ca_path": {"type": "path"},
+    "client_cert": {"type": "path"},
+    "client_key": {"type": "path", "no_log": False},
+}
 
 
 class ApiError(Exception):
@@ -117,3 +123,11 @@ _BUSY = frozenset({"assigned", "accepted", "preparing", "ready", "starting", "ru
 def busy_tasks(tasks: list[dict[str, Any]]) -> list[str]:
     """Ids of the tasks that keep a node from being empty."""
     return [task["ID"] for task in tasks if task.get("Status", {}).get("State") in _BUSY]
+
+
+def connected(options: Mapping[str, Any]) -> EngineApi:
+    """By the values of `ARGUMENTS`; others may be among them."""
+    return EngineApi(
+        options["docker_host"], ca_path=options["ca_path"], client_cert=options["client_cert"],
+        client_key=options["client_key"],
+    )

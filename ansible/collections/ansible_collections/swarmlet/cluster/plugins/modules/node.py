@@ -9,6 +9,7 @@ description:
   - Unlike C(community.docker.docker_node) it can wait until no task runs on a drained node, so that the host can be
     worked on.
 author: The Swarmlet authors
+extends_documentation_fragment: [swarmlet.cluster.manager]
 options:
   hostname:
     description: The node's name in the cluster, or its id.
@@ -33,19 +34,6 @@ options:
     description: How long to wait, in seconds.
     type: int
     default: 300
-  docker_host:
-    description: How a manager is reached, C(unix:///path) or C(tcp://host:port).
-    type: str
-    default: unix:///run/swarmlet/manager.sock
-  ca_path:
-    description: The CA of the cluster (PEM), for TCP.
-    type: path
-  client_cert:
-    description: The client's certificate (PEM), for TCP.
-    type: path
-  client_key:
-    description: The key of the client's certificate (PEM), for TCP.
-    type: path
 attributes:
   check_mode:
     description: Tells what it would change.
@@ -86,11 +74,12 @@ from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.swarmlet.cluster.plugins.module_utils.engine_api import (
-    DEFAULT_HOST,
+    ARGUMENTS,
     ApiError,
     EngineApi,
     availability_change,
     busy_tasks,
+    connected,
 )
 
 LOOK_AGAIN_S = 0.5
@@ -141,20 +130,12 @@ def main() -> None:
             "purge_labels": {"type": "bool", "default": False},
             "wait": {"type": "bool", "default": True},
             "wait_timeout": {"type": "int", "default": 300},
-            "docker_host": {"type": "str", "default": DEFAULT_HOST},
-            "ca_path": {"type": "path"},
-            "client_cert": {"type": "path"},
-            "client_key": {"type": "path", "no_log": False},
+            **ARGUMENTS,
         },
         supports_check_mode=True,
     )
-    params = module.params
     try:
-        api = EngineApi(
-            params["docker_host"], ca_path=params["ca_path"], client_cert=params["client_cert"],
-            client_key=params["client_key"],
-        )
-        module.exit_json(**apply(module, api))
+        module.exit_json(**apply(module, connected(module.params)))
     except ApiError as err:
         module.fail_json(msg=str(err))
 

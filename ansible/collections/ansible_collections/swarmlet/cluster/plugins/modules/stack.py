@@ -10,6 +10,7 @@ description:
     that would be made, changed or removed; it shows their differences; and what would not change is not touched.
   - The values of environment variables and the content of secrets and configs are never shown.
 author: The Swarmlet authors
+extends_documentation_fragment: [swarmlet.cluster.manager]
 requirements:
   - The C(docker) command.
 options:
@@ -54,19 +55,6 @@ options:
     description: The C(docker) command.
     type: str
     default: docker
-  docker_host:
-    description: How a manager is reached, C(unix:///path) or C(tcp://host:port).
-    type: str
-    default: unix:///run/swarmlet/manager.sock
-  ca_path:
-    description: The CA of the cluster (PEM), for TCP.
-    type: path
-  client_cert:
-    description: The client's certificate (PEM), for TCP.
-    type: path
-  client_key:
-    description: The key of the client's certificate (PEM), for TCP.
-    type: path
 attributes:
   check_mode:
     description: Tells what it would change.
@@ -114,7 +102,12 @@ import time
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.swarmlet.cluster.plugins.module_utils.engine_api import DEFAULT_HOST, ApiError, EngineApi
+from ansible_collections.swarmlet.cluster.plugins.module_utils.engine_api import (
+    ARGUMENTS,
+    ApiError,
+    EngineApi,
+    connected,
+)
 from ansible_collections.swarmlet.cluster.plugins.module_utils.rehearsal import Rehearsal, Step, tidied, told
 
 LOOK_AGAIN_S = 0.5
@@ -193,6 +186,7 @@ def is_settled(service: dict[str, Any]) -> bool:
 def apply(module: AnsibleModule, api: EngineApi) -> dict[str, Any]:
     params = module.params
     command = command_of(module)
+    # Also where it is meant: what the command finds wrong only on its way is known before anything is made.
     steps = run(module, api, command, really=False)
     if steps and not module.check_mode:
         steps = run(module, api, command, really=True)
@@ -218,21 +212,13 @@ def main() -> None:
             "wait": {"type": "bool", "default": False},
             "wait_timeout": {"type": "int", "default": 300},
             "docker_cli": {"type": "str", "default": "docker"},
-            "docker_host": {"type": "str", "default": DEFAULT_HOST},
-            "ca_path": {"type": "path"},
-            "client_cert": {"type": "path"},
-            "client_key": {"type": "path", "no_log": False},
+            **ARGUMENTS,
         },
         required_if=[("state", "present", ["compose"])],
         supports_check_mode=True,
     )
-    params = module.params
     try:
-        api = EngineApi(
-            params["docker_host"], ca_path=params["ca_path"], client_cert=params["client_cert"],
-            client_key=params["client_key"],
-        )
-        module.exit_json(**apply(module, api))
+        module.exit_json(**apply(module, connected(module.params)))
     except ApiError as err:
         module.fail_json(msg=str(err))
 
