@@ -41,9 +41,8 @@ class Step(NamedTuple):
 
 #: What a service has where its spec does not say it (Engine API ServiceSpec): managers may add it.
 _DEFAULTS = {
-    "Condition": "any", "FailureAction": "pause", "GID": "0", "Isolation": "default", "Mode": "vip",
+    "Condition": "any", "FailureAction": "pause", "Isolation": "default", "Mode": "vip",
     "Order": "stop-first", "Protocol": "tcp", "PublishMode": "ingress", "Replicas": 1, "Runtime": "container",
-    "UID": "0",
 }
 #: The only switch whose being off is something else than its not being there.
 _TERNARY = "Init"
