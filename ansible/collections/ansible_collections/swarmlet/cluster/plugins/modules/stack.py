@@ -179,8 +179,7 @@ def is_settled(service: dict[str, Any]) -> bool:
     tasks = service.get("ServiceStatus") or {}
     if (service.get("UpdateStatus") or {}).get("State") in _UPDATING:
         return False
-    done = tasks.get("CompletedTasks", 0) if {"ReplicatedJob", "GlobalJob"} & set(service["Spec"]["Mode"]) else 0
-    return bool(tasks.get("RunningTasks", 0) + done >= tasks.get("DesiredTasks", 0))
+    return bool(tasks.get("RunningTasks", 0) >= tasks.get("DesiredTasks", 0))
 
 
 def apply(module: AnsibleModule, api: EngineApi) -> dict[str, Any]:
